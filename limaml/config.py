@@ -1,0 +1,310 @@
+"""The only settings: one TOML file, frozen, unknown keys rejected, every value checked where it is declared.
+
+Read by `load`; single values are overridden with `section.key=value` strings (the command line's `--set`). Relative
+paths are taken from the working directory. Secrets are never here: they come by environment variable or file.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limaml.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageConfig(Section):
+    """Where partitions, snapshots and quarantine live."""
+
+    root: str = ".run/data"
+    """Folder or fsspec/pyarrow URL (`s3://bucket/prefix`)."""
+
+
+class SourceConfig(Section):
+    """Where events come from, and what a normal day of that source looks like."""
+
+    kind: Literal["movielens", "synthetic", "parquet"]
+    path: str = ""
+    """parquet: folder with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens: the installed wheel if empty."""
+    min_rows_ratio: Share = 0.1
+    """A day must have at least this share of the median of the days before it (`rows_window_days`)."""
+    rows_window_days: PositiveCount = 14
+    max_rows_ratio: Positive = 20.0
+    min_label_rate: Share = 0.0
+    max_label_rate: Share = 1.0
+    min_rows_for_label_rate: PositiveCount = 30
+    """Label rate is not judged on days with fewer rows: a rate of 5 rows says nothing."""
+    synthetic_users: PositiveCount = 200
+    synthetic_items: PositiveCount = 100
+    synthetic_days: PositiveCount = 30
+    synthetic_rows_per_user: PositiveCount = 40
+    synthetic_factors: PositiveCount = 1
+    synthetic_drift: Annotated[float, Field(ge=0.0)] = 0.0
+    synthetic_seed: Count = 0
+
+
+class FeaturesConfig(Section):
+    """Daily snapshots of aggregates."""
+
+    rate_prior: Share = 0.5
+    rate_prior_rows: Positive = 10.0
+    """Smoothed rate = (positives + rate_prior * rate_prior_rows) / (rows + rate_prior_rows)."""
+
+
+class TaskKindConfig(Section):
+    """One kind of task: whose block is adapted."""
+
+    name: Name = "user"
+    entity_column: Literal["user_id", "item_id"] = "user_id"
+    active_days: PositiveCount = 365
+    """The first fill takes entities with at least one event in this many days before its as-of."""
+    max_lag_s: Positive = 3 * 86400.0
+    """Beyond this freshness lag the prior is used (contract 3)."""
+
+
+class ModelConfig(Section):
+    """Architecture of the two blocks."""
+
+    meta_block: Literal["task_vector", "id_mlp", "row_mlp"] = "task_vector"
+    embedding_dim: Annotated[int, Field(ge=1, le=1024)] = 16
+    """D, width of the meta embedding and of the item embedding it is multiplied with."""
+    meta_hidden: tuple[PositiveCount, ...] = (32,)
+    id_dim: PositiveCount = 16
+    """Width of the entity-ID embedding of `id_mlp`."""
+    global_hidden: tuple[PositiveCount, ...] = (64, 32)
+    item_product: bool = True
+    """Give the product of meta embedding and item embedding to the global block beside the vector."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    profile_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of training tasks whose user profile is hidden: a demographic vector acts as a user id otherwise."""
+    unknown_item_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
+    """Share of training rows whose item is replaced by the unknown row, which trains it."""
+    unknown_entity_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """`id_mlp`: share of training tasks whose entity is replaced by the unknown row."""
+
+
+class MetaConfig(Section):
+    """Inner loop and task sampling."""
+
+    inner_steps: Annotated[int, Field(ge=0, le=50)] = 3
+    inner_lr: Positive = 0.5
+    learn_inner_lr: bool = True
+    """Meta-SGD (Li et al. 2017): one learned rate per parameter, starting from inner_lr."""
+    second_order: bool = True
+    learn_damping: bool = True
+    """Inner loss is divided by (rows + c); c is learned from `damping` if true, fixed otherwise."""
+    damping: Annotated[float, Field(ge=0.0)] = 1.0
+    support_rows: PositiveCount = 64
+    """N: support = the entity's last N events before the as-of instant."""
+    query_rows: PositiveCount = 32
+    """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
+    day_boundary_probability: Share = 0.25
+    """Share of training tasks whose as-of instant is a day boundary; the others lie inside the history."""
+    zero_support_probability: Share = 0.1
+    """Share of training tasks with an empty support; they train the prior."""
+
+
+class TrainingConfig(Section):
+    """Outer loop on Ray Train."""
+
+    seed: Count = 0
+    num_workers: Annotated[int, Field(ge=1, le=1024)] = 2
+    use_gpu: bool = False
+    max_steps: PositiveCount = 600
+    tasks_per_step: PositiveCount = 64
+    """Over all workers; must be divisible by num_workers."""
+    outer_lr: Positive = 3e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    grad_clip: Positive = 10.0
+    validate_every: PositiveCount = 25
+    patience: PositiveCount = 6
+    """Validations without a better AUC before training stops."""
+    checkpoint_every: PositiveCount = 100
+    storage_path: str = ".run/ray_results"
+    max_failures: Count = 1
+
+    @model_validator(mode="after")
+    def _tasks_divide(self) -> Self:
+        if self.tasks_per_step % self.num_workers:
+            raise ValueError(
+                f"tasks_per_step must be divisible by num_workers ({self.num_workers}), got {self.tasks_per_step}; "
+                "choose a multiple, so that every worker draws the same number of tasks"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Split by arrival, the protocols and their intervals."""
+
+    train_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
+    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    first_k: tuple[Count, ...] = (0, 1, 2, 5, 10, 20)
+    min_query_rows: PositiveCount = 5
+    """Test users with fewer query rows after the largest k are left out of first-k."""
+    bootstrap_draws: PositiveCount = 1000
+    seed: Count = 0
+    baseline_steps: PositiveCount = 600
+
+    @model_validator(mode="after")
+    def _shares_leave_a_test_set(self) -> Self:
+        total = self.train_share + self.validation_share
+        if total >= 1.0:
+            raise ValueError(f"train_share + validation_share must be < 1, got {total:g}; leave users for the test")
+        return self
+
+
+class PromotionConfig(Section):
+    """What a candidate must show before it serves."""
+
+    gate_k: Count = 20
+    as_served_margin: Share = 0.01
+    """As-served AUC may be at most this much below the global MLP's."""
+    champion_margin: Share = 0.01
+    min_champion_rows: PositiveCount = 2000
+    """Fewer later rows than this: the comparison with the champion is skipped, with the reason."""
+    max_refit_psi: Positive = 0.25
+    """Largest population stability index between the twin's and the refit's scores; 0.25 is the usual alarm level."""
+
+
+class RegistryConfig(Section):
+    """MLflow."""
+
+    tracking_uri: str = "sqlite:///.run/mlflow/mlflow.db"
+    artifact_root: str = ".run/mlflow/artifacts"
+    experiment: str = "limaml"
+    model_name: str = "limaml"
+
+
+class FeastConfig(Section):
+    """Feast; secrets (a Redis password) come by environment variable inside `online_connection`, as `${NAME}`."""
+
+    project: Name = "limaml"
+    repo_path: str = "feature_repo"
+    registry: str = ".run/feast/registry.db"
+    """File path or URL; `registry_type` says which."""
+    registry_type: Literal["file", "sql"] = "file"
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    online_connection: str = ".run/feast/online.db"
+    """sqlite: the file. redis: `host:port[,ssl=true][,password=${NAME}]`."""
+
+
+class EmbeddingsConfig(Section):
+    """Adapting entities and publishing their embeddings."""
+
+    num_shards: Annotated[int, Field(ge=1, le=256)] = 2
+    """Mapped Airflow tasks of one fill; stays under Airflow's map limit of 1,024 and far below where it slows."""
+    batch_entities: PositiveCount = 512
+    write_batch_rows: PositiveCount = 500
+    """Rows per write to the online store: short, so that readers are never blocked for long."""
+    read_back_rows: PositiveCount = 100
+    min_norm: Annotated[float, Field(ge=0.0)] = 1e-6
+    max_norm: Positive = 1e3
+    min_dwell_s: Annotated[float, Field(ge=0.0)] = 30.0
+    """A fill is refused until this long after the last cut-over, so that servers have switched."""
+    lease_url: str = "sqlite:///.run/lease.db"
+    """SQLAlchemy URL of the database that holds the lease; one database per online store."""
+    lease_ttl_s: Positive = 60.0
+    """A holder renews three times in this span; after it a dead holder's lease may be taken."""
+    lease_wait_s: Annotated[float, Field(ge=0.0)] = 30.0
+
+
+class ServingConfig(Section):
+    """The BentoML service."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 3000
+    poll_interval_s: Positive = 5.0
+    max_candidates: PositiveCount = 1000
+    timeout_s: Positive = 5.0
+    store_timeout_s: Positive = 1.0
+    store_threads: PositiveCount = 4
+
+
+class Config(Section):
+    """Everything."""
+
+    storage: StorageConfig = StorageConfig()
+    source: SourceConfig
+    features: FeaturesConfig = FeaturesConfig()
+    task_kinds: tuple[TaskKindConfig, ...] = (TaskKindConfig(),)
+    model: ModelConfig = ModelConfig()
+    meta: MetaConfig = MetaConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    registry: RegistryConfig = RegistryConfig()
+    feast: FeastConfig = FeastConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    serving: ServingConfig = ServingConfig()
+
+    @model_validator(mode="after")
+    def _task_kinds_are_distinct(self) -> Self:
+        names = [kind.name for kind in self.task_kinds]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
+        return self
+
+    @property
+    def task_kind(self) -> TaskKindConfig:
+        """The first kind; models with several kinds iterate `task_kinds`."""
+        return self.task_kinds[0]
+
+    def fingerprint(self, *sections: str) -> str:
+        """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
+        resolved = self.model_dump(mode="json", include=set(sections) or None)
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check the configuration at `path`; `overrides` are `section.key=value` strings, values in TOML syntax.
+
+    Raises ConfigError naming the key, the rule, the value and the file.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist; name one with --config, e.g. configs/movielens.toml") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"configuration {path} is not TOML: {error}") from None
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"override must be section.key=value, got {override!r}; e.g. --set meta.inner_steps=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    values.setdefault(parts[0], {})[parts[1]] = value
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(whole)"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key (value {error['input']!r}); remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{key} is required; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")

@@ -1,0 +1,1 @@
+"""Sources, the day-partitioned event store, gates, snapshots and task batches."""

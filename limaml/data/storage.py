@@ -1,0 +1,95 @@
+"""Files on a local disk or an object store, written whole or not at all.
+
+Paths are strings or URLs under one root; local writes go to a temporary name and are renamed.
+"""
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from limaml.errors import DataError
+
+
+class Storage:
+    """A root folder or URL; every path given to a method is relative to it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        if "://" in root:
+            self._fs, self._base = fs.FileSystem.from_uri(root)
+        else:
+            self._fs, self._base = fs.LocalFileSystem(), os.path.abspath(root)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def path(self, relative: str) -> str:
+        """Absolute path or URL of `relative`, as other tools (duckdb, Feast) read it."""
+        return f"{self._base}/{relative}" if self._local else f"{self.root.rstrip('/')}/{relative}"
+
+    def exists(self, relative: str) -> bool:
+        return bool(self._info(relative).type != fs.FileType.NotFound)
+
+    def list(self, relative: str) -> list[str]:
+        """Names directly under a folder, sorted; empty if it does not exist."""
+        selector = fs.FileSelector(f"{self._base}/{relative}", allow_not_found=True)
+        return sorted(os.path.basename(info.path) for info in self._fs.get_file_info(selector))
+
+    def read_bytes(self, relative: str) -> bytes:
+        with self._fs.open_input_stream(f"{self._base}/{relative}") as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Write a whole file; a reader sees the old bytes or the new ones, never a part."""
+        target = f"{self._base}/{relative}"
+        self._fs.create_dir(os.path.dirname(target), recursive=True)
+        temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}" if self._local else target
+        with self._fs.open_output_stream(temporary) as stream:
+            stream.write(data)
+        if self._local:
+            os.replace(temporary, target)
+
+    def read_json(self, relative: str) -> Any:
+        return json.loads(self.read_bytes(relative))
+
+    def write_json(self, relative: str, value: Any) -> None:
+        self.write_bytes(relative, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_table(self, relative: str) -> pa.Table:
+        """Read one Parquet file. Raises DataError if it is not readable Parquet."""
+        try:
+            return pq.read_table(pa.BufferReader(self.read_bytes(relative)))
+        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path(relative)} must be a readable Parquet file: {error}; write it again") from error
+
+    def write_table(self, relative: str, table: pa.Table) -> None:
+        """Write one Parquet file; the same table gives the same bytes."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(relative, buffer.getvalue())
+
+    def move(self, source: str, target: str) -> None:
+        absolute = f"{self._base}/{target}"
+        self._fs.create_dir(os.path.dirname(absolute), recursive=True)
+        self._fs.move(f"{self._base}/{source}", absolute)
+
+    def delete_dir(self, relative: str) -> None:
+        if self.exists(relative):
+            self._fs.delete_dir(f"{self._base}/{relative}")
+
+    def walk(self, relative: str) -> Iterator[str]:
+        """Relative paths of all files under a folder, sorted."""
+        selector = fs.FileSelector(f"{self._base}/{relative}", recursive=True, allow_not_found=True)
+        infos = sorted(self._fs.get_file_info(selector), key=lambda info: info.path)
+        for info in infos:
+            if info.type == fs.FileType.File:
+                yield str(Path(info.path).relative_to(self._base))
+
+    def _info(self, relative: str) -> fs.FileInfo:
+        return self._fs.get_file_info(f"{self._base}/{relative}")

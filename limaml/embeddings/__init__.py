@@ -1,0 +1,1 @@
+"""Adapt entities, write a partition, publish it, and the slots' life."""

@@ -1,0 +1,1 @@
+"""Offline protocols, rivals, the promotion gate and the report."""

@@ -1,0 +1,1 @@
+"""Meta blocks, the global block, and the two joined."""

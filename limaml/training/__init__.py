@@ -1,0 +1,1 @@
+"""One step, the loop, checkpoints and the Ray Train entry."""
