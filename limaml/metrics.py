@@ -1,0 +1,184 @@
+"""Quality of scores, as plain mathematics on numpy arrays; nothing here knows models or data sets.
+
+# R rows, U users, B bootstrap draws, G groups of rows with one score
+
+Undefined values (no row, or one class only) are NaN, never a number that looks like one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2
+NUM_PSI_BINS = 10  # deciles, the usual choice (Siddiqi 2006, "Credit Risk Scorecards")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the central 95 % of its bootstrap distribution."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes_zero(self) -> bool:
+        return bool(self.low > 0.0 or self.high < 0.0)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def auc(labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> float:
+    """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2; NaN with one class only."""
+    labels, scores = np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64)
+    return float(_PooledAuc(labels, scores, np.zeros(len(labels), dtype=np.int64)).weighted(np.ones(1)))
+
+
+def per_user_aucs(labels_R: npt.ArrayLike, scores_R: npt.ArrayLike, users_R: npt.ArrayLike, num_users: int) -> Floats:
+    """AUC inside each user's own rows, shape (U,); NaN for a user without both classes. `users_R` holds 0 .. U-1."""
+    labels, scores = np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64)
+    users = np.asarray(users_R, dtype=np.int64)
+    order = np.lexsort((scores, users))
+    labels, scores, users = labels[order], scores[order], users[order]
+    positives = np.bincount(users, weights=labels, minlength=num_users)
+    negatives = np.bincount(users, weights=1.0 - labels, minlength=num_users)
+    if len(scores) == 0:
+        return np.full(num_users, np.nan)
+    new_group = np.r_[True, (scores[1:] != scores[:-1]) | (users[1:] != users[:-1])]
+    starts = np.flatnonzero(new_group)
+    sizes = np.diff(np.r_[starts, len(scores)])
+    first_row_U = np.searchsorted(users, np.arange(num_users))
+    # Mid-rank (from 1) of each row inside its user, ties sharing their mean (Mann-Whitney).
+    mid_ranks = np.repeat(starts + (sizes + 1) / 2.0, sizes) - first_row_U[users]
+    rank_sums = np.bincount(users, weights=mid_ranks * labels, minlength=num_users)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Floats = (rank_sums - positives * (positives + 1.0) / 2.0) / (positives * negatives)
+    return np.where((positives > 0) & (negatives > 0), result, np.nan)
+
+
+def mean_per_user_auc(labels_R: npt.ArrayLike, scores_R: npt.ArrayLike, users_R: npt.ArrayLike, num_users: int) -> float:
+    """Mean of `per_user_aucs` over the users who have both classes, each user counting once."""
+    values = per_user_aucs(labels_R, scores_R, users_R, num_users)
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def log_loss(labels_R: npt.ArrayLike, probabilities_R: npt.ArrayLike) -> float:
+    """Mean negative log likelihood (nats); probabilities are kept 1e-7 away from 0 and 1, float32's own limit."""
+    labels, p = np.asarray(labels_R, dtype=np.float64), np.clip(np.asarray(probabilities_R, dtype=np.float64), 1e-7, 1 - 1e-7)
+    return float(-(labels * np.log(p) + (1.0 - labels) * np.log1p(-p)).mean()) if len(p) else float("nan")
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Rows of equal-width probability bins; empty bins have weight 0 and mean 0."""
+
+    weight: Floats
+    mean_probability: Floats
+    mean_label: Floats
+
+
+def calibration_bins(
+    labels_R: npt.ArrayLike, probabilities_R: npt.ArrayLike, num_bins: int = NUM_CALIBRATION_BINS
+) -> CalibrationBins:
+    """Share of rows, mean probability and mean label of each of `num_bins` equal bins of [0, 1]."""
+    labels, p = np.asarray(labels_R, dtype=np.float64), np.asarray(probabilities_R, dtype=np.float64)
+    bins = np.minimum((p * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins).astype(np.float64)
+    divisor = np.maximum(counts, 1.0)
+    return CalibrationBins(
+        weight=counts / max(len(p), 1),
+        mean_probability=np.bincount(bins, weights=p, minlength=num_bins) / divisor,
+        mean_label=np.bincount(bins, weights=labels, minlength=num_bins) / divisor,
+    )
+
+
+def expected_calibration_error(
+    labels_R: npt.ArrayLike, probabilities_R: npt.ArrayLike, num_bins: int = NUM_CALIBRATION_BINS
+) -> float:
+    """Mean gap between probability and observed rate over equal-width bins, weighted by rows (Guo et al. 2017, equation 3)."""
+    if len(np.asarray(labels_R)) == 0:
+        return float("nan")
+    bins = calibration_bins(labels_R, probabilities_R, num_bins)
+    return float((bins.weight * np.abs(bins.mean_probability - bins.mean_label)).sum())
+
+
+def population_stability_index(expected_R: npt.ArrayLike, actual_R: npt.ArrayLike, num_bins: int = NUM_PSI_BINS) -> float:
+    """How far `actual` is distributed from `expected`: sum (a - e) ln(a / e) over bins cut at the quantiles of `expected`.
+
+    0 means equal; 0.1 is usually called small and 0.25 a shift. Empty bins count as half a row, so that the sum stays finite.
+    """
+    expected, actual = np.asarray(expected_R, dtype=np.float64), np.asarray(actual_R, dtype=np.float64)
+    if not len(expected) or not len(actual):
+        return float("nan")
+    edges = np.unique(np.quantile(expected, np.linspace(0.0, 1.0, num_bins + 1)[1:-1]))
+    shares = []
+    for values in (expected, actual):
+        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.float64)
+        counts = np.maximum(counts, 0.5)
+        shares.append(counts / counts.sum())
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+
+
+class Bootstrap:
+    """Draws whole users with replacement, so that a user's rows stay together; every method sees the same draws (paired).
+
+    `users_R` holds 0 .. U-1 for each row.
+    """
+
+    def __init__(self, users_R: npt.ArrayLike, num_users: int, *, draws: int, seed: int) -> None:
+        self.users: Ints = np.asarray(users_R, dtype=np.int64)
+        self.num_users = num_users
+        rng = np.random.default_rng(seed)
+        uniform = np.full(max(num_users, 1), 1.0 / max(num_users, 1))
+        self.weights_BU: Floats = rng.multinomial(num_users, uniform, size=draws).astype(np.float64)
+
+    def pooled_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
+        """AUC over all rows of each draw, shape (B,)."""
+        statistic = _PooledAuc(np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64), self.users)
+        return np.array([statistic.weighted(weights_U) for weights_U in self.weights_BU])
+
+    def per_user_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
+        """Mean per-user AUC of each draw, shape (B,); a user drawn twice counts twice."""
+        values = per_user_aucs(labels_R, scores_R, self.users, self.num_users)
+        defined = ~np.isnan(values)
+        weights_BU = self.weights_BU[:, defined]
+        with np.errstate(invalid="ignore"):
+            means: Floats = weights_BU @ values[defined] / weights_BU.sum(axis=1)
+        return means
+
+
+def interval(value: float, draws_B: Floats) -> Interval:
+    """`value` with the 2.5 % and 97.5 % quantiles of its draws (percentile bootstrap); NaN bounds where no draw is defined."""
+    defined = draws_B[~np.isnan(draws_B)]
+    if not len(defined) or np.isnan(value):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+class _PooledAuc:
+    """AUC of rows under changing weights of their users: one sort, then one pass over the rows for each weighting."""
+
+    def __init__(self, labels_R: Floats, scores_R: Floats, users_R: Ints) -> None:
+        order = np.argsort(scores_R, kind="stable")
+        scores = scores_R[order]
+        self._labels = labels_R[order]
+        self._users = users_R[order]
+        starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]]) if len(scores) else np.zeros(0, dtype=np.int64)
+        self._group_starts = None if len(starts) == len(scores) else starts
+
+    def weighted(self, weights_U: Floats) -> np.float64:
+        weights_R = weights_U[self._users] if len(weights_U) > 1 else np.full(len(self._users), weights_U[0])
+        positive = weights_R * self._labels
+        negative = weights_R - positive
+        if self._group_starts is not None:
+            positive = np.add.reduceat(positive, self._group_starts)
+            negative = np.add.reduceat(negative, self._group_starts)
+        negatives_below_or_half = np.cumsum(negative) - negative / 2.0
+        num_pairs = positive.sum() * negative.sum()
+        return np.float64(positive @ negatives_below_or_half / num_pairs) if num_pairs > 0 else np.float64(np.nan)
