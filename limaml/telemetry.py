@@ -42,4 +42,4 @@ def bind(**fields: Any) -> None:
 
 
 def get_logger(name: str) -> Any:
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(component=name)
