@@ -1,0 +1,83 @@
+"""The gate's rules, one table: what was measured, what is decided, and what the reason says."""
+
+from dataclasses import replace
+
+import pytest
+
+from limaml.config import PromotionConfig
+from limaml.evaluation.promotion import ChampionEvidence, Evidence, decide
+from limaml.metrics import Interval
+
+NAN = float("nan")
+CHAMPION = ChampionEvidence(
+    version="3", num_rows=5000, candidate_auc=0.740, champion_auc=0.742, rows_from="2026-05-01T10:00:00+00:00"
+)
+GOOD = Evidence(
+    gate_k=20,
+    per_user_gain=Interval(0.005, 0.002, 0.008),
+    as_served_auc=0.74,
+    as_served_global_auc=0.71,
+    refit_psi=0.02,
+    champion=CHAMPION,
+)
+CFG = PromotionConfig()
+
+REFUSALS = [
+    ("gain not significant", {"per_user_gain": Interval(0.005, -0.001, 0.01)}, "per_user_auc", "+0.0050 [-0.0010, +0.0100]"),
+    ("significantly worse", {"per_user_gain": Interval(-0.005, -0.008, -0.002)}, "per_user_auc", "got -0.0050"),
+    ("gain unknown", {"per_user_gain": Interval(NAN, NAN, NAN)}, "per_user_auc", "got +nan"),
+    ("as served beyond the margin", {"as_served_auc": 0.699}, "as_served_auc", "at most 0.01 below the global MLP's (0.7100)"),
+    ("as served unknown", {"as_served_auc": NAN}, "as_served_auc", "got nan"),
+    ("refit differs", {"refit_psi": 0.26}, "refit_psi", "at most 0.25, got 0.2600"),
+    ("refit unknown", {"refit_psi": NAN}, "refit_psi", "got nan"),
+    (
+        "worse than the champion",
+        {"champion": replace(CHAMPION, candidate_auc=0.731)},
+        "champion",
+        "at most 0.01 below champion 3's twin (0.7420) on the 5000 rows from 2026-05-01T10:00:00+00:00, got 0.7310 (-0.0110)",
+    ),
+    ("champion's score unknown", {"champion": replace(CHAMPION, champion_auc=NAN)}, "champion", "nan"),
+]
+
+
+def test_a_good_candidate_passes_every_rule():
+    decision = decide(GOOD, CFG)
+    assert decision.passed
+    assert decision.reasons == ()
+    assert [check.outcome for check in decision.checks] == ["passed"] * 4
+    assert decision.as_dict()["decision"] == "passed"
+
+
+@pytest.mark.parametrize(("change", "rule", "text"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS])
+def test_one_broken_rule_refuses_and_is_named(change, rule, text):
+    decision = decide(replace(GOOD, **change), CFG)
+    assert not decision.passed
+    assert len(decision.reasons) == 1
+    assert decision.reasons[0].startswith(f"{rule}: ")
+    assert text in decision.reasons[0]
+    assert decision.as_dict()["decision"] == "refused"
+
+
+def test_two_broken_rules_give_two_reasons():
+    assert len(decide(replace(GOOD, refit_psi=0.5, as_served_auc=0.5), CFG).reasons) == 2
+
+
+def test_without_a_champion_the_comparison_is_skipped_with_the_reason():
+    check = next(c for c in decide(replace(GOOD, champion=None), CFG).checks if c.name == "champion")
+    assert (check.outcome, check.reason) == ("skipped", "there is no champion yet")
+
+
+def test_too_few_later_rows_skip_the_comparison_even_if_it_would_fail():
+    few = replace(CHAMPION, num_rows=1999, candidate_auc=0.5)
+    decision = decide(replace(GOOD, champion=few), CFG)
+    check = next(c for c in decision.checks if c.name == "champion")
+    assert decision.passed
+    assert check.outcome == "skipped"
+    assert "at least 2000 rows" in check.reason
+    assert "there are 1999" in check.reason
+
+
+def test_equal_to_the_margin_is_good_enough():
+    assert decide(replace(GOOD, champion=replace(CHAMPION, candidate_auc=0.732)), CFG).passed
+    assert decide(replace(GOOD, as_served_auc=0.70), CFG).passed
+    assert decide(replace(GOOD, refit_psi=0.25), CFG).passed
