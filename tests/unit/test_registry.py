@@ -1,0 +1,105 @@
+"""The registry against a real MLflow store (SQLite) in a temporary folder."""
+
+from pathlib import Path
+
+import pytest
+
+from limaml import registry
+from limaml.config import RegistryConfig
+from limaml.errors import BundleError, StoreError
+from limaml.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    root = tmp_path_factory.mktemp("registry")
+    return Registry(
+        RegistryConfig(
+            tracking_uri=f"sqlite:///{root}/new/folder/mlflow.db", artifact_root=str(root / "artifacts"), model_name="m"
+        )
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "bundle" / "twin").mkdir(parents=True)
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (tmp_path / "bundle" / "twin" / "weights").write_bytes(b"\x01\x02")
+    return tmp_path / "bundle"
+
+
+def test_nothing_is_champion_before_the_first_version(store: Registry) -> None:
+    empty = Registry(store._cfg.model_copy(update={"model_name": "empty"}))
+    assert empty.champion() is None
+    assert empty.versions() == []
+    assert empty.find(registry.FINGERPRINT, "abc") == []
+
+
+def test_a_registered_bundle_is_found_by_tag_and_comes_back_byte_for_byte(
+    store: Registry, bundle: Path, tmp_path: Path
+) -> None:
+    run = store.start_run("train", {"meta.inner_steps": 3}, {"limaml.through": "2026-01-01"})
+    version = store.register(bundle, run, {registry.FINGERPRINT: "abc"})
+    store.end_run(run)
+
+    assert [found.version for found in store.find(registry.FINGERPRINT, "abc")] == [version]
+    assert store.get(version).run_id == run
+    copy = store.download(version, tmp_path / "copy")
+    files = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(bundle): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_versions_are_listed_newest_first(store: Registry, bundle: Path) -> None:
+    versions = [store.register(bundle, store.start_run("train"), {registry.FINGERPRINT: "same"}) for _ in range(3)]
+    assert [found.version for found in store.find(registry.FINGERPRINT, "same")] == versions[::-1]
+
+
+def test_the_alias_moves_and_brings_the_tags(store: Registry, bundle: Path) -> None:
+    first, second = (store.register(bundle, store.start_run("train"), {}) for _ in range(2))
+    store.set_champion(first)
+    store.set_tags(first, {registry.SLOT: "blue", registry.STATE: "ready"})
+    champion = store.champion()
+    assert champion is not None
+    assert (champion.version, champion.tags) == (first, {registry.SLOT: "blue", registry.STATE: "ready"})
+    store.set_champion(second)
+    assert Registry(store._cfg).champion() == store.get(second)
+
+
+def test_a_tag_of_none_is_removed_and_removing_twice_is_the_same(store: Registry, bundle: Path) -> None:
+    version = store.register(bundle, store.start_run("train"), {registry.SLOT: "blue", "other": "1"})
+    for _ in range(2):
+        store.set_tags(version, {registry.SLOT: None})
+        assert store.get(version).tags == {"other": "1"}
+
+
+def test_metrics_of_many_steps_are_all_kept(store: Registry) -> None:
+    run = store.start_run("train")
+    store.log_history(run, ((step, {"loss": float(step), "auc": 0.5}) for step in range(700)))
+    store.log_metrics(run, {"final": 2.0})
+    values = [metric.value for metric in store._client.get_metric_history(run, "loss")]
+    assert sorted(values) == [float(step) for step in range(700)]
+    assert store._client.get_run(run).data.metrics == {"loss": 699.0, "auc": 0.5, "final": 2.0}
+
+
+def test_what_is_not_there_is_named(store: Registry, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="model m has no version '99'"):
+        store.get("99")
+    with pytest.raises(StoreError, match="model m has no version '99'"):
+        store.download("99", tmp_path)
+    with pytest.raises(BundleError, match=r"bundle folder .*absent does not exist"):
+        store.register(tmp_path / "absent", store.start_run("train"), {})
+
+
+def test_a_bundle_whose_files_are_gone_is_a_bundle_error(store: Registry, bundle: Path, tmp_path: Path) -> None:
+    version = store.register(bundle, store.start_run("train"), {})
+    source = Path(store._client.get_model_version("m", version).source)
+    source.rename(source.with_name("moved"))
+    with pytest.raises(BundleError, match=f"bundle of version {version} must be at {source}"):
+        store.download(version, tmp_path / "copy")
+
+
+def test_a_registry_that_does_not_answer_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is not a database" * 100)
+    broken = Registry(RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    with pytest.raises(StoreError, match=r"model registry at sqlite:///.* failed"):
+        broken.champion()
