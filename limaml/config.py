@@ -116,6 +116,15 @@ class MetaConfig(Section):
     zero_support_probability: Share = 0.1
     """Share of training tasks with an empty support; they train the prior."""
 
+    @model_validator(mode="after")
+    def _shares_and_damping_fit(self) -> Self:
+        total = self.day_boundary_probability + self.zero_support_probability
+        if total > 1.0:
+            raise ValueError(f"day_boundary_probability + zero_support_probability must be <= 1, got {total:g}; lower one")
+        if self.learn_damping and self.damping == 0.0:
+            raise ValueError("damping must be > 0 where it is learned (its logarithm is), got 0; raise it or unset learn_damping")
+        return self
+
 
 class TrainingConfig(Section):
     """Outer loop on Ray Train."""

@@ -1,0 +1,78 @@
+"""Rows as tensors: what every block of the network reads, padded to one width with a mask.
+
+T tasks, R rows (S support, Q query), F features
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from limaml.data.encoding import EncodedRows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of each of T tasks, oldest first; padded rows have mask 0 and change nothing."""
+
+    item_index_TR: Tensor
+    item_dense_TRF: Tensor
+    user_dense_TRF: Tensor
+    context_TRF: Tensor
+    mask_TR: Tensor
+    """1.0 for a row, 0.0 for padding."""
+    gap_s_TR: Tensor
+    """Seconds from the row to the task's as-of instant; 0 where there is none (a request)."""
+    label_TR: Tensor | None = None
+    """0.0 or 1.0; None in a request, and in whatever is handed to a meta block during its own inner loss."""
+
+    @property
+    def num_tasks(self) -> int:
+        return int(self.mask_TR.shape[0])
+
+    def unlabelled(self) -> Self:
+        """The same rows without their labels."""
+        return replace(self, label_TR=None)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Copy to a device and floating type; indices keep theirs."""
+        moved = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is not None:
+                moved[field.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        return replace(self, **moved)
+
+    @classmethod
+    def from_encoded(cls, encoded: EncodedRows) -> Self:
+        """One unlabelled task of all the encoded rows, for a request: shapes (1, R, ...)."""
+        mask_TR = torch.ones(1, len(encoded))
+        return cls(
+            item_index_TR=torch.from_numpy(encoded.item_index)[None],
+            item_dense_TRF=torch.from_numpy(encoded.item_dense)[None],
+            user_dense_TRF=torch.from_numpy(encoded.user_dense)[None],
+            context_TRF=torch.from_numpy(encoded.context)[None],
+            mask_TR=mask_TR,
+            gap_s_TR=torch.zeros_like(mask_TR),
+        )
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Support and query of T tasks."""
+
+    support: Rows
+    query: Rows
+    entity_index_T: Tensor
+    """Index into the entity vocabulary, 0 for one that training never saw."""
+    entities: tuple[str, ...]
+    """Entity ids, so that a task can be named when its loss is not finite."""
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.entities)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        support, query = self.support.to(device, dtype), self.query.to(device, dtype)
+        return replace(self, support=support, query=query, entity_index_T=self.entity_index_T.to(device))

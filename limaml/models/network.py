@@ -1,0 +1,71 @@
+"""The two blocks joined, with everything the inner loop learns: rates, damping, prior.
+
+T tasks, S support rows, R rows, D embedding width
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limaml.config import Config, MetaConfig
+from limaml.data.encoding import EncoderDims
+from limaml.data.rows import Rows
+from limaml.errors import ConfigError
+from limaml.models.global_block import GlobalBlock, RowState
+from limaml.models.meta_blocks import MetaBlock, Params, build_meta_block
+
+
+class LiMAML(nn.Module):
+    """Meta block and global block; `kind` is the task kind whose block is adapted.
+
+    Rates are exp(log_rates): one per adapted parameter and, as Meta-SGD (Li et al. 2017), learned if so configured; damping
+    is exp(log_damping). The logarithm keeps both positive.
+    """
+
+    def __init__(self, cfg: Config, dims: EncoderDims) -> None:
+        super().__init__()
+        if len(cfg.task_kinds) > 1:
+            kinds = [kind.name for kind in cfg.task_kinds]
+            raise ConfigError(f"task_kinds must hold one kind for now, got {kinds}; keep the one that is to be adapted")
+        self.dims = dims
+        self.meta_config: MetaConfig = cfg.meta
+        self.kind = cfg.task_kind.name
+        self.embedding_dim = cfg.model.embedding_dim
+        block = build_meta_block(cfg.model, dims)
+        self.meta: MetaBlock = block
+        self.global_block = GlobalBlock(cfg.model, dims, [self.kind])
+        start = torch.tensor(cfg.meta.inner_lr).log()
+        self.log_rates = nn.ParameterDict(
+            {name: nn.Parameter(start.expand(shape).clone(), cfg.meta.learn_inner_lr) for name, shape in block.rates().items()}
+        )
+        self.log_damping = nn.Parameter(torch.tensor(cfg.meta.damping).log(), cfg.meta.learn_damping)
+
+    def rates(self) -> Params:
+        """Inner rate of every adapted parameter, of one task's shape."""
+        return {name: log_rate.exp() for name, log_rate in self.log_rates.items()}
+
+    def prior(self) -> Tensor:
+        """(D,) embedding of an empty support."""
+        return self.meta.prior()
+
+    def support_loss(self, embedding_TD: Tensor, state: RowState, support: Rows) -> Tensor:
+        """(T,) inner loss: sum of the rows' cross-entropies / (rows + c). Raises ValueError if the rows have no labels."""
+        if support.label_TR is None:
+            raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
+        logits_TS = self.global_block.score(state, {self.kind: embedding_TD})
+        loss_TS = F.binary_cross_entropy_with_logits(logits_TS, support.label_TR, reduction="none") * support.mask_TR
+        damped_T = support.mask_TR.sum(dim=1) + self.log_damping.exp()
+        # An empty support with c = 0 would divide 0 by 0.
+        return loss_TS.sum(dim=1) / damped_T.clamp(min=torch.finfo(damped_T.dtype).tiny)
+
+    def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (T, R) of rows scored with their tasks' embeddings."""
+        logits_TR: Tensor = self.global_block(rows, {self.kind: embedding_TD}, generator)
+        return logits_TR
+
+
+def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> LiMAML:
+    """A network whose initial weights are a function of (cfg, dims, seed) alone; the caller's random state is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LiMAML(cfg, dims)
