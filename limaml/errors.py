@@ -4,6 +4,7 @@
     ├── ConfigError             2   a setting is missing, unknown or out of range
     ├── DataError              65   data breaks its contract; a retry cannot help
     │   ├── GateError          65   a quality gate failed; carries the names of what failed
+    │   ├── UnreadableDayError 65   a delivered day is not readable Parquet; carries its bytes
     │   └── BundleError        65   a model bundle is missing a part or is corrupt
     ├── TrainingError          65   training cannot go on (non-finite loss)
     ├── StoreError              1   a store or registry did not answer as it should
@@ -36,6 +37,14 @@ class GateError(DataError):
     def __init__(self, message: str, failed: Sequence[str]) -> None:
         super().__init__(message)
         self.failed = tuple(failed)
+
+
+class UnreadableDayError(DataError):
+    """A delivered file cannot be read; `raw` is what it holds, for the quarantine."""
+
+    def __init__(self, message: str, raw: bytes) -> None:
+        super().__init__(message)
+        self.raw = raw
 
 
 class BundleError(DataError):

@@ -7,11 +7,12 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -73,6 +74,13 @@ class Storage:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         self.write_bytes(relative, buffer.getvalue())
+
+    def dataset(self, relative: Sequence[str], schema: pa.Schema) -> ds.Dataset:
+        """Parquet files as one lazily read dataset; columns are cast to `schema`. No file gives an empty dataset."""
+        if not relative:
+            return ds.dataset(schema.empty_table())
+        paths = [f"{self._base}/{name}" for name in relative]
+        return ds.dataset(paths, schema=schema, filesystem=self._fs, format="parquet")
 
     def move(self, source: str, target: str) -> None:
         absolute = f"{self._base}/{target}"
