@@ -1,0 +1,180 @@
+"""One writer at a time for each online store: a lease with a fencing number, kept in a SQL database.
+
+The database's clock decides, so that hosts need not agree on the time. A holder renews in a thread; `check` before each
+write renews too and fails if somebody else has taken the lease in the meantime, so a write that follows a check has
+`lease_ttl_s` to end. A holder that died is succeeded after `lease_ttl_s`, with a higher fencing number.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from limaml.config import Config, FeastConfig
+from limaml.errors import BusyError, ConfigError, StoreError
+from limaml.telemetry import get_logger
+
+# Seconds since 1970 by the database's own clock, fractions included.
+_NOW = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "extract(epoch from clock_timestamp())::double precision",
+}
+_POLL_S = 0.2
+_RENEWALS_PER_TTL = 3
+
+
+class Held:
+    """A lease that is held; `fence` grows with every change of holder."""
+
+    def __init__(self, table: "_LeaseTable", who: str, fence: int) -> None:
+        self._table = table
+        self.who = who
+        self.fence = fence
+
+    def check(self) -> None:
+        """Renew the lease; call before each write. Raises BusyError if another holder has it."""
+        if not self._table.renew(self.fence):
+            raise BusyError(
+                f"{self.who} has lost the lease of {self._table.store} (fence {self.fence}): {self._table.holder()}; "
+                "it did not renew in time, so it stops before it writes; run it again"
+            )
+
+
+@contextmanager
+def lease(cfg: Config, who: str) -> Iterator[Held]:
+    """Hold the one lease of the online store in `cfg.feast` while the block runs.
+
+    Waits up to `embeddings.lease_wait_s`, then raises BusyError 'busy: <who> since <when>'.
+    """
+    settings = cfg.embeddings
+    table = _LeaseTable(settings.lease_url, store_identity(cfg.feast), settings.lease_ttl_s)
+    deadline = time.monotonic() + settings.lease_wait_s
+    while (fence := table.acquire(who)) is None:
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                f"{table.holder()}; wait until it has ended and run again (the lease of a dead holder frees itself "
+                f"after embeddings.lease_ttl_s = {settings.lease_ttl_s:g})"
+            )
+        time.sleep(_POLL_S)
+    ended = threading.Event()
+    renewal = threading.Thread(target=_keep_renewing, args=(table, fence, ended), name="lease-renewal", daemon=True)
+    renewal.start()
+    try:
+        yield Held(table, who, fence)
+    finally:
+        ended.set()
+        renewal.join()
+        table.release(fence)
+
+
+def holder_name(verb: str, run: str) -> str:
+    """Who holds a lease, for messages: the verb, its run, and where its process is."""
+    return f"{verb} of {run} ({socket.gethostname()}, process {os.getpid()})"
+
+
+def store_identity(cfg: FeastConfig) -> str:
+    """Which online store, without its secrets; two configurations of one store must give the same name."""
+    if cfg.online_store == "sqlite":
+        place = os.path.abspath(cfg.online_connection)
+    else:
+        place = ",".join(p for p in cfg.online_connection.split(",") if not p.startswith(("password=", "username=")))
+    return f"{cfg.project}@{cfg.online_store}:{place}"
+
+
+def _keep_renewing(table: "_LeaseTable", fence: int, ended: threading.Event) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    while not ended.wait(table.ttl_s / _RENEWALS_PER_TTL):
+        try:
+            if not table.renew(fence):
+                return
+        except SQLAlchemyError as error:
+            # The next round tries again; if none succeeds in time, `check` stops the holder before it writes.
+            get_logger(__name__).warning("lease_renewal_failed", store=table.store, error=str(error))
+
+
+class _LeaseTable:
+    """One row a store: fence, holder, since, expires. Each change is one statement, so the database settles races."""
+
+    def __init__(self, url: str, store: str, ttl_s: float) -> None:
+        import sqlalchemy as sa
+
+        self.store = store
+        self.ttl_s = ttl_s
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            database = sa.make_url(url).get_backend_name()
+        except sa.exc.ArgumentError as error:
+            raise ConfigError(f"embeddings.lease_url must be an SQLAlchemy URL: {error}") from None
+        if database not in _NOW:
+            raise ConfigError(f"embeddings.lease_url must be of {' or '.join(_NOW)}, got {database}")
+        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        self._now: Any = sa.literal_column(_NOW[database], sa.Double)
+        self._rows = sa.Table(
+            "limaml_lease",
+            sa.MetaData(),
+            sa.Column("store", sa.String(500), primary_key=True),
+            sa.Column("fence", sa.BigInteger, nullable=False),
+            sa.Column("holder", sa.String(500), nullable=False),
+            sa.Column("since", sa.Double, nullable=False),
+            sa.Column("expires", sa.Double, nullable=False),
+        )
+        self._create()
+
+    def acquire(self, who: str) -> int | None:
+        """Take the lease if it is free or has expired; returns the new fencing number, or None."""
+        rows = self._rows
+        taken = (
+            rows.update()
+            .where(rows.c.store == self.store, rows.c.expires <= self._now)
+            .values(fence=rows.c.fence + 1, holder=who, since=self._now, expires=self._now + self.ttl_s)
+            .returning(rows.c.fence)
+        )
+        with self._engine.begin() as connection:
+            fence = connection.execute(taken).scalar_one_or_none()
+        return None if fence is None else int(fence)
+
+    def renew(self, fence: int) -> bool:
+        """Push the expiry out; False if the lease has another fencing number by now."""
+        return self._change(fence, expires=self._now + self.ttl_s)
+
+    def release(self, fence: int) -> None:
+        self._change(fence, expires=0.0)
+
+    def holder(self) -> str:
+        """'busy: <who> since <when>' of the last one who took the lease."""
+        with self._engine.connect() as connection:
+            row = connection.execute(self._rows.select().where(self._rows.c.store == self.store)).one()
+        return f"busy: {row.holder} since {datetime.fromtimestamp(row.since, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    def _change(self, fence: int, **values: Any) -> bool:
+        rows = self._rows
+        with self._engine.begin() as connection:
+            changed = connection.execute(
+                rows.update().where(rows.c.store == self.store, rows.c.fence == fence).values(**values)
+            )
+        return bool(changed.rowcount)
+
+    def _create(self) -> None:
+        """Make table and row if they are not there; two processes may try at once, so the loser looks again."""
+        import sqlalchemy as sa
+
+        row = {"store": self.store, "fence": 0, "holder": "", "since": 0.0, "expires": 0.0}
+        mine = sa.select(self._rows.c.fence).where(self._rows.c.store == self.store)
+        for last in (False, True):
+            try:
+                self._rows.create(self._engine, checkfirst=True)
+                with self._engine.begin() as connection:
+                    if connection.execute(mine).first() is None:
+                        connection.execute(self._rows.insert().values(row))
+                return
+            except sa.exc.SQLAlchemyError as error:
+                if last:
+                    url = self._engine.url.render_as_string(hide_password=True)
+                    raise StoreError(f"lease database {url} failed: {error}; is it running and writable?") from error
