@@ -6,7 +6,7 @@ import pytest
 from limaml import schema
 from limaml.config import EvaluationConfig
 from limaml.errors import DataError
-from limaml.evaluation.splits import arrival_split
+from limaml.data.splits import arrival_split
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CFG = EvaluationConfig(train_share=0.6, validation_share=0.2)

@@ -1,0 +1,127 @@
+"""One outer step: this worker's share of the meta-batch, one all-reduce over all gradients, clip, AdamW.
+
+Every worker draws the same meta-batch and takes every `size`-th task of it; each worker's loss is its sum over tasks divided by
+the tasks of all workers, so the all-reduced sum is the mean over tasks however many workers there are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from limaml.config import Config, TrainingConfig
+from limaml.data.tasks import TaskRows, build_batch, meta_batch
+from limaml.errors import TrainingError
+from limaml.meta.engine import OuterLoss, outer_loss
+from limaml.models.network import LiMAML
+
+_NAMED_TASKS = 20
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those that train together; without a process group it is alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Workers":
+        if not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, names: list[str]) -> list[str]:
+        """All workers' names, in the order of their ranks."""
+        if self.size == 1:
+            return names
+        gathered: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(gathered, names)
+        return [name for part in gathered for name in part]
+
+
+def make_optimizer(network: LiMAML, cfg: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; vectors and scalars (biases, the prior, rates, damping) are not decayed: zero is no better place for them."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=cfg.outer_lr,
+    )
+
+
+def outer_step(
+    network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows, cfg: Config, step: int, workers: Workers
+) -> float:
+    """Update the network with meta-batch number `step` and return that batch's loss, the same on every worker.
+
+    Raises TrainingError on every worker, before any weight is changed, if the loss or its gradient is not finite.
+    """
+    specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)[workers.rank :: workers.size]
+    device = next(network.parameters()).device
+    optimizer.zero_grad(set_to_none=True)
+    outer = outer_loss(
+        network,
+        batch := build_batch(rows, specs).to(device),
+        generator=_dropout_generator(cfg.training.seed, step, workers.rank, device),
+        num_tasks=cfg.training.tasks_per_step,
+    )
+    torch.autograd.backward(outer.loss)
+    loss = reduce_gradients(network, outer.loss.detach(), workers)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.training.grad_clip)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise _not_finite(outer, batch.entities, float(loss), float(norm), step, workers)
+    optimizer.step()
+    return float(loss)
+
+
+def reduce_gradients(network: LiMAML, loss: Tensor, workers: Workers) -> Tensor:
+    """Sum gradients and loss over workers in one flat all-reduce, in place; returns the summed loss.
+
+    A parameter that got no gradient takes part with zeros, so that all workers reduce (and decay) the same parameters.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for p in trained:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    if workers.size == 1:
+        return loss
+    flat = workers.sum(torch.cat([p.grad.flatten() for p in trained if p.grad is not None] + [loss.reshape(1)]))
+    start = 0
+    for p in trained:
+        p.grad = flat[start : start + p.numel()].view_as(p)
+        start += p.numel()
+    return flat[-1]
+
+
+def _dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    """A function of its arguments alone, so that a resumed run draws what an uninterrupted one would have drawn."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]) >> 1)
+
+
+def _not_finite(
+    outer: OuterLoss, entities: tuple[str, ...], loss: float, norm: float, step: int, workers: Workers
+) -> TrainingError:
+    finite = torch.isfinite(outer.per_task_T)
+    mine = [entity for entity, ok in zip(entities, finite.tolist(), strict=True) if not ok]
+    names = workers.gather(mine)
+    if names:
+        whose = f"tasks {', '.join(names[:_NAMED_TASKS])}" + (
+            f" and {len(names) - _NAMED_TASKS} more" if names[_NAMED_TASKS:] else ""
+        )
+    else:
+        whose = "every task's loss is finite, the gradient is not"
+    return TrainingError(
+        f"outer loss must stay finite, got loss {loss:g} and gradient norm {norm:g} at step {step} ({whose}); "
+        "look at these entities' rows, or lower meta.inner_lr or training.outer_lr"
+    )
