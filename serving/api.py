@@ -1,0 +1,148 @@
+"""What a client sends and gets: request and response models, and the one shape every refusal has.
+
+The context's fields and ranges come from `limaml.schema.CONTEXT`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from limaml import schema
+from limaml.errors import LimamlError
+
+MAX_ID_LENGTH = 256
+MAX_BODY_BYTES = 1 << 20
+"""A thousand candidates with ids of 256 characters are a quarter of this."""
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+Fallback = Literal["stale", "missing", "version_mismatch", "store_error"]
+
+
+class RequestError(LimamlError):
+    """A request that is answered with an error: `status` and the body `{"error": {field, rule, value, remedy}}`."""
+
+    def __init__(self, status: int, *, field: str, rule: str, value: Any, remedy: str) -> None:
+        super().__init__(f"{field} {rule}, got {value!r}; {remedy}")
+        self.status = status
+        self.body = {"error": {"field": field, "rule": rule, "value": value, "remedy": remedy}}
+
+
+class _Strict(BaseModel):
+    """Nothing is converted: a number sent as a string is a wrong type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _context_model() -> type[BaseModel]:
+    python_types: dict[str, type] = {"int64": int, "double": float, "string": str}
+    fields: dict[str, Any] = {
+        column.name: (
+            python_types[str(column.type)] | None,
+            Field(default=None, ge=column.minimum, le=column.maximum),
+        )
+        for column in schema.CONTEXT.columns
+    }
+    return create_model("RankContext", __base__=_Strict, __doc__="What is known of the moment of the request.", **fields)
+
+
+RankContext = _context_model()
+
+
+class RankRequest(_Strict):
+    """Rank `item_ids` for `user_id`; a user nobody knows gets the unpersonalised ranking."""
+
+    user_id: Id
+    item_ids: list[Id] = Field(min_length=1, description="Candidates, each once, all from the catalogue.")
+    context: RankContext = Field(default_factory=RankContext)  # type: ignore[valid-type]
+
+
+class RankedItem(BaseModel):
+    """One candidate and its score."""
+
+    item_id: str
+    score: float = Field(description="Estimated probability of a positive label, 0 to 1.")
+
+
+class EmbeddingUsed(BaseModel):
+    """Which meta embedding of one task kind the scores rest on."""
+
+    age_s: float | None = Field(description="Freshness lag of the stored embedding in seconds; null where none was found.")
+    inactivity_s: float | None = Field(description="Seconds since the entity's last event; reported only.")
+    fallback: Fallback | None = Field(description="Why the prior was used; null where the stored embedding was.")
+
+
+class RankResponse(BaseModel):
+    """Candidates by descending score (equal scores by item id), all scored by one model version."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    items: list[RankedItem]
+    model_version: str
+    embeddings: dict[str, EmbeddingUsed] = Field(description="By task kind.")
+
+
+def request_model(max_candidates: int) -> type[RankRequest]:
+    """`RankRequest` with the configured limit in it, so that the check and the OpenAPI page agree."""
+    items = Field(min_length=1, max_length=max_candidates, description=RankRequest.model_fields["item_ids"].description)
+    model: type[RankRequest] = create_model(
+        "RankRequest", __base__=RankRequest, __doc__=RankRequest.__doc__, item_ids=(list[Id], items)
+    )
+    return model
+
+
+def parse_request(body: bytes, request_type: type[RankRequest]) -> RankRequest:
+    """Read and check a request's shape. Raises RequestError (400) that names the first field at fault."""
+    try:
+        request = request_type.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    if len(set(request.item_ids)) != len(request.item_ids):
+        twice = next(item for item, count in Counter(request.item_ids).items() if count > 1)
+        raise RequestError(
+            400, field="item_ids", rule="must name each item once", value=twice, remedy="send each candidate once"
+        )
+    return request
+
+
+def check_catalogue(request: RankRequest, catalogue: Collection[str]) -> None:
+    """Raises RequestError (400) with the first candidate that is not in the catalogue."""
+    for index, item in enumerate(request.item_ids):
+        if item not in catalogue:
+            raise RequestError(
+                400,
+                field=f"item_ids.{index}",
+                rule="must be in the catalogue",
+                value=item,
+                remedy="leave it out, or wait for the daily run that brings it",
+            )
+
+
+def _refusal(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False, include_context=True)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(body)"
+    value: Any = first["input"]
+    if first["type"] == "extra_forbidden":
+        rule, remedy = "is not a known field", "remove it or correct its spelling"
+    elif first["type"] == "missing":
+        rule, value, remedy = "is required", None, "add it"
+    elif first["type"] == "json_invalid":
+        rule, value, remedy = f"must be JSON: {first['ctx']['error']}", None, "send a JSON object encoded as UTF-8"
+    else:
+        # pydantic: "Input should be a valid string", "List should have at most 3 items after validation, not 4".
+        rule = re.sub(r"^\w+ should ", "must ", first["msg"]).split(" after validation")[0]
+        remedy = "see /docs.json for the types and ranges"
+    return RequestError(400, field=field, rule=rule, value=_short(value), remedy=remedy)
+
+
+def _short(value: Any) -> Any:
+    """Echo a scalar as it came (long text cut), a container by its type and size."""
+    if isinstance(value, str):
+        return value if len(value) <= 100 else value[:100] + "…"
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, list | dict):
+        return f"{'list' if isinstance(value, list) else 'object'} of {len(value)}"
+    return repr(value)

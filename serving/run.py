@@ -1,0 +1,34 @@
+"""Starts the service: `python -m serving.run --config configs/movielens.toml` from the repository's root.
+
+It becomes BentoML's own process (its pid is the caller's to end with SIGTERM), listening where `[serving]` says.
+"""
+
+import argparse
+import os
+import sys
+
+ENVIRONMENT = {
+    "TZ": "UTC",
+    # BentoML wraps every request in a span, whether or not anybody collects them.
+    "OTEL_SDK_DISABLED": "true",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Holds the metrics of all workers; BentoML empties it at start, so two servers must not share it.
+    "BENTOML_HOME": ".run/bentoml",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m serving.run", description="Start the ranking service.")
+    parser.add_argument("--config", required=True, help="configuration file, e.g. configs/movielens.toml")
+    arguments = parser.parse_args()
+    environment = {**ENVIRONMENT, **os.environ, "LIMAML_CONFIG": os.path.abspath(arguments.config)}
+    environment["BENTOML_HOME"] = os.path.abspath(environment["BENTOML_HOME"])
+    os.makedirs(environment["BENTOML_HOME"], exist_ok=True)
+    os.execve(  # noqa: S606 - no shell is wanted: the pid must be the server's own
+        sys.executable, [sys.executable, "-m", "bentoml", "serve", "serving.service:Ranking"], environment
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Requests that must be refused, each with the field, the rule, the value and a remedy."""
+
+import json
+
+import pytest
+
+from serving.api import RequestError, check_catalogue, parse_request, request_model
+
+REQUEST = request_model(max_candidates=3)
+GOOD = {"user_id": "u1", "item_ids": ["i1", "i2"], "context": {"hour": 23}}
+
+
+def refused(body):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RequestError) as caught:
+        parse_request(raw, REQUEST)
+    assert caught.value.status == 400
+    error = caught.value.body["error"]
+    assert set(error) == {"field", "rule", "value", "remedy"}
+    assert error["remedy"]
+    json.dumps(error)
+    return error["field"], error["rule"], error["value"]
+
+
+def test_a_good_request_is_read():
+    request = parse_request(json.dumps(GOOD).encode(), REQUEST)
+    assert request.user_id == "u1"
+    assert request.item_ids == ["i1", "i2"]
+    assert request.context.hour == 23
+    assert parse_request(b'{"user_id": "u1", "item_ids": ["i1"]}', REQUEST).context.hour is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "rule", "value"),
+    [
+        ({"user_id": 7}, "user_id", "must be a valid string", 7),
+        ({"user_id": ""}, "user_id", "must have at least 1 character", ""),
+        ({"user_id": None}, "user_id", "must be a valid string", None),
+        ({"item_ids": "i1"}, "item_ids", "must be a valid array", "i1"),
+        ({"item_ids": [1]}, "item_ids.0", "must be a valid string", 1),
+        ({"item_ids": []}, "item_ids", "must have at least 1 item", "list of 0"),
+        ({"item_ids": ["a", "b", "c", "d"]}, "item_ids", "must have at most 3 items", "list of 4"),
+        ({"item_ids": ["a", "b", "a"]}, "item_ids", "must name each item once", "a"),
+        ({"context": {"hour": 24}}, "context.hour", "must be less than or equal to 23", 24),
+        ({"context": {"hour": -1}}, "context.hour", "must be greater than or equal to 0", -1),
+        ({"context": {"hour": "5"}}, "context.hour", "must be a valid integer", "5"),
+        ({"context": {"hour": True}}, "context.hour", "must be a valid integer", True),
+        ({"context": {"minute": 5}}, "context.minute", "is not a known field", 5),
+        ({"context": None}, "context", "must be an object", None),
+        ({"limit": 10}, "limit", "is not a known field", 10),
+    ],
+)
+def test_wrong_fields_are_named(change, field, rule, value):
+    assert refused({**GOOD, **change}) == (field, rule, value)
+
+
+def test_a_missing_field_is_named():
+    assert refused({"item_ids": ["i1"]}) == ("user_id", "is required", None)
+    assert refused({"user_id": "u1"}) == ("item_ids", "is required", None)
+
+
+def test_a_body_that_is_no_json_object():
+    field, rule, value = refused(b'{"user_id": ')
+    assert (field, value) == ("(body)", None)
+    assert rule.startswith("must be JSON: ")
+    assert refused(b"[1, 2]")[:2] == ("(body)", "must be an object")
+    assert refused(b"\xff\xfe")[0] == "(body)"
+    assert refused(b"")[0] == "(body)"
+
+
+def test_not_a_number_is_refused():
+    assert refused(b'{"user_id": "u", "item_ids": ["a"], "context": {"hour": NaN}}')[0] == "context.hour"
+
+
+def test_a_long_value_is_cut_in_the_answer():
+    assert len(refused({**GOOD, "user_id": "x" * 1000})[2]) == 101
+
+
+def test_an_item_outside_the_catalogue_is_named():
+    request = parse_request(json.dumps(GOOD).encode(), REQUEST)
+    check_catalogue(request, {"i1", "i2"})
+    with pytest.raises(RequestError) as caught:
+        check_catalogue(request, {"i1"})
+    error = caught.value.body["error"]
+    assert (caught.value.status, error["field"], error["value"]) == (400, "item_ids.1", "i2")
+    assert error["rule"] == "must be in the catalogue"
+
+
+def test_the_limit_stands_in_the_published_schema():
+    items = REQUEST.model_json_schema()["properties"]["item_ids"]
+    assert (items["minItems"], items["maxItems"]) == (1, 3)
