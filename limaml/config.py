@@ -122,7 +122,7 @@ class MetaConfig(Section):
         if total > 1.0:
             raise ValueError(f"day_boundary_probability + zero_support_probability must be <= 1, got {total:g}; lower one")
         if self.learn_damping and self.damping == 0.0:
-            raise ValueError("damping must be > 0 where it is learned (its logarithm is), got 0; raise it or unset learn_damping")
+            raise ValueError("damping must be > 0 where its logarithm is learned, got 0; raise it or unset learn_damping")
         return self
 
 
@@ -235,11 +235,39 @@ class ServingConfig(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 3000
+    workers: PositiveCount = 1
+    """Processes; each holds its own copy of the model."""
     poll_interval_s: Positive = 5.0
+    """How often the registry's champion and its tags are read."""
     max_candidates: PositiveCount = 1000
     timeout_s: Positive = 5.0
+    """A request that takes longer is answered with 504."""
     store_timeout_s: Positive = 1.0
+    """Waiting for the online store ends after this; the request goes on with the prior."""
     store_threads: PositiveCount = 4
+    """Threads that read the online store, a process: what a hanging store can hold."""
+
+    @model_validator(mode="after")
+    def _store_answers_first(self) -> Self:
+        if self.store_timeout_s >= self.timeout_s:
+            raise ValueError(
+                f"store_timeout_s must be < timeout_s ({self.timeout_s:g}), got {self.store_timeout_s:g}; "
+                "otherwise a hanging store fails requests that the prior could answer"
+            )
+        return self
+
+
+class LocalConfig(Section):
+    """Everything on one machine (`make run`)."""
+
+    run_root: str = ".run"
+    """State, logs and what packages keep at home."""
+    airflow_port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    mlflow_port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    daily_days: PositiveCount = 7
+    """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
+    ready_timeout_s: Positive = 120.0
+    """A process that is not ready after this long fails the start."""
 
 
 class Config(Section):
@@ -258,6 +286,7 @@ class Config(Section):
     feast: FeastConfig = FeastConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     serving: ServingConfig = ServingConfig()
+    local: LocalConfig = LocalConfig()
 
     @model_validator(mode="after")
     def _task_kinds_are_distinct(self) -> Self:
@@ -278,17 +307,17 @@ class Config(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check the configuration at `path`; `overrides` are `section.key=value` strings, values in TOML syntax.
+    """Read and check the configuration at `path` (TOML, or a resolved one as JSON); `overrides` are `section.key=value` strings, values in TOML syntax.
 
     Raises ConfigError naming the key, the rule, the value and the file.
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text())
+        values = json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist; name one with --config, e.g. configs/movielens.toml") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"configuration {path} is not TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not {path.suffix.lstrip('.').upper()}: {error}") from None
     for override in overrides:
         _apply_override(values, override)
     try:
