@@ -1,0 +1,136 @@
+"""Meta-learning written plainly: a loop over tasks, one task's rows at a time, double backward. The truth for the engine.
+
+No padding, no task dimension, no split layer: each function is the formula of the docstring. Too slow to train with.
+
+    R rows (S support, Q query), F features, D embedding width
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limaml.data.rows import Rows, TaskBatch
+from limaml.models.meta_blocks import IdMlp, RowMlp, TaskVector
+from limaml.models.network import LiMAML
+
+Params = dict[str, Tensor]
+"""One task's parameters."""
+
+
+def adapt(
+    theta: Params, support_loss: Callable[[Params], Tensor], rates: Params, *, num_steps: int, second_order: bool = True
+) -> Params:
+    """Take `num_steps` gradient steps on one task; `theta` is left as it was.
+
+    phi_{k+1} = phi_k - rates * grad L_support(phi_k)   (Finn et al. 2017, algorithm 1; a rate per parameter: Li et al. 2017)
+    First order treats each gradient as a constant (Finn et al. 2017, section 5.2).
+    """
+    phi = theta
+    for _ in range(num_steps):
+        gradients = torch.autograd.grad(support_loss(phi), list(phi.values()), create_graph=True)
+        if not second_order:
+            gradients = tuple(gradient.detach() for gradient in gradients)
+        phi = {name: p - rates[name] * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
+    return phi
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """One task's real rows (no padding), as (R, F) features and (R,) labels."""
+
+    item_R: Tensor
+    item_dense_RF: Tensor
+    user_dense_RF: Tensor
+    context_RF: Tensor
+    gap_s_R: Tensor
+    label_R: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, task: int) -> "TaskRows":
+        real = rows.mask_TR[task] > 0
+        assert rows.label_TR is not None
+        dense = (rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF, rows.gap_s_TR, rows.label_TR)
+        return cls(rows.item_index_TR[task][real], *(tensor[task][real] for tensor in dense))
+
+
+def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
+    """(D,) the meta block's output; support labels are not read."""
+    block = network.meta
+    if isinstance(block, TaskVector):
+        return phi["vector"]
+    if isinstance(block, IdMlp):
+        return _mlp(phi, phi["id"])
+    assert isinstance(block, RowMlp)
+    if len(support.item_R) == 0:
+        return block.empty
+    age_days_R = support.gap_s_R / 86_400.0
+    features = [support.item_dense_RF, support.user_dense_RF, support.context_RF, torch.log1p(age_days_R)[:, None]]
+    return _mlp(phi, torch.cat(features, dim=1)).mean(dim=0)
+
+
+def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
+    """(R,) logits: MLP([item, features, embedding, embedding * item])."""
+    block = network.global_block
+    item_RD = block.item.weight[rows.item_R]
+    embedding_RD = embedding_D.expand_as(item_RD)
+    inputs = [item_RD, rows.item_dense_RF, rows.user_dense_RF, rows.context_RF, embedding_RD]
+    if block.item_product:
+        inputs.append(embedding_RD * item_RD)
+    weight_HF = torch.cat([block.rows.weight, block.get_parameter(f"embeddings.{network.kind}.weight")], dim=1)
+    x_RH = F.relu(torch.cat(inputs, dim=1) @ weight_HF.T + block.rows.bias)
+    *hidden, last = block.layers
+    for layer in hidden:
+        x_RH = F.relu(layer(x_RH))
+    logits_R1: Tensor = last(x_RH)
+    return logits_R1[:, 0]
+
+
+def initial(network: LiMAML, entity_index: int) -> Params:
+    """theta_meta as one task starts from it."""
+    block = network.meta
+    if isinstance(block, TaskVector):
+        return {"vector": block.vector}
+    if isinstance(block, IdMlp):
+        return {"id": block.table[entity_index], **block.mlp}
+    assert isinstance(block, RowMlp)
+    return dict(block.mlp)
+
+
+def task_embedding(network: LiMAML, support: TaskRows, entity_index: int, *, num_steps: int, second_order: bool) -> Tensor:
+    """(D,) e = embed(phi, support), phi adapted on the damped mean loss: sum of cross-entropies / (rows + c)."""
+
+    def support_loss(phi: Params) -> Tensor:
+        logits_S = score(network, support, embed(network, phi, support))
+        total = F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
+        return total / (len(logits_S) + network.log_damping.exp())
+
+    theta = initial(network, entity_index)
+    # An empty support has no loss to step on.
+    num_steps = num_steps if len(support.item_R) else 0
+    phi = adapt(theta, support_loss, network.rates(), num_steps=num_steps, second_order=second_order)
+    return embed(network, phi, support)
+
+
+def outer_loss(network: LiMAML, batch: TaskBatch, *, num_steps: int, second_order: bool) -> tuple[Tensor, Tensor]:
+    """Mean over tasks with query rows of the mean over their rows, and each task's embedding (T, D)."""
+    losses, embeddings = [], []
+    for task in range(batch.num_tasks):
+        support, query = TaskRows.of(batch.support, task), TaskRows.of(batch.query, task)
+        entity = int(batch.entity_index_T[task])
+        embedding_D = task_embedding(network, support, entity, num_steps=num_steps, second_order=second_order)
+        embeddings.append(embedding_D)
+        if len(query.item_R):
+            losses.append(F.binary_cross_entropy_with_logits(score(network, query, embedding_D), query.label_R))
+    return torch.stack(losses).mean(), torch.stack(embeddings)
+
+
+def _mlp(phi: Params, x: Tensor) -> Tensor:
+    num_layers = sum(name.startswith("weight") for name in phi)
+    for layer in range(num_layers):
+        x = x @ phi[f"weight{layer}"] + phi[f"bias{layer}"]
+        if layer < num_layers - 1:
+            x = F.relu(x)
+    return x

@@ -1,0 +1,74 @@
+"""Small random networks and batches in float64."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from limaml.config import Config
+from limaml.data.encoding import EncoderDims
+from limaml.data.rows import Rows, TaskBatch
+from limaml.models.network import LiMAML, build_network
+
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3)
+
+
+def make_config(model: dict[str, object] | None = None, meta: dict[str, object] | None = None) -> Config:
+    small = {"embedding_dim": 3, "id_dim": 2, "meta_hidden": (4,), "global_hidden": (5, 4), "dropout": 0.0}
+    return Config.model_validate({"source": {"kind": "synthetic"}, "model": small | (model or {}), "meta": meta or {}})
+
+
+def make_network(cfg: Config, seed: int = 0) -> LiMAML:
+    """Every parameter random, so that no term is zero by its initial value."""
+    network = build_network(cfg, DIMS, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(noise * (0.1 if name.startswith("log_") else 0.5))
+    return network
+
+
+def make_rows(lengths: Sequence[int], seed: int, padding: int = 0) -> Rows:
+    """Rows of len(lengths) tasks; padding holds random values too, which must change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    num_tasks, width = len(lengths), max(1, *lengths, 1) + padding
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return Rows(
+        item_index_TR=torch.randint(0, DIMS.num_items + 1, (num_tasks, width), generator=generator),
+        item_dense_TRF=normal(num_tasks, width, DIMS.item_dense),
+        user_dense_TRF=normal(num_tasks, width, DIMS.user_dense),
+        context_TRF=normal(num_tasks, width, DIMS.context),
+        mask_TR=(torch.arange(width)[None] < torch.tensor(lengths)[:, None]).double(),
+        gap_s_TR=normal(num_tasks, width).exp() * 86_400,
+        label_TR=(normal(num_tasks, width) > 0).double(),
+    )
+
+
+def make_batch(support: Sequence[int], query: Sequence[int], seed: int = 0) -> TaskBatch:
+    entity_index_T = torch.tensor([(task + seed) % (DIMS.num_entities + 1) for task in range(len(support))])
+    entities = tuple(f"entity-{task}" for task in range(len(support)))
+    return TaskBatch(make_rows(support, seed), make_rows(query, seed + 1), entity_index_T, entities)
+
+
+@pytest.fixture
+def config() -> Callable[..., Config]:
+    return make_config
+
+
+@pytest.fixture
+def network() -> Callable[..., LiMAML]:
+    return make_network
+
+
+@pytest.fixture
+def rows() -> Callable[..., Rows]:
+    return make_rows
+
+
+@pytest.fixture
+def batch() -> Callable[..., TaskBatch]:
+    return make_batch

@@ -1,0 +1,155 @@
+"""The batched engine against the plain reference, and the invariants that batching must keep."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from limaml.meta import engine, reference
+
+BLOCKS = ("task_vector", "id_mlp", "row_mlp")
+# Both sum the same terms in float64 in another order; more than this is a term missing.
+TOLERANCE = 1e-10
+
+
+def _gradients(network, loss):
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+
+
+def _assert_equal_to_reference(network, tasks, num_steps, second_order):
+    ours = engine.outer_loss(network, tasks, num_steps=num_steps, second_order=second_order)
+    loss, embeddings = reference.outer_loss(network, tasks, num_steps=num_steps, second_order=second_order)
+    torch.testing.assert_close(ours.loss, loss, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(ours.embedding_TD, embeddings, rtol=0, atol=TOLERANCE)
+    expected = _gradients(network, loss)
+    for name, gradient in _gradients(network, ours.loss).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=4).filter(
+        lambda pairs: any(query for _, query in pairs)
+    ),
+    num_steps=st.integers(0, 4),
+    product=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_engine_equals_reference(config, network, batch, block, second_order, lengths, num_steps, product, seed):
+    net = network(config({"meta_block": block, "item_product": product}), seed)
+    tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
+    _assert_equal_to_reference(net, tasks, num_steps, second_order)
+
+
+def test_engine_equals_reference_without_damping_and_learned_rates(config, network, batch):
+    """damping 0 divides by the number of rows alone, and an empty support stays finite."""
+    cfg = config(meta={"damping": 0.0, "learn_damping": False, "learn_inner_lr": False})
+    net = network(cfg)
+    with torch.no_grad():
+        net.log_damping.fill_(-torch.inf)
+    tasks = batch([3, 0, 1], [2, 2, 2])
+    _assert_equal_to_reference(net, tasks, 3, True)
+    assert not net.log_damping.requires_grad
+    assert not net.log_rates["vector"].requires_grad
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_embed_tasks_gives_the_embeddings_that_the_outer_loss_scores_with(config, network, batch, block):
+    net = network(config({"meta_block": block}))
+    tasks = batch([4, 0, 1], [2, 1, 3])
+    outer = engine.outer_loss(net, tasks)
+    with torch.no_grad():
+        embedding = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
+    assert not embedding.requires_grad
+    torch.testing.assert_close(embedding, outer.embedding_TD, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_embedding_does_not_depend_on_its_batch(config, network, batch, rows, block):
+    """In float32, as served: alone and unpadded, or among 300 others (contract 5)."""
+    net = network(config({"meta_block": block})).float()
+    lengths = [(7 * task) % 20 for task in range(300)]
+    support = rows(lengths, seed=1, padding=11).to(dtype=torch.float32)
+    entity = torch.arange(300) % 5
+    together = engine.embed_tasks(net, support, entity)
+    for task in (0, 1, 17, 299):
+        width = max(lengths[task], 1)
+        values = {name: getattr(support, name)[task : task + 1, :width] for name in support.__dataclass_fields__}
+        alone = engine.embed_tasks(net, replace(support, **values), entity[task : task + 1])
+        torch.testing.assert_close(together[task], alone[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_padding_takes_no_part(config, network, batch, block):
+    """Whatever stands in padded rows, and a task without query rows, changes neither loss nor gradient."""
+    net = network(config({"meta_block": block}))
+    tasks = batch([3, 1, 2], [2, 3, 0])
+
+    def scrambled(rows):
+        padding = rows.mask_TR == 0
+        values = {n: getattr(rows, n) for n in ("item_dense_TRF", "user_dense_TRF", "context_TRF", "gap_s_TR", "label_TR")}
+        changed = {n: torch.where(padding.view(*padding.shape, *[1] * (v.dim() - 2)), v + 50.0, v) for n, v in values.items()}
+        return replace(rows, item_index_TR=torch.where(padding, 0, rows.item_index_TR), **changed)
+
+    other = replace(tasks, support=scrambled(tasks.support), query=scrambled(tasks.query))
+    first, second = engine.outer_loss(net, tasks), engine.outer_loss(net, other)
+    torch.testing.assert_close(first.loss, second.loss, rtol=0, atol=1e-13)
+    expected = _gradients(net, first.loss)
+    for name, gradient in _gradients(net, second.loss).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-12)
+
+
+def test_outer_loss_is_the_mean_over_tasks_of_the_mean_over_query_rows(config, network, batch):
+    """Not the mean over rows: a task with many query rows counts as much as one with few."""
+    net = network(config())
+    tasks = batch([3, 2, 5], [1, 6, 0])
+    outer = engine.outer_loss(net, tasks, num_steps=1)
+    logits = net(tasks.query, outer.embedding_TD)
+    terms = torch.nn.functional.softplus(logits) - tasks.query.label_TR * logits
+    expected = [terms[0, :1].mean(), terms[1, :6].mean()]
+    torch.testing.assert_close(outer.per_task_T, torch.stack([*expected, torch.zeros((), dtype=torch.float64)]).detach())
+    torch.testing.assert_close(outer.loss, sum(expected) / 2)
+    # As one worker's share of a meta-batch of eight tasks.
+    torch.testing.assert_close(engine.outer_loss(net, tasks, num_steps=1, num_tasks=8).loss, sum(expected) / 8)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_labels_reach_the_meta_block_through_gradients_alone(config, network, batch, block, monkeypatch):
+    """The block is handed rows without labels; with no inner step, flipping them changes no embedding."""
+    net = network(config({"meta_block": block}))
+    tasks = batch([4, 2], [1, 1])
+    embed, seen = net.meta.embed, []
+    monkeypatch.setattr(net.meta, "embed", lambda phi, support: (seen.append(support.label_TR), embed(phi, support))[1])
+    flipped = replace(tasks.support, label_TR=1 - tasks.support.label_TR)
+    same = [engine.embed_tasks(net, support, tasks.entity_index_T, num_steps=0) for support in (tasks.support, flipped)]
+    other = [engine.embed_tasks(net, support, tasks.entity_index_T, num_steps=1) for support in (tasks.support, flipped)]
+    assert torch.equal(*same)
+    assert not torch.allclose(*other)
+    engine.outer_loss(net, tasks)
+    assert seen
+    assert all(labels is None for labels in seen)
+
+
+def test_only_the_meta_block_moves_in_the_inner_loop(config, network, batch):
+    net = network(config({"meta_block": "id_mlp"}))
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    tasks = batch([4, 2], [1, 1])
+    phi = engine.adapt(net, tasks.support, tasks.entity_index_T)
+    assert set(phi) == {"id", "weight0", "bias0", "weight1", "bias1"}
+    assert all(len(p) == 2 for p in phi.values())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_unlabelled_rows_are_refused(config, network, batch):
+    net = network(config())
+    tasks = batch([2], [2])
+    with pytest.raises(ValueError, match="support rows must carry labels"):
+        engine.embed_tasks(net, tasks.support.unlabelled(), tasks.entity_index_T)
+    with pytest.raises(ValueError, match="query rows must carry labels"):
+        engine.outer_loss(net, replace(tasks, query=tasks.query.unlabelled()))

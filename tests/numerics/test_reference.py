@@ -1,0 +1,94 @@
+"""The plain reference against mathematics derived by hand, and against finite differences, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from limaml.meta import engine, reference
+
+BLOCKS = ("task_vector", "id_mlp", "row_mlp")
+
+
+def test_inner_loop_on_a_quadratic_is_the_closed_form():
+    """L(phi) = a/2 (phi - b)^2 gives phi_K = b + r^K (theta - b), r = 1 - lr a, for every K; theta is left as it was."""
+    a, b, lr, start = 0.7, 2.0, 0.3, -1.0
+    theta = {"x": torch.tensor(start, dtype=torch.float64, requires_grad=True)}
+    rates = {"x": torch.tensor(lr, dtype=torch.float64)}
+    for num_steps in range(5):
+        phi = reference.adapt(theta, lambda p: a / 2 * (p["x"] - b) ** 2, rates, num_steps=num_steps)
+        assert phi["x"].item() == pytest.approx(b + (1 - lr * a) ** num_steps * (start - b), abs=1e-14)
+    assert theta["x"].item() == start
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+def test_outer_gradient_on_a_quadratic_is_the_closed_form(second_order):
+    """With outer loss (phi_K - c)^2 / 2 and r = 1 - lr a:
+
+    second order: d/dtheta = (phi_K - c) r^K and d/dlr = -(phi_K - c) K r^(K-1) a (theta - b);
+    first order (gradients are constants): d/dtheta = phi_K - c and d/dlr = -(phi_K - c) sum_k a r^k (theta - b).
+    """
+    a, b, c, steps = 0.7, 2.0, 0.5, 3
+    theta = {"x": torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)}
+    rates = {"x": torch.tensor(0.3, dtype=torch.float64, requires_grad=True)}
+    phi = reference.adapt(theta, lambda p: a / 2 * (p["x"] - b) ** 2, rates, num_steps=steps, second_order=second_order)["x"]
+    by_theta, by_rate = torch.autograd.grad((phi - c) ** 2 / 2, [theta["x"], rates["x"]])
+    r, residual, offset = 1 - 0.3 * a, phi.item() - c, -1.0 - b
+    if second_order:
+        assert by_theta.item() == pytest.approx(residual * r**steps, abs=1e-14)
+        assert by_rate.item() == pytest.approx(-residual * steps * r ** (steps - 1) * a * offset, abs=1e-14)
+    else:
+        assert by_theta.item() == pytest.approx(residual, abs=1e-14)
+        assert by_rate.item() == pytest.approx(-residual * sum(a * r**k for k in range(steps)) * offset, abs=1e-14)
+
+
+def test_one_step_of_the_task_vector_is_logistic_regression(config, network, batch):
+    """With logit = v (u e + k) + b (hidden unit kept positive): e' = e - lr sum (sigmoid - y) v u / (n + c)."""
+    cfg = config({"embedding_dim": 1, "global_hidden": (1,), "item_product": False}, {"inner_steps": 1})
+    net = network(cfg)
+    u, k, v, bias, e, lr, c = 0.8, 5.0, -1.3, 6.0, 0.4, 0.25, 1.7
+    with torch.no_grad():
+        net.global_block.rows.weight.zero_()
+        net.global_block.rows.bias.fill_(k)
+        net.global_block.get_parameter("embeddings.user.weight").fill_(u)
+        net.global_block.layers[0].weight.fill_(v)
+        net.global_block.layers[0].bias.fill_(bias)
+        net.meta.vector.fill_(e)
+        net.log_rates["vector"].fill_(torch.tensor(lr, dtype=torch.float64).log())
+        net.log_damping.fill_(torch.tensor(c, dtype=torch.float64).log())
+    tasks = batch([3], [1])
+    labels = tasks.support.label_TR[0]
+    sigmoid = torch.sigmoid(torch.tensor(v * (u * e + k) + bias, dtype=torch.float64))
+    expected = e - lr * ((sigmoid - labels) * v * u).sum().item() / (3 + c)
+    support = reference.TaskRows.of(tasks.support, 0)
+    by_reference = reference.task_embedding(net, support, 1, num_steps=1, second_order=True)
+    by_engine = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
+    assert by_reference.item() == pytest.approx(expected, abs=1e-13)
+    assert by_engine.item() == pytest.approx(expected, abs=1e-13)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_outer_gradient_equals_finite_differences(config, network, batch, block):
+    """Along a random direction in the space of all parameters, rates and damping included."""
+    net = network(config({"meta_block": block}), seed=3)
+    tasks = batch([4, 1, 0], [3, 2, 2], seed=5)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+
+    def loss() -> Tensor:
+        return reference.outer_loss(net, tasks, num_steps=2, second_order=True)[0]
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    slope = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
+    # Central differences err by O(h^2) and by rounding O(1e-16 / h): h = 1e-5 leaves about 1e-10 of each.
+    step = 1e-5
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=sign * step)
+        values.append(loss().item())
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(d, alpha=sign * step)
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6, abs=1e-8)

@@ -1,0 +1,130 @@
+"""The encoder: fixed widths, unknown rows, null profiles, JSON, and the same arrays from a table and from a request."""
+
+import json
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from limaml import schema
+from limaml.config import Config
+from limaml.data.encoding import Encoder, EncoderDims
+
+CONFIG = Config.model_validate({"source": {"kind": "synthetic"}})
+PROFILE = {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 3, "user_positive_rate": 0.25}
+ITEM = {"year": 1990, "genres": ["drama"], "item_events": 8, "item_positive_rate": 0.75}
+
+
+def _row(number, **values):
+    at = datetime(2026, 1, 1, 6, tzinfo=UTC)
+    base = {"event_id": f"e{number}", "user_id": f"u{number}", "item_id": f"i{number}", "timestamp": at, "label": 1}
+    return base | PROFILE | ITEM | values
+
+
+def _table(*rows):
+    return pa.Table.from_pylist(list(rows), schema=schema.LOGGED_EVENTS.arrow)
+
+
+@pytest.fixture
+def encoder():
+    other = {"age_band": "18_24", "gender": "M", "occupation": "writer", "user_events": 0, "user_positive_rate": 0.75}
+    rows = (_row(2), _row(1, **other, year=1970, genres=["comedy", "drama"], item_events=0, item_positive_rate=0.25))
+    return Encoder.fit(_table(*rows), CONFIG)
+
+
+def test_widths_are_those_of_the_arrays(encoder):
+    encoded = encoder.encode_table(_table(_row(1), _row(2), _row(3)))
+    # 7 age bands, 2 genders, 2 occupations, 2 numbers, known; 2 genres, 3 numbers, year known, aggregates known.
+    assert encoder.dims == EncoderDims(num_items=2, num_entities=2, item_dense=7, user_dense=14, context=3)
+    assert encoded.item_dense.shape == (3, 7)
+    assert encoded.user_dense.shape == (3, 14)
+    assert encoded.context.shape == (3, 3)
+    assert {array.dtype for array in (encoded.item_dense, encoded.user_dense, encoded.context)} == {np.dtype(np.float32)}
+
+
+def test_unknown_items_and_entities_have_index_0_and_known_ones_have_not(encoder):
+    encoded = encoder.encode({"item_id": ["i2", "new", "i1", None]}, 4)
+    assert encoded.item_index.tolist() == [2, 0, 1, 0]
+    assert encoder.entity_index(["u1", "new", "u2"]).tolist() == [1, 0, 2]
+
+
+def test_a_new_item_keeps_its_features(encoder):
+    encoded = encoder.encode(ITEM | {"genres": [["drama"]], "item_id": "new"}, 1)
+    known = encoder.encode(ITEM | {"genres": [["drama"]], "item_id": "i2"}, 1)
+    assert encoded.item_index.tolist() == [0]
+    assert np.array_equal(encoded.item_dense, known.item_dense)
+    assert encoded.item_dense[0, :2].tolist() == [0.0, 1.0]
+
+
+def test_a_null_profile_is_all_zeros_and_a_known_one_is_not(encoder):
+    nothing = dict.fromkeys((*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES, "hour"))
+    encoded = encoder.encode(nothing, 2)
+    for array in (encoded.user_dense, encoded.item_dense, encoded.context):
+        assert not array.any()
+    assert encoder.encode(PROFILE, 1).user_dense[0, -1] == 1.0
+
+
+def test_numbers_are_standardised_by_the_training_rows(encoder):
+    encoded = encoder.encode_table(_table(_row(1), _row(1, user_events=0, user_positive_rate=0.75)))
+    # Two training rows, one of each value: mean between them, one standard deviation to either side.
+    assert encoded.user_dense[:, -3:-1] == pytest.approx(np.array([[1.0, -1.0], [-1.0, 1.0]]), abs=1e-6)
+
+
+def test_a_missing_year_is_marked_apart_from_missing_aggregates(encoder):
+    encoded = encoder.encode_table(_table(_row(1, year=None), _row(2)))
+    assert encoded.item_dense[:, -2:].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    assert encoded.item_dense[0, 2] == 0.0
+
+
+def test_a_value_outside_the_vocabulary_is_all_zeros_in_its_block_alone(encoder):
+    encoded = encoder.encode_table(_table(_row(1, occupation="astronaut", genres=["western"])))
+    assert encoded.user_dense[0, 9:11].tolist() == [0.0, 0.0]
+    assert encoded.user_dense[0, :9].sum() == 2.0
+    assert encoded.item_dense[0, :2].tolist() == [0.0, 0.0]
+
+
+def test_the_hour_is_an_angle_taken_from_the_timestamp_in_utc(encoder):
+    context = encoder.encode_table(_table(_row(1), _row(2, timestamp=datetime(2026, 1, 1, 23, 59, tzinfo=UTC)))).context
+    late = 2 * math.pi * 23 / 24
+    assert context == pytest.approx(np.array([[1.0, 0.0, 1.0], [math.sin(late), math.cos(late), 1.0]]), abs=1e-6)
+
+
+def test_a_request_encodes_as_the_table_does(encoder):
+    """A server has plain lists, with None, and one value for what holds for all candidates."""
+    rows = [_row(1), _row(2, item_id="new", year=None, genres=[], item_events=1)]
+    table = encoder.encode_table(_table(*rows))
+    lists = {name: [row[name] for row in rows] for name in ("item_id", *schema.ITEM_FEATURE_NAMES)}
+    request = encoder.encode({**PROFILE, **lists, "hour": 6}, 2)
+    for name in ("item_index", "item_dense", "user_dense", "context"):
+        assert np.array_equal(getattr(table, name), getattr(request, name)), name
+
+
+def test_a_float_column_may_mark_the_unknown_with_nan(encoder):
+    encoded = encoder.encode({"item_events": np.array([8.0, np.nan])}, 2)
+    assert np.isfinite(encoded.item_dense).all()
+    assert np.array_equal(encoded.item_dense[1], encoder.encode({"item_events": [None]}, 1).item_dense[0])
+
+
+def test_a_column_of_another_length_is_refused(encoder):
+    with pytest.raises(ValueError, match="column item_id must hold 3 values, one a row, got 2"):
+        encoder.encode({"item_id": ["i1", "i2"]}, 3)
+
+
+def test_json_gives_an_equal_encoder(encoder):
+    again = Encoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
+    assert again == encoder
+    table = _table(_row(1), _row(5, year=None))
+    assert np.array_equal(again.encode_table(table).item_dense, encoder.encode_table(table).item_dense)
+
+
+def test_it_learns_nothing_from_labels_or_row_order():
+    rows = [_row(number, year=1950 + number) for number in range(9)]
+    flipped = [row | {"label": 0} for row in reversed(rows)]
+    assert Encoder.fit(_table(*rows), CONFIG) == Encoder.fit(_table(*flipped), CONFIG)
+
+
+def test_no_rows_encode_to_no_rows(encoder):
+    assert len(encoder.encode_table(_table())) == 0
+    assert Encoder.fit(_table(), CONFIG).dims.num_items == 0

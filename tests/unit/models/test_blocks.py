@@ -1,0 +1,152 @@
+"""Meta blocks, the global block and the joined network: shapes, priors, what each part reads, and repeatable weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limaml.config import Config
+from limaml.data.encoding import EncoderDims
+from limaml.data.rows import Rows
+from limaml.errors import ConfigError
+from limaml.models.network import build_network
+
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3)
+BLOCKS = ("task_vector", "id_mlp", "row_mlp")
+
+
+def _config(**model):
+    values = {"embedding_dim": 3, "id_dim": 2, "meta_hidden": (4,), "global_hidden": (6, 4)} | model
+    return Config.model_validate({"source": {"kind": "synthetic"}, "model": values})
+
+
+def _rows(num_tasks=2, width=4, real=None):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(num_tasks, width) if real is None else (torch.arange(width)[None] < torch.tensor(real)[:, None]).float()
+    return Rows(
+        item_index_TR=torch.randint(1, 6, (num_tasks, width), generator=generator),
+        item_dense_TRF=torch.randn(num_tasks, width, 3, generator=generator),
+        user_dense_TRF=torch.randn(num_tasks, width, 2, generator=generator),
+        context_TRF=torch.randn(num_tasks, width, 3, generator=generator),
+        mask_TR=mask,
+        gap_s_TR=torch.rand(num_tasks, width, generator=generator) * 1e6,
+    )
+
+
+def _randomise(network):
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.3)
+    return network
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_embedding_of_an_empty_support_is_the_prior(block):
+    """For every task, whatever stands in its padding; an entity unseen in training for the ID block."""
+    network = _randomise(build_network(_config(meta_block=block), DIMS))
+    unknown = torch.zeros(2, dtype=torch.long)
+    embedding = network.meta.embed(network.meta.initial(unknown), _rows(real=[0, 0]))
+    assert embedding.shape == (2, 3)
+    assert network.prior().shape == (3,)
+    torch.testing.assert_close(embedding, network.prior().expand(2, 3))
+    assert network.prior().abs().min() > 0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_rates_have_the_shape_of_one_tasks_parameters(block):
+    network = build_network(_config(meta_block=block), DIMS)
+    phi = network.meta.initial(torch.tensor([1, 2]))
+    assert {name: rate.shape for name, rate in network.rates().items()} == {name: p.shape[1:] for name, p in phi.items()}
+    for rate in network.rates().values():
+        torch.testing.assert_close(rate, torch.full_like(rate, Config.model_fields["meta"].default.inner_lr))
+
+
+def test_the_id_block_reads_the_entitys_own_row():
+    network = build_network(_config(meta_block="id_mlp"), DIMS)
+    phi = network.meta.initial(torch.tensor([3, 0]))
+    assert torch.equal(phi["id"], network.meta.table[[3, 0]])
+    embedding = network.meta.embed(phi, _rows())
+    assert not torch.allclose(embedding[0], embedding[1])
+
+
+def test_the_row_block_averages_real_rows():
+    network = _randomise(build_network(_config(meta_block="row_mlp"), DIMS))
+    phi, rows = network.meta.initial(torch.tensor([1, 1])), _rows(real=[2, 4])
+    embedding = network.meta.embed(phi, rows)
+    cut = {name: value[:, :2] for name in rows.__dataclass_fields__ if (value := getattr(rows, name)) is not None}
+    torch.testing.assert_close(embedding[0], network.meta.embed(phi, replace(rows, **cut))[0])
+
+
+def test_the_row_block_reads_the_rows_age():
+    network = _randomise(build_network(_config(meta_block="row_mlp"), DIMS))
+    phi, rows = network.meta.initial(torch.tensor([1, 1])), _rows()
+    older = replace(rows, gap_s_TR=rows.gap_s_TR + 30 * 86_400)
+    assert not torch.allclose(network.meta.embed(phi, rows), network.meta.embed(phi, older))
+
+
+@pytest.mark.parametrize("product", [True, False])
+def test_scores_follow_every_input(product):
+    network = _randomise(build_network(_config(item_product=product), DIMS))
+    rows, embedding = _rows(), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    logits = network(rows, embedding)
+    assert logits.shape == (2, 4)
+    for name in ("item_dense_TRF", "user_dense_TRF", "context_TRF"):
+        assert not torch.allclose(network(replace(rows, **{name: getattr(rows, name) + 1.0}), embedding), logits), name
+    assert not torch.allclose(network(replace(rows, item_index_TR=torch.zeros(2, 4, dtype=torch.long)), embedding), logits)
+    assert not torch.allclose(network(rows, embedding + 1.0), logits)
+
+
+def test_without_the_product_an_embedding_shifts_all_items_of_a_linear_block_alike():
+    """With it, the shift depends on the item: that is what can change a ranking."""
+    spread = {}
+    for product in (True, False):
+        network = _randomise(build_network(_config(item_product=product, global_hidden=(6,)), DIMS))
+        with torch.no_grad():
+            network.global_block.rows.bias.fill_(100.0)  # Every ReLU open: the block is linear.
+        rows = _rows(num_tasks=1)
+        shift = network(rows, torch.ones(1, 3)) - network(rows, torch.zeros(1, 3))
+        spread[product] = (shift.max() - shift.min()).item()
+    # Logits are of the order of 100: float32 leaves about 1e-5 of a difference of two.
+    assert spread[False] < 1e-3
+    assert spread[True] > 1e-2
+
+
+def test_dropout_only_where_a_generator_is_given_and_repeatably():
+    network = build_network(_config(dropout=0.5), DIMS)
+    rows, embedding = _rows(), torch.ones(2, 3)
+    plain = network(rows, embedding)
+    dropped = [network(rows, embedding, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(plain, network(rows, embedding))
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+    assert not torch.equal(dropped[0], plain)
+
+
+def test_weights_are_a_function_of_the_seed_and_leave_the_callers_randomness_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    networks = [build_network(_config(meta_block="id_mlp"), DIMS, seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(3), expected)
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["meta.table"], states[2]["meta.table"])
+
+
+def test_several_task_kinds_are_refused_by_name():
+    kinds = [{"name": "user"}, {"name": "item", "entity_column": "item_id"}]
+    cfg = Config.model_validate({"source": {"kind": "synthetic"}, "task_kinds": kinds})
+    with pytest.raises(ConfigError, match=r"task_kinds must hold one kind for now, got \['user', 'item'\]"):
+        build_network(cfg, DIMS)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"damping": 0.0}, "damping must be > 0 where its logarithm is learned"),
+        ({"day_boundary_probability": 0.7, "zero_support_probability": 0.7}, "must be <= 1, got 1.4"),
+    ],
+)
+def test_settings_of_the_inner_loop_that_cannot_work_are_refused(meta, message):
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate({"source": {"kind": "synthetic"}, "meta": meta})

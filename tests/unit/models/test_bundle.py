@@ -1,0 +1,212 @@
+"""Bundles: what is written is what is read, byte for byte repeatable, and every kind of damage is named."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.errors import BundleError
+from limaml.models import bundle as bundles
+from limaml.models.network import build_network
+
+CONFIG = Config.model_validate({"source": {"kind": "synthetic"}, "model": {"embedding_dim": 4}})
+FILES = {
+    "manifest.json",
+    "config.json",
+    "metrics.json",
+    "prior.safetensors",
+    "refit.safetensors",
+    "refit.encoder.json",
+    "twin.safetensors",
+    "twin.encoder.json",
+}
+
+
+def _encoder(num_items):
+    names = ("user_events", "user_positive_rate", "year", "item_events", "item_positive_rate")
+    categories = {"age_band": ("18_24",), "gender": ("F", "M"), "occupation": ("artist",)}
+    items = tuple(f"i{number}" for number in range(num_items))
+    return Encoder(items, ("u1", "u2"), ("drama",), categories, dict.fromkeys(names, (0.1, 2.5)))
+
+
+def _model(num_items, seed):
+    encoder = _encoder(num_items)
+    network = build_network(CONFIG, encoder.dims, seed)
+    with torch.no_grad():
+        network.meta.vector.normal_(generator=torch.Generator().manual_seed(seed))
+    return bundles.Model(network, encoder)
+
+
+@pytest.fixture
+def bundle():
+    metrics, lineage = {"first_k": {"20": {"auc": 0.75}}}, {"days": {"2026-01-01": 1}, "code": "abc"}
+    return bundles.Bundle(CONFIG, _model(5, 1), _model(3, 2), metrics, lineage)
+
+
+@pytest.fixture
+def folder(bundle, tmp_path):
+    bundles.save(bundle, tmp_path / "v1")
+    return tmp_path / "v1"
+
+
+def _rewrite(folder, name, data):
+    """Replace a file and its checksum, as somebody who made a wrong bundle would have."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][name] = hashlib.sha256(data).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _change_tensor(folder, name, change, file="refit.safetensors"):
+    tensors = load_file(folder / file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / file)
+    _rewrite(folder, file, (folder / file).read_bytes())
+
+
+def test_a_loaded_bundle_equals_the_saved_one(bundle, folder):
+    again = bundles.load(folder)
+    assert again.config == bundle.config
+    assert again.metrics == bundle.metrics
+    assert again.lineage == bundle.lineage
+    for mine, read in ((bundle.refit, again.refit), (bundle.twin, again.twin)):
+        assert read.encoder == mine.encoder
+        expected, state = mine.network.state_dict(), read.network.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert torch.equal(again.prior["user"], bundle.network.prior())
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_the_same_bundle_gives_the_same_bytes(bundle, folder, tmp_path):
+    bundles.save(bundle, tmp_path / "v2")
+    for name in FILES:
+        assert (folder / name).read_bytes() == (tmp_path / "v2" / name).read_bytes(), name
+
+
+def test_a_server_loads_the_refit_alone(folder):
+    (folder / "twin.safetensors").unlink()
+    loaded = bundles.load(folder, parts=("refit",))
+    assert loaded.twin is None
+    assert loaded.encoder == _encoder(5)
+    with pytest.raises(BundleError, match="must be saved with its twin"):
+        bundles.save(loaded, folder)
+
+
+def test_saving_again_replaces_the_folder_whole(bundle, folder):
+    (folder / "stray").write_text("left over")
+    bundles.save(bundle.with_metrics({"auc": 1}), folder)
+    assert bundles.load(folder).metrics == {"auc": 1}
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["v1"]
+
+
+def test_an_interrupted_save_leaves_the_old_folder(bundle, folder, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(bundles.os, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        bundles.save(bundle.with_metrics({}), folder)
+    monkeypatch.undo()
+    assert bundles.load(folder).metrics == bundle.metrics
+    assert [path.name for path in folder.parent.iterdir()] == ["v1"]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"must hold {name}, which is missing; download the version again"):
+        bundles.load(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(BundleError, match=r"none must hold manifest\.json"):
+        bundles.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"manifest.json"}))
+def test_a_corrupt_file_is_named(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name} must have its manifest's SHA-256 [0-9a-f]{{64}}, got [0-9a-f]{{64}}"):
+        bundles.load(folder)
+
+
+def test_a_manifest_that_is_not_one_is_named(folder):
+    for text, message in (("{", "manifest.json must be JSON"), ("[]", "must hold format_version and sha256")):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(BundleError, match=message):
+            bundles.load(folder)
+
+
+def test_a_newer_format_is_refused_before_anything_else_is_read(folder):
+    (folder / "manifest.json").write_text(json.dumps({"format_version": 2, "sha256": {}}))
+    with pytest.raises(BundleError, match="format_version must be at most 1, got 2; update limaml"):
+        bundles.load(folder)
+
+
+def test_a_wrong_width_is_named(folder):
+    _change_tensor(folder, "meta.vector", lambda t: t[:3].clone())
+    with pytest.raises(BundleError, match=r"meta\.vector must have shape \(4,\) by its configuration and encoder, got \(3,\)"):
+        bundles.load(folder)
+
+
+def test_weights_that_are_not_finite_are_named(folder):
+    _change_tensor(folder, "global_block.item.weight", lambda t: t.index_fill(0, torch.tensor([2]), float("nan")))
+    with pytest.raises(BundleError, match=r"global_block\.item\.weight must be finite, got 4 of 24 values"):
+        bundles.load(folder)
+
+
+def test_a_bad_prior_is_named(folder):
+    _change_tensor(folder, "user", lambda t: t * float("inf"), "prior.safetensors")
+    with pytest.raises(BundleError, match=r"prior\.safetensors: user must be finite"):
+        bundles.load(folder)
+    _change_tensor(folder, "user", lambda t: t[:2].clone(), "prior.safetensors")
+    with pytest.raises(BundleError, match=r"prior\.safetensors: user must have shape \(4,\), got \(2,\)"):
+        bundles.load(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    tensors = load_file(folder / "refit.safetensors")
+    del tensors["log_damping"]
+    save_file(tensors, folder / "refit.safetensors")
+    _rewrite(folder, "refit.safetensors", (folder / "refit.safetensors").read_bytes())
+    with pytest.raises(BundleError, match=r"missing \['log_damping'\], unexpected \[\]"):
+        bundles.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("refit.safetensors", b"\x80\x04not tensors", "refit.safetensors must be a safetensors file"),
+        ("refit.encoder.json", b"{}", "refit.encoder.json is not an encoder"),
+        ("config.json", b'{"source": {"kind": "synthetic"}, "extra": 1}', "config.json is not a valid configuration"),
+        ("metrics.json", b"{", "metrics.json must be JSON"),
+    ],
+)
+def test_a_file_that_matches_its_checksum_but_is_not_what_it_should_be(folder, name, data, message):
+    _rewrite(folder, name, data)
+    with pytest.raises(BundleError, match=message):
+        bundles.load(folder)
+
+
+def test_a_network_that_is_not_finite_is_not_saved(bundle, tmp_path):
+    with torch.no_grad():
+        bundle.network.meta.vector[0] = float("nan")
+    with pytest.raises(BundleError, match=r"refit to be saved: meta\.vector must be finite, got 1 of 4"):
+        bundles.save(bundle, tmp_path / "v1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_model_of_a_candidate_in_the_making(bundle, tmp_path):
+    bundles.save_model(bundle.twin, tmp_path, "twin")
+    assert {path.name for path in tmp_path.iterdir()} == {"twin.safetensors", "twin.encoder.json"}
+    again = bundles.load_model(tmp_path, "twin", CONFIG)
+    assert again.encoder == bundle.twin.encoder
+    assert torch.equal(again.network.prior(), bundle.twin.network.prior())
