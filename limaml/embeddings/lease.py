@@ -162,12 +162,12 @@ class _LeaseTable:
         return bool(changed.rowcount)
 
     def _create(self) -> None:
-        """Make table and row if they are not there; two processes may try at once, so the loser looks again."""
+        """Make table and row if they are not there. Several processes may try at once; who loses, of either, looks again."""
         import sqlalchemy as sa
 
         row = {"store": self.store, "fence": 0, "holder": "", "since": 0.0, "expires": 0.0}
         mine = sa.select(self._rows.c.fence).where(self._rows.c.store == self.store)
-        for last in (False, True):
+        for losses in range(3):
             try:
                 self._rows.create(self._engine, checkfirst=True)
                 with self._engine.begin() as connection:
@@ -175,6 +175,6 @@ class _LeaseTable:
                         connection.execute(self._rows.insert().values(row))
                 return
             except sa.exc.SQLAlchemyError as error:
-                if last:
+                if losses == 2:
                     url = self._engine.url.render_as_string(hide_password=True)
                     raise StoreError(f"lease database {url} failed: {error}; is it running and writable?") from error

@@ -1,0 +1,189 @@
+"""Adaptation in a stream: which rows an embedding sees, that its batch does not matter, and that a re-run is the same bytes.
+
+Logged events made by hand and a small untrained model on them; no ingestion, no registry.
+"""
+
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from limaml import schema
+from limaml.config import Config, MetaConfig, ModelConfig, SourceConfig, TaskKindConfig
+from limaml.data.encoding import Encoder
+from limaml.data.logged import read_logged, write_logged
+from limaml.data.storage import Storage
+from limaml.data.tasks import TaskRows, build_batch, support_spec
+from limaml.embeddings.adapt import _Stream, active_entities, adapt, shard_of
+from limaml.errors import DataError
+from limaml.meta.engine import embed_tasks
+from limaml.models.bundle import Bundle, Model
+from limaml.models.network import build_network
+
+FIRST_DAY = date(2026, 1, 1)
+NUM_DAYS = 6
+NUM_USERS = 23
+SUPPORT_ROWS = 5
+
+
+def events_of(day: date, seed: int) -> pa.Table:
+    """A day of logged events: user u has rows on every day that u divides; several share their second."""
+    rng = np.random.default_rng(seed)
+    number = (day - FIRST_DAY).days + 1
+    rows = []
+    for user in [u for u in range(1, NUM_USERS + 1) if u % number == 0 or number == 1]:
+        for k in range(int(rng.integers(1, 5))):
+            rows.append(
+                {
+                    "event_id": f"e{number}-{user}-{k}",
+                    "user_id": f"u{user}",
+                    "item_id": f"i{rng.integers(1, 12)}",
+                    "timestamp": datetime(day.year, day.month, day.day, 12, tzinfo=UTC) + timedelta(seconds=user + k // 2),
+                    "label": int(rng.integers(0, 2)),
+                    "age_band": "25_34",
+                    "gender": str(rng.choice(["F", "M"])),
+                    "occupation": "writer",
+                    "user_events": int(rng.integers(0, 50)),
+                    "user_positive_rate": float(rng.random()),
+                    "year": 1995,
+                    "genres": ["Drama"],
+                    "item_events": int(rng.integers(0, 50)),
+                    "item_positive_rate": float(rng.random()),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=schema.LOGGED_EVENTS.arrow).sort_by(
+        [("user_id", "ascending"), ("timestamp", "ascending"), ("event_id", "ascending")]
+    )
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    stored = Storage(str(tmp_path / "data"))
+    for offset in range(NUM_DAYS):
+        day = FIRST_DAY + timedelta(days=offset)
+        write_logged(stored, day, events_of(day, offset), 1)
+    return stored
+
+
+@pytest.fixture(scope="session")
+def cfg() -> Config:
+    return Config(
+        source=SourceConfig(kind="synthetic"),
+        model=ModelConfig(embedding_dim=4, global_hidden=(8,)),
+        meta=MetaConfig(support_rows=SUPPORT_ROWS),
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle(cfg: Config) -> Bundle:
+    logged = pa.concat_tables([events_of(FIRST_DAY, 0), events_of(FIRST_DAY + timedelta(days=1), 1)])
+    encoder = Encoder.fit(logged, cfg)
+    return Bundle(config=cfg, refit=Model(build_network(cfg, encoder.dims, seed=3), encoder))
+
+
+LAST_DAY = FIRST_DAY + timedelta(days=NUM_DAYS - 1)
+AS_OF = schema.day_end(LAST_DAY)
+USERS = sorted(f"u{user}" for user in range(1, NUM_USERS + 1))
+KIND = TaskKindConfig()
+# Padding and batching change the order of float32 sums by a few of the last digits; contract 5 allows 1e-6.
+BATCH_TOLERANCE = 1e-6
+
+
+def vectors(table: pa.Table) -> npt.NDArray[np.float32]:
+    return np.array(table["embedding"].to_pylist(), np.float32)
+
+
+def test_the_rows_follow_the_schema_and_are_sorted_by_entity(storage: Storage, bundle: Bundle) -> None:
+    table = adapt(storage, bundle, "7", KIND, USERS[::-1], AS_OF, 8)
+    assert table.schema.equals(schema.embeddings("user_id", 4).arrow)
+    assert table["user_id"].to_pylist() == USERS
+    assert set(table["model_version"].to_pylist()) == {"7"}
+    assert set(table["as_of"].to_pylist()) == {AS_OF}
+    assert np.isfinite(vectors(table)).all()
+
+
+def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(storage: Storage, bundle: Bundle) -> None:
+    """Against the plain path: all of a user's events in memory, one task at a time."""
+    as_of = schema.day_end(LAST_DAY - timedelta(days=2))
+    table = adapt(storage, bundle, "7", KIND, USERS, as_of, 4)
+    rows = TaskRows.from_logged(read_logged(storage, through=LAST_DAY), bundle.encoder, KIND)
+    for at, user in enumerate(USERS):
+        spec = support_spec(rows, rows.entities.index(user), as_of, SUPPORT_ROWS)
+        batch = build_batch(rows, [spec])
+        expected = embed_tasks(bundle.network, batch.support, batch.entity_index_T).numpy()[0]
+        np.testing.assert_allclose(vectors(table)[at], expected, atol=BATCH_TOLERANCE, rtol=0)
+        last_us = int(rows.timestamp_us[spec.support_stop - 1])
+        assert table["support_size"][at].as_py() == spec.support_size
+        assert table["last_event_at"].cast(pa.int64())[at].as_py() == last_us
+    sizes = table["support_size"].to_pylist()
+    assert max(sizes) == SUPPORT_ROWS
+    assert min(sizes) < SUPPORT_ROWS
+
+
+def test_an_embedding_does_not_depend_on_its_batch(storage: Storage, bundle: Bundle) -> None:
+    whole = vectors(adapt(storage, bundle, "7", KIND, USERS, AS_OF, 512))
+    for batch_entities in (1, 5):
+        parts = vectors(adapt(storage, bundle, "7", KIND, USERS, AS_OF, batch_entities))
+        np.testing.assert_allclose(parts, whole, atol=BATCH_TOLERANCE, rtol=0)
+
+
+def test_a_later_day_changes_nothing_before_it(storage: Storage, bundle: Bundle) -> None:
+    as_of = schema.day_end(LAST_DAY - timedelta(days=1))
+    before = adapt(storage, bundle, "7", KIND, USERS, as_of, 8)
+    write_logged(storage, LAST_DAY, events_of(LAST_DAY, seed=99), 2)
+    assert adapt(storage, bundle, "7", KIND, USERS, as_of, 8).equals(before)
+
+
+def test_an_entity_without_events_gets_the_prior(storage: Storage, bundle: Bundle) -> None:
+    table = adapt(storage, bundle, "7", KIND, ["a-stranger", "u12", "zz-stranger"], AS_OF, 2)
+    prior = bundle.prior["user"].numpy()
+    assert table["support_size"].to_pylist() == [0, SUPPORT_ROWS, 0]
+    assert table["last_event_at"].null_count == 2
+    assert np.array_equal(vectors(table)[[0, 2]], np.stack([prior, prior]))
+    assert not np.allclose(vectors(table)[1], prior)
+
+
+def test_no_entity_gives_an_empty_table(storage: Storage, bundle: Bundle) -> None:
+    table = adapt(storage, bundle, "7", KIND, [], AS_OF, 8)
+    assert table.num_rows == 0
+    assert table.schema.equals(schema.embeddings("user_id", 4).arrow)
+
+
+def test_active_are_those_with_an_event_in_the_window(storage: Storage) -> None:
+    last_two_days = TaskKindConfig(active_days=2)
+    expected = pc.unique(read_logged(storage, first=LAST_DAY - timedelta(days=1), through=LAST_DAY)["user_id"]).to_pylist()
+    assert active_entities(storage, last_two_days, AS_OF) == sorted(expected)
+    assert active_entities(storage, TaskKindConfig(active_days=365), AS_OF) == USERS
+
+
+def test_shards_partition_the_entities_the_same_way_in_every_process() -> None:
+    mine = [shard_of(user, 4) for user in USERS]
+    assert set(mine) == set(range(4))
+    code = f"from limaml.embeddings.adapt import shard_of; print([shard_of(u, 4) for u in {USERS}])"
+    environment = {"PYTHONHASHSEED": "1"}
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert other.stdout.strip() == str(mine)
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 3, 1000])
+def test_a_stream_is_cut_at_entities_however_its_batches_fall(rows_per_batch: int) -> None:
+    table = events_of(FIRST_DAY, seed=0)
+    batches = table.to_batches(max_chunksize=rows_per_batch)
+    stream = _Stream(pa.RecordBatchReader.from_batches(table.schema, batches), "user_id")
+    cuts = ["a-before-all", "u10", "u10a", "u22", "zz-after-all"]
+    parts = [stream.take_through(cut) for cut in cuts]
+    assert pa.concat_tables(parts).equals(table)
+    for (low, high), part in zip(pairwise(["", *cuts]), parts, strict=True):
+        assert all(low < user <= high for user in part["user_id"].to_pylist())
+
+
+def test_nothing_ingested_is_named(tmp_path: Path, bundle: Bundle) -> None:
+    with pytest.raises(DataError, match=r"logged must hold a partition to adapt from, got none; run limaml ingest first"):
+        adapt(Storage(str(tmp_path)), bundle, "7", KIND, USERS, AS_OF, 8)
