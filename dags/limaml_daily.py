@@ -1,0 +1,67 @@
+"""Take in one day and bring the embeddings of its entities up to date: the DAG `limaml_daily`."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from dags.assets import EMBEDDINGS, EVENTS
+from dags.parameters import DAG_MACROS, TASK_DEFAULTS, day_param, from_next_tick
+from dags.verb import VerbOperator
+
+DOC = """
+### limaml_daily
+
+**Purpose.** Gate one day of events, adapt the entities that have new rows, publish their embeddings for the champion.
+
+**Inputs.** The source's rows of `day`; the champion. Days must come in order: the lease and `complete_through`, not Airflow,
+hold that; a day that comes too early fails and says which day is missing.
+
+**Outputs.** The day's partition, snapshots and embeddings; rows online; the slot's `complete_through`.
+
+**Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task holds
+its error. *ingest* red: the names of the failed expectations are in the error, the day and its report in `quarantine/`; nothing
+after it ran; fix the day at its source and clear the task. *publish* retried with 'busy': another run holds the lease of the
+online store. A day may be run again at any time: unchanged data changes nothing.
+
+**Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
+"""
+
+DAY = "--day={{ day_of(params.day, dag_run.logical_date) }}"
+
+with DAG(
+    "limaml_daily",
+    description="Gate a day, adapt its entities, publish their embeddings",
+    doc_md=DOC,
+    schedule=from_next_tick("0 1 * * *"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=TASK_DEFAULTS,
+    dagrun_timeout=timedelta(hours=6),
+    user_defined_macros=DAG_MACROS,
+    params={"day": day_param("Day to take in")},
+    tags=["limaml"],
+) as dag:
+    ingest = VerbOperator(
+        task_id="ingest",
+        verb="ingest",
+        arguments=[DAY],
+        doc_md="Gate the day, store it, take its snapshots, log its features.",
+        outlets=[EVENTS],
+        execution_timeout=timedelta(hours=1),
+    )
+    adapt = VerbOperator(
+        task_id="adapt",
+        verb="adapt",
+        arguments=[DAY],
+        doc_md="Adapt the entities with new rows, write the partition, gate it.",
+        execution_timeout=timedelta(hours=2),
+    )
+    publish = VerbOperator(
+        task_id="publish",
+        verb="publish",
+        arguments=[DAY],
+        doc_md="Publish snapshots, then embeddings; read back; move `complete_through`.",
+        outlets=[EMBEDDINGS],
+        execution_timeout=timedelta(hours=1),
+    )
+    ingest >> adapt >> publish

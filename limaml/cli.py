@@ -1,0 +1,209 @@
+"""The command line: one verb per DAG task, and the verbs of `make run`.
+
+Every verb reads one configuration, does one thing and ends with an exit code of `limaml.errors`. With `--result PATH` it
+leaves a JSON of at most 4 KiB there (verb, status `ok`, `unchanged`, `refused` or `failed`, and what the next task needs:
+paths and names, never data); without, that JSON goes to standard output. Heavy packages are imported by the verb that needs
+them.
+"""
+
+import ctypes
+import functools
+import inspect
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limaml.errors import ConfigError, GateError, LimamlError, NothingToDo
+
+if TYPE_CHECKING:
+    from limaml.config import Config
+
+RESULT_LIMIT_BYTES = 4096
+DEFAULT_CONFIG = "configs/movielens.toml"
+PARENT_VARIABLE = "LIMAML_PARENT_PID"
+"""Set by the Airflow operator: the process without which this one has no business going on."""
+
+DAG_TASKS = "Tasks of the DAGs"
+ONE_MACHINE = "Everything on one machine"
+
+app = typer.Typer(
+    help="LiMAML in production: meta-learned personalisation of a ranking network, from events to served scores.",
+    epilog="Settings: configs/*.toml, documented field by field in limaml/config.py. Exit codes: 2 usage or configuration, "
+    "65 data or gate, 99 nothing to do or refused, 1 anything a retry may cure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _parse_day(text: str) -> date:
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise typer.BadParameter(f"must be a calendar day YYYY-MM-DD, got {text!r}")
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"must be a calendar day, got {text!r}: {error}") from None
+
+
+def _day(help_text: str) -> Any:
+    return typer.Option(parser=_parse_day, metavar="YYYY-MM-DD", help=help_text)
+
+
+Day = Annotated[date, _day("The day (UTC).")]
+Through = Annotated[date, _day("The last day read, inclusive (UTC).")]
+MaybeDay = Annotated[date | None, _day("One day that arrived (UTC).")]
+MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive (UTC).")]
+Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
+Version = Annotated[str, typer.Option(help="Model version in the registry.")]
+Candidate = Annotated[Path, typer.Option(help="Folder that `train` left.")]
+Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
+
+_COMMON = {
+    "config": Annotated[Path, typer.Option("--config", envvar="LIMAML_CONFIG", help="Configuration file.")],
+    "overrides": Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
+    ],
+    "result": Annotated[Path | None, typer.Option("--result", help="Where to leave the result (JSON, at most 4 KiB).")],
+}
+_DEFAULTS = {"config": Path(DEFAULT_CONFIG), "overrides": None, "result": None}
+
+Body = Callable[..., dict[str, Any]]
+
+
+def verb(panel: str) -> Callable[[Body], Body]:
+    """Register `body(cfg, **options) -> dict` as a verb that also takes --config, --set and --result."""
+
+    def register(body: Body) -> Body:
+        name = body.__name__.removesuffix("_").replace("_", "-")
+
+        @functools.wraps(body)
+        def command(config: Path, overrides: list[str] | None, result: Path | None, **options: Any) -> None:
+            raise typer.Exit(_run(name, body, config, overrides or [], result, options))
+
+        own = list(inspect.signature(body).parameters.values())[1:]
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        common = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=_DEFAULTS[key])
+            for key, annotation in _COMMON.items()
+        ]
+        command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in own + common}
+        app.command(name, rich_help_panel=panel)(command)
+        return body
+
+    return register
+
+
+def _run(name: str, body: Body, config: Path, overrides: list[str], result: Path | None, options: dict[str, Any]) -> int:
+    """Run one verb and return its exit code; every outcome is in the result file, an error also in one line on stderr."""
+    _die_with_parent()
+    signal.signal(signal.SIGTERM, _on_term)
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    # The feature repository is read by Feast's own loader, which passes no arguments.
+    os.environ["LIMAML_CONFIG"] = str(config.absolute())
+    from limaml import telemetry
+    from limaml.config import load
+
+    telemetry.configure()
+    telemetry.bind(verb=name, run_id=os.environ.get("AIRFLOW_CTX_DAG_RUN_ID", f"manual-{os.getpid()}"))
+    log = telemetry.get_logger(__name__)
+    started = time.monotonic()
+    try:
+        outcome: dict[str, Any] = {"status": "ok", **body(load(config, overrides), **options)}
+        _write_result(result, {"verb": name, **outcome})
+    except NothingToDo as nothing:
+        log.info("nothing_to_do", reason=nothing.reason)
+        status = "refused" if name == "evaluate" else "unchanged"
+        _write_result(result, {"verb": name, "status": status, "reason": nothing.reason})
+        return nothing.exit_code
+    except LimamlError as error:
+        _write_result(result, {"verb": name, "status": "failed", **_describe(error)})
+        print(f"limaml {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  anything unforeseen: the result file and the exit code must still say so
+        traceback.print_exc()
+        _write_result(result, {"verb": name, "status": "failed", **_describe(error)})
+        return 1
+    log.info("done", seconds=round(time.monotonic() - started, 3), status=outcome["status"])
+    return 0
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    failed = {"failed": list(error.failed[:20])} if isinstance(error, GateError) else {}
+    return {"error": type(error).__name__, "message": str(error)[:2000], **failed}
+
+
+def _write_result(path: Path | None, value: dict[str, Any]) -> None:
+    text = json.dumps(value, sort_keys=True)
+    size_bytes = len(text.encode())
+    if size_bytes > RESULT_LIMIT_BYTES:
+        raise LimamlError(
+            f"result of {value['verb']} must be at most {RESULT_LIMIT_BYTES} bytes, got {size_bytes}; pass paths, not data"
+        )
+    if path is None:
+        print(text)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def _die_with_parent() -> None:
+    """End with the process named by LIMAML_PARENT_PID, even if that one is killed without a chance to say so."""
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None:
+        return
+    pr_set_pdeathsig = 1  # prctl(2)
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before the line above
+        os._exit(1)
+
+
+def _on_term(signum: int, _frame: object) -> None:
+    """Leave through `finally` blocks, so that a lease is given back."""
+    raise SystemExit(128 + signum)
+
+
+def _today(today: date | None) -> date:
+    return today or datetime.now(UTC).date()
+
+
+@verb(DAG_TASKS)
+def apply(cfg: "Config") -> dict[str, Any]:
+    """Register the feature repository's entities, views and services with Feast."""
+    from limaml.data.feature_store import apply
+
+    apply(cfg)
+    return {}
+
+
+@verb(DAG_TASKS)
+def ingest(cfg: "Config", through: MaybeThrough = None, day: MaybeDay = None, today: Today = None) -> dict[str, Any]:
+    """Gate days of events, store them, take their snapshots and log their features: the history, or one day."""
+    from limaml.data.ingest import ingest_day, ingest_history
+
+    if (through is None) == (day is None):
+        raise ConfigError(f"ingest takes one of --through and --day, got {through} and {day}; name exactly one")
+    if through is not None:
+        return ingest_history(cfg, through, _today(today))
+    assert day is not None
+    return ingest_day(cfg, day, _today(today))
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The stack of `make run`: Airflow, MLflow's UI and the service as processes on 127.0.0.1, all state under one folder.
+
+Its record, `stack.json`, is written before the first process and after every one, so that `make stop` ends exactly what was
+started, whatever happened in between.
+"""
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import psutil
+from filelock import FileLock, Timeout
+
+from limaml.config import Config
+from limaml.errors import BusyError, LimamlError
+from limaml.local import processes
+from limaml.local.environment import process_environment
+from limaml.local.processes import Recorded
+
+HOST = "127.0.0.1"
+POLL_S = 0.2
+
+
+@dataclass
+class Stack:
+    """What runs, and where: `urls` by name, `processes` in the order of their start."""
+
+    root: Path
+    stack_id: str
+    urls: dict[str, str]
+    processes: list[Recorded] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def password(self) -> str:
+        """Of Airflow's user `admin`."""
+        value: str = json.loads((self.root / "airflow" / "passwords.json").read_text())["admin"]
+        return value
+
+    def start(self, name: str, argv: list[str]) -> Recorded:
+        recorded = processes.start(name, argv, environment=self.environment, log=self.root / "logs" / f"{name}.log")
+        self.processes.append(recorded)
+        self.save()
+        return recorded
+
+    def running(self, name: str) -> bool:
+        return any(one.name == name and processes.is_alive(one) for one in self.processes)
+
+    def check_alive(self) -> None:
+        """Raises LimamlError with the end of its log if a process of the stack has ended."""
+        for one in self.processes:
+            if not processes.is_alive(one):
+                raise LimamlError(f"{one.name} (pid {one.pid}) has ended; the end of {one.log}:\n{processes.tail(one.log)}")
+
+    def save(self) -> None:
+        state = {"stack_id": self.stack_id, "urls": self.urls, "processes": [one.to_dict() for one in self.processes]}
+        _write(self.root / "stack.json", json.dumps(state, indent=1))
+
+
+def load_stack(cfg: Config, config_path: Path) -> Stack | None:
+    """The recorded stack, if there is one and any of its processes still runs."""
+    root = Path(cfg.local.run_root).absolute()
+    try:
+        state = json.loads((root / "stack.json").read_text())
+    except FileNotFoundError:
+        return None
+    stack = Stack(root, state["stack_id"], state["urls"], [Recorded(**one) for one in state["processes"]])
+    if not any(processes.is_alive(one) for one in stack.processes):
+        return None
+    stack.environment = process_environment(cfg, config_path, root, stack.stack_id)
+    return stack
+
+
+def new_stack(cfg: Config, config_path: Path) -> Stack:
+    """A stack with folders, secrets and free ports, nothing started yet. Raises LimamlError if a port is taken."""
+    root = Path(cfg.local.run_root).absolute()
+    airflow, mlflow, service = cfg.local.airflow_port, cfg.local.mlflow_port, cfg.serving.port
+    require_free_ports(
+        {
+            "Airflow": ("local.airflow_port", airflow),
+            "MLflow": ("local.mlflow_port", mlflow),
+            "the service": ("serving.port", service),
+        }
+    )
+    for folder in ("home", "airflow", "mlflow", "bentoml", "logs", "feast"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    secret_file(root / "airflow" / "jwt_secret", lambda: secrets.token_hex(64))
+    secret_file(root / "airflow" / "passwords.json", lambda: json.dumps({"admin": secrets.token_urlsafe(12)}))
+    urls = {name: f"http://{HOST}:{port}" for name, port in (("airflow", airflow), ("mlflow", mlflow), ("service", service))}
+    stack = Stack(root, secrets.token_hex(8), urls)
+    stack.environment = process_environment(cfg, config_path, root, stack.stack_id)
+    stack.save()
+    return stack
+
+
+def stop(cfg: Config) -> int:
+    """End everything the recorded stack started; returns the number of processes ended."""
+    root = Path(cfg.local.run_root).absolute()
+    path = root / "stack.json"
+    try:
+        state = json.loads(path.read_text())
+    except FileNotFoundError:
+        return 0
+    count = processes.end([Recorded(**one) for one in reversed(state["processes"])], state["stack_id"])
+    path.unlink()
+    return count
+
+
+@contextmanager
+def exclusive(cfg: Config) -> Iterator[None]:
+    """One `make run` at a time in a run folder. Raises BusyError."""
+    root = Path(cfg.local.run_root).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / "run.lock", timeout=0):
+            yield
+    except Timeout:
+        raise BusyError(f"another `make run` is at work in {root}; wait for it or end it") from None
+
+
+def require_free_ports(ports: dict[str, tuple[str, int]]) -> None:
+    """Raises LimamlError naming every port that is taken, by whom, and the setting that moves it."""
+    taken = [
+        f"port {port} (for {name}) is taken by {_owner(port)}; end that, or choose another with --set {setting}=PORT"
+        for name, (setting, port) in ports.items()
+        if not _is_free(port)
+    ]
+    if taken:
+        raise LimamlError("nothing was started: " + "; ".join(taken))
+
+
+def wait_until(ready: Callable[[], bool], what: str, stack: Stack, timeout_s: float) -> None:
+    """Poll until `ready`; a process of the stack that ends, or a time-out, is an error with the end of its log."""
+    deadline = monotonic() + timeout_s
+    while not ready():
+        stack.check_alive()
+        if monotonic() > deadline:
+            raise LimamlError(f"{what} was not ready within {timeout_s:g} s; logs are in {stack.root / 'logs'}")
+        sleep(POLL_S)
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers 200."""
+    try:
+        return httpx.get(url, timeout=5.0, trust_env=False).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def start_airflow(stack: Stack) -> None:
+    """Create or migrate Airflow's database, then start its three components (not waited for)."""
+    airflow = [sys.executable, "-m", "airflow"]
+    log = stack.root / "logs" / "airflow-db.log"
+    migrate = processes.start("airflow-db", [*airflow, "db", "migrate"], environment=stack.environment, log=log)
+    code = psutil.Process(migrate.pid).wait()
+    if code != 0:
+        raise LimamlError(f"airflow db migrate ended with {code}; the end of {log}:\n{processes.tail(log)}")
+    stack.start("airflow-api-server", [*airflow, "api-server"])
+    # Its log server would listen on every address; the api-server reads the files itself.
+    stack.start("airflow-scheduler", [*airflow, "scheduler", "--skip-serve-logs"])
+    stack.start("airflow-dag-processor", [*airflow, "dag-processor"])
+
+
+def start_mlflow(stack: Stack, cfg: Config) -> None:
+    """MLflow's UI on the registry's own database (not waited for)."""
+    arguments = {
+        "--backend-store-uri": cfg.registry.tracking_uri,
+        "--default-artifact-root": cfg.registry.artifact_root,
+        "--host": HOST,
+        "--port": str(cfg.local.mlflow_port),
+        "--workers": "1",
+    }
+    stack.start("mlflow", [sys.executable, "-m", "mlflow", "server", *(part for pair in arguments.items() for part in pair)])
+
+
+def start_service(stack: Stack, cfg: Config) -> None:
+    """The BentoML service (not waited for)."""
+    where = ["--host", cfg.serving.host, "--port", str(cfg.serving.port)]
+    stack.start("service", [sys.executable, "-m", "bentoml", "serve", "serving.service:Ranking", *where])
+
+
+def secret_file(path: Path, make: Callable[[], str]) -> str:
+    """The secret in `path`, made on first use, readable by its owner only."""
+    if not path.exists():
+        _write(path, make())
+    return path.read_text()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _is_free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _owner(port: int) -> str:
+    listeners: list[Any] = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+    pids = {c.pid for c in listeners if c.pid}
+    if not pids:
+        return "a process of another user"
+    return ", ".join(f"{psutil.Process(pid).name()} (pid {pid})" for pid in sorted(pids))
