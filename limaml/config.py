@@ -223,6 +223,8 @@ class EmbeddingsConfig(Section):
     max_norm: Positive = 1e3
     min_dwell_s: Annotated[float, Field(ge=0.0)] = 30.0
     """A fill is refused until this long after the last cut-over, so that servers have switched."""
+    fill_timeout_s: Positive = 3600.0
+    """A fill that has not finished a shard for this long counts as dead; another version may then be filled in its slot."""
     lease_url: str = "sqlite:///.run/lease.db"
     """SQLAlchemy URL of the database that holds the lease; one database per online store."""
     lease_ttl_s: Positive = 60.0

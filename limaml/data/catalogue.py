@@ -1,7 +1,7 @@
 """Known users and items: as they are now, and every change with the day it was delivered.
 
-    catalogue/{users,items}.parquet              as last delivered
-    catalogue_history/{user,item}/dt=D.parquet   rows new or changed in the delivery of day D; stamped with that day's end
+catalogue/{users,items}.parquet              as last delivered
+catalogue_history/{user,item}/dt=D.parquet   rows new or changed in the delivery of day D; stamped with that day's end
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from datetime import date
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.data.storage import Storage
@@ -82,8 +83,8 @@ def record(storage: Storage, kind: Kind, delivered: pa.Table, day: date) -> bool
         changed = changed.cast(kind.catalogue.arrow)
         if storage.exists(path):
             kept = storage.read_table(path)
-            replaced = pa.compute.is_in(kept[kind.key], value_set=changed[kind.key].combine_chunks())
-            changed = pa.concat_tables([kept.filter(pa.compute.invert(replaced)), changed]).sort_by(kind.key)
+            replaced = pc.is_in(kept[kind.key], value_set=changed[kind.key].combine_chunks())
+            changed = pa.concat_tables([kept.filter(pc.invert(replaced)), changed]).sort_by(kind.key)
         storage.write_table(path, changed)
     storage.write_table(kind.file, delivered.sort_by(kind.key))
     return bool(changed.num_rows)

@@ -1,9 +1,9 @@
 """The event store: one immutable partition a day, its manifest, and the quarantine (contract 1).
 
-    events/dt=D/events-r0001.parquet             the current revision of a passed day
-    events_superseded/dt=D/events-r0001.parquet  revisions that a correction replaced
-    days/dt=D.json                               the day's manifest; written last, it says that the day is in
-    quarantine/dt=D/r0001/                       what was refused: events.parquet or raw.bin, result.json, report.html
+events/dt=D/events-r0001.parquet             the current revision of a passed day
+events_superseded/dt=D/events-r0001.parquet  revisions that a correction replaced
+days/dt=D.json                               the day's manifest; written last, it says that the day is in
+quarantine/dt=D/r0001/                       what was refused: events.parquet or raw.bin, result.json, report.html
 """
 
 import hashlib
@@ -170,4 +170,6 @@ def partition_files(storage: Storage, folder: str, *, first: date | None = None,
         for name in names
         if (first is None or partition_day(name) >= first) and (through is None or partition_day(name) <= through)
     ]
-    return [f"{folder}/{name}/{file}" for name in wanted for file in storage.list(f"{folder}/{name}") if not file.startswith(".")]
+    return [
+        f"{folder}/{name}/{file}" for name in wanted for file in storage.list(f"{folder}/{name}") if not file.startswith(".")
+    ]

@@ -54,6 +54,11 @@ def changed(storage: Storage, kind: str, day: date) -> pa.Table:
     return _read(storage, KINDS[kind], partition_files(storage, f"snapshots/{kind}", first=day, through=day))
 
 
+def between(storage: Storage, kind: str, first: date, last: date) -> pa.Table:
+    """All snapshot rows stamped with the ends of the days from `first` to `last`."""
+    return _read(storage, KINDS[kind], partition_files(storage, f"snapshots/{kind}", first=first, through=last))
+
+
 def latest(storage: Storage, kind: str, through: date, entities: Sequence[str] | None = None) -> pa.Table:
     """Newest snapshot row of every entity (or of `entities`) stamped no later than the end of `through`, sorted by entity."""
     files = partition_files(storage, f"snapshots/{kind}", through=through)

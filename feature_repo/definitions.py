@@ -1,0 +1,80 @@
+"""Entities user and item, their snapshots as feature views, two slots of meta embeddings a task kind, and the services.
+
+Names, columns and types come from `limaml.schema`; where the files lie and which task kinds there are, from the configuration
+named by LIMAML_CONFIG (the default one if unset). Relative paths are taken from the project's root. No view has a time to
+live: Feast does not hold it on online reads, and freshness is judged by the service (contract 3).
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+from feast import Entity, FeatureService, FeatureView, Field, FileSource
+from feast.data_format import ParquetFormat
+from feast.types import Array, FeastType, Float32, Int64, String, UnixTimestamp
+from feast.value_type import ValueType
+
+from limaml import config, schema
+from limaml.data.storage import Storage
+
+_ROOT = Path(__file__).parents[1]
+_CONFIG = config.load(os.environ.get("LIMAML_CONFIG", _ROOT / "configs" / "movielens.toml"))
+_STORAGE_ROOT = _CONFIG.storage.root
+_STORAGE = Storage(_STORAGE_ROOT if "://" in _STORAGE_ROOT else str(_ROOT / _STORAGE_ROOT))
+
+_TYPES: dict[pa.DataType, FeastType] = {
+    pa.string(): String,
+    pa.int64(): Int64,
+    pa.float32(): Float32,
+    schema.TIMESTAMP: UnixTimestamp,
+    pa.list_(pa.string()): Array(String),
+}
+
+user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
+item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)
+_ENTITIES = {"user_id": user, "item_id": item}
+
+
+def _source(name: str, pattern: str, timestamp: str) -> FileSource:
+    return FileSource(name=name, path=_STORAGE.path(pattern), file_format=ParquetFormat(), timestamp_field=timestamp)
+
+
+# Both slots of a kind are filled from the same partitions; which model version went where is the registry's knowledge.
+_EMBEDDINGS = {
+    kind.name: _source(f"meta_embeddings_{kind.name}", f"embeddings/kind={kind.name}/version=*/dt=*/shard-*.parquet", "as_of")
+    for kind in _CONFIG.task_kinds
+}
+
+
+def _snapshot_view(table: schema.Table, kind: str) -> FeatureView:
+    fields = [Field(name=c.name, dtype=_TYPES[c.type]) for c in table.columns if c.name != "event_timestamp"]
+    source = _source(f"{kind}_snapshots", f"snapshots/{kind}/dt=*/part.parquet", "event_timestamp")
+    assert table.key is not None
+    return FeatureView(name=table.name, entities=[_ENTITIES[table.key]], schema=fields, source=source, ttl=timedelta(0))
+
+
+def _embedding_view(kind: config.TaskKindConfig, slot: str) -> FeatureView:
+    table = schema.embeddings(kind.entity_column, _CONFIG.model.embedding_dim)
+    types = {c.name: _TYPES.get(c.type, Array(Float32)) for c in table.columns}
+    names = (kind.entity_column, *schema.EMBEDDING_FEATURE_NAMES)
+    return FeatureView(
+        name=schema.embedding_view(kind.name, slot),
+        entities=[_ENTITIES[kind.entity_column]],
+        schema=[Field(name=name, dtype=types[name]) for name in names],
+        source=_EMBEDDINGS[kind.name],
+        ttl=timedelta(0),
+    )
+
+
+user_features = _snapshot_view(schema.USER_FEATURES, "user")
+item_features = _snapshot_view(schema.ITEM_FEATURES, "item")
+training = FeatureService(name=schema.TRAINING_SERVICE, features=[user_features, item_features])
+
+# Feast finds module-level objects only, and their names here do not matter to it.
+for _slot in schema.SLOTS:
+    _views = [_embedding_view(_kind, _slot) for _kind in _CONFIG.task_kinds]
+    globals().update({_view.name: _view for _view in _views})
+    globals()[schema.ranking_service(_slot)] = FeatureService(
+        name=schema.ranking_service(_slot), features=[user_features, item_features, *_views]
+    )
