@@ -83,6 +83,8 @@ class Champion:
         self.loaded = current
 
     def _poll_until_stopped(self) -> None:
+        import feast  # noqa: F401 - takes seconds: done before the first champion is there, not when it is
+
         while not self._stopping.is_set():
             try:
                 self.poll()

@@ -23,34 +23,60 @@ def metrics(registry):
     return metrics
 
 
-def test_every_status_starts_at_zero_and_is_counted_by_kind(metrics, registry):
-    def count(status):
-        return registry.get_sample_value("limaml_meta_embedding_lookups_total", {"kind": "user", "status": status})
+def moved_by(registry, act):
+    """How much each sample grew while `act` ran, those that did; a dictionary by (name, labels).
 
-    statuses = ("fresh", "stale", "missing", "version_mismatch", "store_error")
-    assert [count(status) for status in statuses] == [0.0] * 5
-    metrics.looked_up("user", Lookup("fresh", (1.0,), 100.0, 5.0))
-    metrics.looked_up("user", Lookup("missing"))
-    metrics.looked_up("user", Lookup("missing"))
-    assert [count(status) for status in statuses] == [1.0, 0.0, 2.0, 0.0, 0.0]
+    Differences, because values outlive a registry where another package has put prometheus_client in multi-process mode.
+    """
+
+    def samples():
+        return {(s.name, frozenset(s.labels.items())): s.value for m in registry.collect() for s in m.samples}
+
+    before = samples()
+    act()
+    grown = {key: value - before[key] for key, value in samples().items() if "_created" not in key[0]}
+    return {key: growth for key, growth in grown.items() if growth}
 
 
-def test_only_a_found_embedding_has_a_lag(metrics, registry):
-    for lookup in (Lookup("fresh", (1.0,), 7200.0), Lookup("stale", None, 4e5), Lookup("missing"), Lookup("store_error")):
-        metrics.looked_up("user", lookup)
-    name = "limaml_meta_embedding_lag_seconds"
-    assert registry.get_sample_value(f"{name}_count", {"kind": "user"}) == 2.0
-    assert registry.get_sample_value(f"{name}_sum", {"kind": "user"}) == 407200.0
-    assert registry.get_sample_value(f"{name}_bucket", {"kind": "user", "le": "21600.0"}) == 1.0
+def sample(name, **labels):
+    return name, frozenset(labels.items())
+
+
+def test_every_status_is_there_from_the_start_and_counted_by_kind(metrics, registry):
+    total = "limaml_meta_embedding_lookups_total"
+    for status in ("fresh", "stale", "missing", "version_mismatch", "store_error"):
+        assert registry.get_sample_value(total, {"kind": "user", "status": status}) is not None
+        assert moved_by(registry, lambda status=status: metrics.looked_up("user", Lookup(status))) == {
+            sample(total, kind="user", status=status): 1.0
+        }
+
+
+def test_a_found_embedding_has_a_lag(metrics, registry):
+    def look_up():
+        metrics.looked_up("user", Lookup("fresh", (1.0,), 7200.0))
+        metrics.looked_up("user", Lookup("stale", None, 4e5))
+        metrics.looked_up("user", Lookup("missing"))
+
+    moved, name = moved_by(registry, look_up), "limaml_meta_embedding_lag_seconds"
+    assert moved[sample(f"{name}_count", kind="user")] == 2.0
+    assert moved[sample(f"{name}_sum", kind="user")] == 407200.0
+    assert sample(f"{name}_bucket", kind="user", le="3600.0") not in moved
+    assert moved[sample(f"{name}_bucket", kind="user", le="21600.0")] == 1.0
+    assert moved[sample(f"{name}_bucket", kind="user", le="604800.0")] == 2.0
 
 
 def test_scores_candidates_and_stages(metrics, registry):
-    metrics.ranked([0.02, 0.98, 0.5])
-    metrics.stage("features", 0.003)
-    assert registry.get_sample_value("limaml_score_count") == 3.0
-    assert registry.get_sample_value("limaml_score_bucket", {"le": "0.5"}) == 2.0
-    assert registry.get_sample_value("limaml_rank_candidates_sum") == 3.0
-    assert registry.get_sample_value("limaml_rank_seconds_sum", {"stage": "features"}) == pytest.approx(0.003)
+    def rank():
+        metrics.ranked([0.02, 0.98, 0.5])
+        metrics.stage("features", 0.5)
+
+    metrics.stage("features", 0.5)
+    moved = moved_by(registry, rank)
+    assert moved[sample("limaml_score_count")] == 3.0
+    assert moved[sample("limaml_score_bucket", le="0.5")] == 2.0
+    assert moved[sample("limaml_rank_candidates_count")] == 1.0
+    assert moved[sample("limaml_rank_candidates_sum")] == 3.0
+    assert moved[sample("limaml_rank_seconds_sum", stage="features")] == 0.5
 
 
 def test_a_version_that_no_longer_serves_reads_zero(metrics, registry):

@@ -1,0 +1,294 @@
+"""A small world for the service: a feature store, a registry and a catalogue in a temporary folder, and the real server.
+
+Eight items: i1 to i6 are in the model's vocabulary, i7 and i8 only in the catalogue (i8 without any features). Users:
+`much` has features and an embedding, `old` an embedding from long ago, `other` one of another version, `bare` features but
+no embedding; anybody else is unknown.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from limaml import registry, schema
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.feature_store import apply, open_store
+from limaml.data.rows import Rows
+from limaml.data.storage import Storage
+from limaml.models import bundle
+from limaml.models.network import build_network
+
+ROOT = Path(__file__).parents[2]
+ITEMS = [f"i{number}" for number in range(1, 9)]
+IN_VOCABULARY = ITEMS[:6]
+WITHOUT_FEATURES = "i8"
+DEADLINE_S = 120.0
+MAX_LAG_S = 3 * 86400.0
+
+USER_FEATURES = {
+    "much": {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 40, "user_positive_rate": 0.75},
+    "old": {"age_band": "18_24", "gender": "M", "occupation": None, "user_events": 3, "user_positive_rate": 0.25},
+    "other": {"age_band": None, "gender": None, "occupation": "artist", "user_events": 1, "user_positive_rate": 0.5},
+    "bare": {"age_band": "35_44", "gender": "M", "occupation": "lawyer", "user_events": 0, "user_positive_rate": 0.5},
+}
+ITEM_FEATURES = {
+    item: {
+        "year": None if at == 2 else 1980 + at,
+        "genres": ["Drama", "War"][: 1 + at % 2],
+        "item_events": 5 * at,
+        "item_positive_rate": at / 10,
+    }
+    for at, item in enumerate(ITEMS)
+    if item != WITHOUT_FEATURES
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what, deadline_s=DEADLINE_S):
+    """Poll until `condition()` is true; what it returned is returned."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {deadline_s} s")
+
+
+class Server:
+    """The real service in a process of its own, and a client for it."""
+
+    def __init__(self, cfg, folder):
+        self.config_path = folder / "config.json"
+        self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
+        self.log_path = folder / "server.log"
+        environment = {**os.environ, "BENTOML_HOME": str(folder / "bentoml"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "serving.run", "--config", str(self.config_path)]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{cfg.serving.port}", timeout=10.0)
+
+    def wait_until(self, path, status):
+        """Wait for an answer of `status` on `path`; fails at once, with the log, when the server has died."""
+
+        def answered():
+            if self.process.poll() is not None:
+                raise AssertionError(f"server ended with {self.process.returncode}:\n{self.log_path.read_text()[-4000:]}")
+            try:
+                return self.client.get(path).status_code == status
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_for(answered, f"{path} {status}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log_path.read_text()[-4000:]}") from None
+
+    def rank(self, user="much", items=("i1", "i2", "i3"), **more):
+        """POST /rank with hour 12 unless told otherwise; returns the response."""
+        body = {"user_id": user, "item_ids": list(items), "context": {"hour": 12}} | more
+        return self.client.post("/rank", json=body)
+
+    def ranked(self, *arguments, **more):
+        response = self.rank(*arguments, **more)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def ranked_when(self, condition, *arguments, **more):
+        """The first answer that fulfils `condition`."""
+        found = []
+
+        def fulfilled():
+            found.append(self.ranked(*arguments, **more))
+            return condition(found[-1])
+
+        wait_for(fulfilled, f"an answer that fulfils the condition (last: {found[-1:]})")
+        return found[-1]
+
+    def metric(self, name, **labels):
+        """Value of one sample on /metrics, None if there is none."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return sample.value
+        return None
+
+    def wait_for_log(self, *texts):
+        """Wait for a log line that holds all of `texts`."""
+
+        def logged():
+            return any(all(text in line for text in texts) for line in self.log_path.read_text().splitlines())
+
+        wait_for(logged, f"a log line with {texts}")
+
+    def stop(self):
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class World:
+    """Stores on disk as ingestion, publishing and cut-over would leave them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.cfg = Config.model_validate(
+            {
+                "source": {"kind": "synthetic"},
+                "storage": {"root": str(folder / "data")},
+                "task_kinds": [{"name": "user", "max_lag_s": MAX_LAG_S}],
+                "model": {"embedding_dim": 4, "global_hidden": [8]},
+                "registry": {
+                    "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+                    "artifact_root": str(folder / "artifacts"),
+                },
+                "feast": {
+                    "repo_path": str(ROOT / "feature_repo"),
+                    "registry": str(folder / "feast" / "registry.db"),
+                    "online_connection": str(folder / "feast" / "online.db"),
+                },
+                "embeddings": {"lease_url": f"sqlite:///{folder}/lease.db"},
+                "serving": {"port": free_port(), "poll_interval_s": 0.1, "max_candidates": 5, "store_timeout_s": 2.0},
+            }
+        )
+        self.registry = registry.Registry(self.cfg.registry)
+        # Created here: the server and the tests would otherwise both find no database and create its tables.
+        assert self.registry.champion() is None
+        self.networks = {}
+        self.encoder = Encoder.fit(logged_rows(), self.cfg)
+
+    def build(self):
+        """What `limaml apply` and ingestion leave; the server is started before it, as both take seconds."""
+        self.write_catalogue(ITEMS)
+        apply(self.cfg)
+        self.store = open_store(self.cfg)
+        self.publish_features()
+
+    def write_catalogue(self, items):
+        rows = [{"item_id": item, "title": item.upper(), "year": None, "genres": []} for item in items]
+        Storage(self.cfg.storage.root).write_table("catalogue/items.parquet", pa.Table.from_pylist(rows, schema.ITEMS.arrow))
+
+    def publish_features(self):
+        at = datetime.now(UTC).replace(microsecond=0)
+        for table, key, values in (
+            (schema.USER_FEATURES, "user_id", USER_FEATURES),
+            (schema.ITEM_FEATURES, "item_id", ITEM_FEATURES),
+        ):
+            rows = [{key: entity, "event_timestamp": at, **features} for entity, features in values.items()]
+            self._write(table.name, pa.Table.from_pylist(rows, table.arrow))
+
+    def publish(self, slot, version, vectors, *, as_of):
+        """Write user -> vector into a slot's online view."""
+        rows = [
+            {
+                "user_id": user,
+                "as_of": as_of,
+                "embedding": vector,
+                "model_version": version,
+                "support_size": 3,
+                "last_event_at": as_of - timedelta(days=30),
+            }
+            for user, vector in vectors.items()
+        ]
+        self._write(schema.embedding_view("user", slot), pa.Table.from_pylist(rows))
+
+    def _write(self, view, table):
+        frame = table.to_pandas()
+        for column in frame.select_dtypes("datetimetz"):
+            frame[column] = pd.to_datetime(frame[column], utc=True)
+        self.store.write_to_online_store(view, frame)
+
+    def register(self, *, seed, slot, complete_through):
+        """A version with random weights; returns its number."""
+        network = build_network(self.cfg, self.encoder.dims, seed=seed)
+        # An untrained embedding layer hardly moves the scores: make it count, so that fallbacks are seen in them.
+        with torch.no_grad():
+            for parameter in network.global_block.embeddings.parameters():
+                parameter.mul_(5.0)
+        model = bundle.Model(network, self.encoder)
+        folder = self.folder / f"bundle-{seed}"
+        bundle.save(bundle.Bundle(config=self.cfg, refit=model, twin=model), folder)
+        run_id = self.registry.start_run(f"seed-{seed}")
+        tags = {registry.SLOT: slot, registry.STATE: "ready", registry.COMPLETE_THROUGH: complete_through.isoformat()}
+        version = self.registry.register(folder, run_id, tags)
+        self.registry.end_run(run_id)
+        self.networks[version] = network.eval()
+        return version
+
+    def serve(self, server, version):
+        """Point the champion at a version and wait until the server answers with it."""
+        self.registry.set_champion(version)
+        wait_for(lambda: server.ranked()["model_version"] == version, f"version {version} serving")
+
+    def expected(self, version, user, items, vector=None, hour=12):
+        """Item -> score, computed here: features looked up in the tables above, the prior where no vector is given."""
+        network = self.networks[version]
+        unknown = dict.fromkeys(schema.ITEM_FEATURE_NAMES)
+        rows = [ITEM_FEATURES.get(item, unknown) for item in items]
+        columns = {
+            **USER_FEATURES.get(user, {}),
+            **{name: [row[name] for row in rows] for name in schema.ITEM_FEATURE_NAMES},
+            "item_id": list(items),
+            "hour": hour,
+        }
+        embedding = network.prior() if vector is None else torch.tensor(vector)
+        with torch.no_grad():
+            logits = network(Rows.from_encoded(self.encoder.encode(columns, len(items))), embedding[None])
+        return dict(zip(items, torch.sigmoid(logits)[0].tolist(), strict=True))
+
+
+def logged_rows():
+    """Logged events that give the encoder its vocabulary."""
+    rows = [
+        {
+            "event_id": f"e{at}",
+            "user_id": "much",
+            "item_id": item,
+            "timestamp": datetime(2026, 1, 1, at, tzinfo=UTC),
+            "label": at % 2,
+            **USER_FEATURES["much"],
+            "occupation": "lawyer" if at % 2 else "artist",
+            "gender": "F" if at % 2 else "M",
+            **ITEM_FEATURES[item],
+        }
+        for at, item in enumerate(IN_VOCABULARY)
+    ]
+    return pa.Table.from_pylist(rows, schema.LOGGED_EVENTS.arrow)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def server(world):
+    server = Server(world.cfg, world.folder)
+    try:
+        yield server
+    finally:
+        server.stop()
