@@ -112,17 +112,17 @@ class OnlineView:
         )
 
 
-def publish(view: OnlineView, table: pa.Table, held: Held, batch_rows: int) -> int:
-    """Write the table's rows that replace what is stored; returns how many. The lease is checked before each write."""
-    written = 0
+def publish(view: OnlineView, table: pa.Table, held: Held, batch_rows: int) -> pa.Table:
+    """Write the table's rows that replace what is stored, and return them. The lease is checked before each write."""
+    written = [table.slice(0, 0)]
     for part in _batches(table, batch_rows):
         keys, rows = view.keys(part), view.rows(part)
         chosen = [at for at, stored in enumerate(view.read(keys)) if replaces(rows[at], stored)]
         if chosen:
             held.check()
             view.write([keys[at] for at in chosen], [rows[at] for at in chosen])
-            written += len(chosen)
-    return written
+            written.append(part.take(chosen))
+    return pa.concat_tables(written)
 
 
 def require_published(view: OnlineView, table: pa.Table, batch_rows: int) -> None:

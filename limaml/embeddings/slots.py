@@ -1,0 +1,289 @@
+"""Fill the idle slot with a new model version's embeddings, then cut over to it (contract 4).
+
+    plan_fill   retire what held the idle slot, empty it, plan the shards, publish the features they are served with
+    fill_shard  adapt, write the partition, gate, publish, read a sample back; shards in any order, each as often as needed
+    cut_over    check that every planned entity is online, then tags, and the alias `champion` last
+
+Every step can be repeated and gives the same end. Slot, state and `complete_through` are tags of the model version, changed
+under the lease of the online store. Here for the champion alone: keeping the previous version up to date, catching a target
+up at the cut-over, and roll-back belong beside `cut_over`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from limaml import registry, schema
+from limaml.config import Config
+from limaml.data import snapshots
+from limaml.data.events import EventStore
+from limaml.data.storage import Storage
+from limaml.embeddings.adapt import active_entities
+from limaml.embeddings.lease import Held, holder_name, lease
+from limaml.embeddings.partition import FillPlan, read_partition, read_plan, write_covered, write_partition, write_plan
+from limaml.embeddings.publish import OnlineView, publish, require_published, sample
+from limaml.errors import BusyError, DataError, NothingToDo, StoreError
+from limaml.registry import ModelVersion, Registry
+from limaml.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    from limaml.models.bundle import Bundle
+
+FILLING, READY, RETIRED = "filling", "ready", "retired"
+_SNAPSHOT_VIEWS = {"user": schema.USER_FEATURES.name, "item": schema.ITEM_FEATURES.name}
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a step reads and writes."""
+
+    cfg: Config
+    storage: Storage
+    registry: Registry
+
+    @classmethod
+    def of(cls, cfg: Config) -> "Places":
+        return cls(cfg, Storage(cfg.storage.root), Registry(cfg.registry))
+
+    @contextmanager
+    def writing(self, verb: str, run: str) -> Iterator[Held]:
+        with lease(self.cfg, holder_name(verb, run)) as held:
+            yield held
+
+    def bundle(self, version: str) -> "Bundle":
+        """The version's bundle, the part that serves."""
+        from limaml.models.bundle import load
+
+        with TemporaryDirectory(prefix="limaml-bundle-") as folder:
+            return load(self.registry.download(version, folder), parts=("refit",))
+
+    def store(self) -> "FeatureStore":
+        from limaml.data.feature_store import open_store
+
+        return open_store(self.cfg)
+
+
+def plan_fill(cfg: Config, version: str, through: date, run: str) -> dict[str, Any]:
+    """Prepare the idle slot for `version`; returns version, slot, as_of_day and the list of shards.
+
+    The fill's as-of day is `through` or, if that is later, the last day the champion is complete for. Raises BusyError while
+    another version is being filled or servers may still read the slot, NothingToDo if `version` is the champion already.
+    """
+    places = Places.of(cfg)
+    with places.writing("plan-fill", run) as held:
+        champion = places.registry.champion()
+        target = places.registry.get(version)
+        if champion is not None and champion.version == version:
+            raise NothingToDo(f"version {version} is the champion already")
+        slot = _idle_slot(champion)
+        _refuse_before_dwell(cfg, champion)
+        holders = _holders(places.registry, slot, version)
+        _refuse_if_filling(cfg, holders)
+        day = max([through, *([complete_day(champion)] if champion else [])])
+        plans = _plan(places, version, day)
+        held.check()
+        for holder in holders:
+            places.registry.set_tags(holder.version, {registry.STATE: RETIRED})
+        places.registry.set_tags(target.version, _filling_tags(slot, day, run))
+        store = places.store()
+        for plan in plans:
+            write_plan(places.storage, plan)
+            held.check()
+            OnlineView(store, schema.embedding_view(plan.kind.name, slot)).clear()
+        features = {kind: snapshots.latest(places.storage, kind, day) for kind in _SNAPSHOT_VIEWS}
+        written = publish_features(places, store, features, held)
+    entities = sum(len(plan.entities) for plan in plans)
+    _log.info("fill_planned", model_version=version, slot=slot, day=day.isoformat(), entities=entities, features=written)
+    shards = list(range(cfg.embeddings.num_shards))
+    return {"version": version, "slot": slot, "as_of_day": day.isoformat(), "entities": entities, "shards": shards}
+
+
+def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any]:
+    """Adapt and publish one shard of the version's fill; returns counts and the partition's path.
+
+    Raises StoreError if the version is not being filled (any more).
+    """
+    places = Places.of(cfg)
+    slot, day = _filling(places.registry.get(version))
+    bundle = places.bundle(version)
+    as_of = schema.day_end(day)
+    done: list[tuple[FillPlan, pa.Table]] = []
+    for kind in cfg.task_kinds:
+        plan = read_plan(places.storage, kind, version, day)
+        if shard >= plan.num_shards:
+            raise DataError(
+                f"shard must be below the fill's {plan.num_shards} shards, got {shard}; take one of plan-fill's result"
+            )
+        inputs = {"plan": plan.digest}
+        entities = plan.shard_entities(shard)
+        done.append((plan, write_partition(cfg, places.storage, bundle, plan.shard(shard), entities, as_of, inputs)))
+    written = 0
+    with places.writing("fill", run) as held:
+        if _filling(places.registry.get(version)) != (slot, day):
+            raise StoreError(f"version {version} was planned again while shard {shard} was adapted; fill its shards again")
+        store = places.store()
+        for plan, table in done:
+            view = OnlineView(store, schema.embedding_view(plan.kind.name, slot))
+            written += publish(view, table, held, cfg.embeddings.write_batch_rows).num_rows
+            require_published(view, sample(table, cfg.embeddings.read_back_rows), cfg.embeddings.write_batch_rows)
+        places.registry.set_tags(version, {registry.FILL_SEEN_AT: _now().isoformat()})
+    entities_done = sum(table.num_rows for _, table in done)
+    _log.info("shard_filled", model_version=version, slot=slot, shard=shard, entities=entities_done, written=written)
+    paths = [places.storage.path(plan.shard(shard).path) for plan, _ in done]
+    return {"version": version, "slot": slot, "shard": shard, "entities": entities_done, "written": written, "paths": paths}
+
+
+def cut_over(cfg: Config, version: str, run: str) -> dict[str, Any]:
+    """Make `version` the champion once every planned entity is online, bit for bit. A repeated call changes nothing.
+
+    Raises StoreError if a planned entity is missing or differs, or if the champion has been published past the fill's day.
+    """
+    places = Places.of(cfg)
+    with places.writing("cut-over", run) as held:
+        target = places.registry.get(version)
+        champion = places.registry.champion()
+        if champion is not None and champion.version == version:
+            return _cut_over_result(target, "unchanged")
+        slot, day = _filling(target, or_ready=True)
+        _refuse_if_behind(target, day, champion)
+        store = places.store()
+        for kind in cfg.task_kinds:
+            plan = read_plan(places.storage, kind, version, day)
+            _require_complete(places, plan, OnlineView(store, schema.embedding_view(kind.name, slot)))
+            write_covered(places.storage, kind, version, plan.revisions)
+        held.check()
+        tags = {
+            registry.STATE: READY,
+            registry.COMPLETE_THROUGH: schema.day_end(day).isoformat(),
+            registry.CUT_OVER_AT: _now().isoformat(),
+        }
+        places.registry.set_tags(version, tags)
+        places.registry.set_champion(version)
+    _log.info("cut_over", model_version=version, slot=slot, complete_through=tags[registry.COMPLETE_THROUGH])
+    return _cut_over_result(places.registry.get(version), "cut_over")
+
+
+def publish_features(places: Places, store: "FeatureStore", tables: dict[str, pa.Table], held: Held) -> int:
+    """Publish snapshot rows of users and items, read what was written back; returns the number of rows written."""
+    settings, total = places.cfg.embeddings, 0
+    for kind, table in tables.items():
+        view = OnlineView(store, _SNAPSHOT_VIEWS[kind])
+        written = publish(view, table, held, settings.write_batch_rows)
+        require_published(view, written, settings.write_batch_rows)
+        total += written.num_rows
+    return total
+
+
+def complete_day(version: ModelVersion) -> date:
+    """The last day all of whose changed entities are online for this version."""
+    return complete_through(version).date() - timedelta(days=1)
+
+
+def complete_through(version: ModelVersion) -> datetime:
+    """Exclusive end of `complete_day`, as tagged."""
+    return datetime.fromisoformat(version.tags[registry.COMPLETE_THROUGH])
+
+
+def _plan(places: Places, version: str, day: date) -> list[FillPlan]:
+    revisions = EventStore(places.storage).lineage(day)
+    shards = places.cfg.embeddings.num_shards
+    return [
+        FillPlan(kind, version, day, shards, revisions, tuple(active_entities(places.storage, kind, schema.day_end(day))))
+        for kind in places.cfg.task_kinds
+    ]
+
+
+def _idle_slot(champion: ModelVersion | None) -> str:
+    return next(slot for slot in schema.SLOTS if champion is None or slot != champion.tags[registry.SLOT])
+
+
+def _holders(store: Registry, slot: str, version: str) -> list[ModelVersion]:
+    """Versions other than `version` that have something in the slot."""
+    held = [found for found in store.find(registry.SLOT, slot) if found.tags.get(registry.STATE) in (FILLING, READY)]
+    return [found for found in held if found.version != version]
+
+
+def _refuse_before_dwell(cfg: Config, champion: ModelVersion | None) -> None:
+    if champion is None:
+        return
+    since = datetime.fromisoformat(champion.tags[registry.CUT_OVER_AT])
+    free_at = since + timedelta(seconds=cfg.embeddings.min_dwell_s)
+    if _now() < free_at:
+        raise BusyError(
+            f"busy: cut-over to version {champion.version} since {since:%Y-%m-%dT%H:%M:%SZ}; servers may read the other slot "
+            f"until {free_at:%H:%M:%SZ} (embeddings.min_dwell_s = {cfg.embeddings.min_dwell_s:g}); plan the fill after that"
+        )
+
+
+def _refuse_if_filling(cfg: Config, holders: list[ModelVersion]) -> None:
+    limit = timedelta(seconds=cfg.embeddings.fill_timeout_s)
+    for holder in holders:
+        if holder.tags[registry.STATE] != FILLING:
+            continue
+        seen = datetime.fromisoformat(holder.tags[registry.FILL_SEEN_AT])
+        if _now() < seen + limit:
+            raise BusyError(
+                f"busy: fill of version {holder.version} by {holder.tags[registry.FILLED_BY]} since {seen:%Y-%m-%dT%H:%M:%SZ}; "
+                f"wait for its cut-over, or until it has been silent for embeddings.fill_timeout_s = {limit.total_seconds():g}"
+            )
+
+
+def _refuse_if_behind(target: ModelVersion, day: date, champion: ModelVersion | None) -> None:
+    if champion is not None and complete_day(champion) > day:
+        raise StoreError(
+            f"version {target.version} is filled through {day}, but the champion {champion.version} is complete through "
+            f"{complete_day(champion)}, and readers would lose days; start again with plan-fill of version {target.version}"
+        )
+
+
+def _filling_tags(slot: str, day: date, run: str) -> dict[str, str | None]:
+    return {
+        registry.COMPLETE_THROUGH: None,
+        registry.CUT_OVER_AT: None,
+        registry.SLOT: slot,
+        registry.FILL_DAY: day.isoformat(),
+        registry.FILLED_BY: run,
+        registry.FILL_SEEN_AT: _now().isoformat(),
+        registry.STATE: FILLING,
+    }
+
+
+def _filling(version: ModelVersion, *, or_ready: bool = False) -> tuple[str, date]:
+    """Slot and as-of day of the version's fill. Raises StoreError if it is in another state."""
+    state = version.tags.get(registry.STATE)
+    if state != FILLING and not (or_ready and state == READY):
+        raise StoreError(f"version {version.version} must be filling, its state is {state}; run limaml plan-fill for it first")
+    return version.tags[registry.SLOT], date.fromisoformat(version.tags[registry.FILL_DAY])
+
+
+def _require_complete(places: Places, plan: FillPlan, view: OnlineView) -> None:
+    """Every planned entity is in a partition that passed its gate, and online exactly as it is there."""
+    as_of, inputs = schema.day_end(plan.day), {"plan": plan.digest}
+    found: set[str] = set()
+    for shard in range(plan.num_shards):
+        table = read_partition(places.storage, plan.shard(shard), as_of, inputs)
+        require_published(view, table, places.cfg.embeddings.write_batch_rows)
+        found.update(table[plan.kind.entity_column].to_pylist())
+    missing = sorted(set(plan.entities) - found)
+    if missing:
+        raise StoreError(
+            f"fill of version {plan.version} must hold its {len(plan.entities)} planned entities, {len(missing)} are missing, "
+            f"e.g. {missing[0]}; fill its shards again"
+        )
+
+
+def _cut_over_result(version: ModelVersion, status: str) -> dict[str, Any]:
+    names = {"slot": registry.SLOT, "complete_through": registry.COMPLETE_THROUGH}
+    return {"status": status, "version": version.version} | {key: version.tags[tag] for key, tag in names.items()}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
