@@ -309,8 +309,9 @@ class Config(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check the configuration at `path` (TOML, or a resolved one as JSON); `overrides` are `section.key=value` strings, values in TOML syntax.
+    """Read and check the configuration at `path` (TOML, or a resolved one as JSON).
 
+    `overrides` are `section.key=value` strings, values in TOML syntax.
     Raises ConfigError naming the key, the rule, the value and the file.
     """
     path = Path(path)

@@ -147,19 +147,21 @@ class EventStore:
                 return int(name.removeprefix("r")), f"{base}/{name}"
         return len(attempts) + 1, f"{base}/r{len(attempts) + 1:04d}"
 
-    def changed_entities(self, day: date, column: str) -> list[str]:
-        """Users or items whose rows differ between the current revision of `day` and the one before it, sorted.
+    def changed_entities(self, day: date, column: str, since: int | None = None) -> list[str]:
+        """Users or items whose rows of `day` differ between its current revision and `since`, sorted.
 
-        All of the day's entities if it has a single revision.
+        `since` is the revision before the current one if None; revision 0 is 'nothing known', so all of the day's entities.
         """
         current = self.read([day])
-        older = self._storage.list(f"events_superseded/{partition(day)}")
-        if not older:
+        manifest = self.manifest(day)
+        since = since if since is not None else (manifest.revision - 1 if manifest else 0)
+        if since < 1:
             return sorted(pc.unique(current[column]).to_pylist())
-        before = self._storage.read_table(f"events_superseded/{partition(day)}/{older[-1]}")
-        rows = {tuple(row.values()): row[column] for table in (before, current) for row in table.to_pylist()}
-        common = {tuple(row.values()) for row in before.to_pylist()} & {tuple(row.values()) for row in current.to_pylist()}
-        return sorted({entity for row, entity in rows.items() if row not in common})
+        if manifest and since == manifest.revision:
+            return []
+        before = self._storage.read_table(f"events_superseded/{partition(day)}/events-r{since:04d}.parquet")
+        old, new = ({tuple(row.values()): row[column] for row in table.to_pylist()} for table in (before, current))
+        return sorted({entity for row, entity in (old | new).items() if (row in old) != (row in new)})
 
 
 def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:

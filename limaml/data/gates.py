@@ -39,7 +39,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expectation:
     """One expectation before Great Expectations is imported: its class, what it is about, and its bounds."""
 
@@ -176,16 +176,13 @@ def _check_volume(
     strict: AbstractSet[date],
 ) -> dict[date, tuple[Finding, ...]]:
     """One line a day: rows, rows against the median of recent days, label rate; not judged where there is too little."""
-    lines = {day: _volume(table, recent_rows.get(day, ()), source) for day, table in deliveries.items()}
     findings: dict[date, tuple[Finding, ...]] = {}
     for critical in (True, False):
-        suite = _volume_suite(source, critical)
-
-        def validate(days: Sequence[date], suite: Sequence[Expectation] = suite) -> tuple[Finding, ...]:
-            columns = {name: pa.array([lines[day][name] for day in days], pa.float64()) for name in lines[days[0]]}
-            return _validate(pa.table(columns), suite)
-
-        findings |= _each([day for day in deliveries if (day in strict) is critical], validate)
+        days = [day for day in deliveries if (day in strict) is critical]
+        lines = [_volume(deliveries[day], recent_rows.get(day, ()), source) for day in days]
+        if lines:
+            table = pa.table({name: pa.array([line[name] for line in lines], pa.float64()) for name in lines[0]})
+            findings |= dict(zip(days, _validate_rows(table, _volume_suite(source, critical)), strict=True))
     return findings
 
 
@@ -310,10 +307,33 @@ def _validate(
     table: pa.Table, suite: Sequence[Expectation], derived: Mapping[str, pa.Array] | None = None
 ) -> tuple[Finding, ...]:
     """Run a suite on a table in memory; `derived` columns can be judged too, but are not part of what was delivered."""
+    derived = derived or {}
+    outcomes = _run(table, suite, derived, "SUMMARY")
+    return tuple(_finding(e, outcomes[e.type, e.column], set(derived)) for e in suite)
+
+
+def _validate_rows(table: pa.Table, suite: Sequence[Expectation]) -> list[tuple[Finding, ...]]:
+    """Run a suite of expectations about column values once, and say for every row what came of each."""
+    outcomes = _run(table, suite, {}, "COMPLETE")
+    unexpected = {e: set(outcomes[e.type, e.column].result["unexpected_index_list"] or ()) for e in suite}
+    return [
+        tuple(
+            Finding(e.name, e.critical, False, _rule(e), 0, (f"{table[e.column][row].as_py():g}",))
+            if row in unexpected[e]
+            else Finding(e.name, e.critical, True, _rule(e))
+            for e in suite
+        )
+        for row in range(table.num_rows)
+    ]
+
+
+def _run(
+    table: pa.Table, suite: Sequence[Expectation], derived: Mapping[str, pa.Array], result_format: str
+) -> dict[tuple[str, str], Any]:
+    """Great Expectations' outcome of each expectation, by (type, column)."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
-    derived = derived or {}
     expectations = []
     for expectation in suite:
         arguments = expectation.arguments | ({"column": expectation.column} if expectation.column else {})
@@ -323,9 +343,8 @@ def _validate(
     for name, values in derived.items():
         table = table.append_column(name, values)
     batch = _batch_definition().get_batch(batch_parameters={"dataframe": _to_pandas(table)})
-    outcome = batch.validate(gx.ExpectationSuite(name="gate", expectations=expectations), result_format="SUMMARY")
-    by_name = {(r.expectation_config.type, r.expectation_config.kwargs.get("column", "")): r for r in outcome.results}
-    return tuple(_finding(e, by_name[(e.type, e.column)], set(derived)) for e in suite)
+    outcome = batch.validate(gx.ExpectationSuite(name="gate", expectations=expectations), result_format=result_format)
+    return {(r.expectation_config.type, r.expectation_config.kwargs.get("column", "")): r for r in outcome.results}
 
 
 @functools.cache
@@ -349,9 +368,12 @@ def _finding(expectation: Expectation, outcome: Any, derived: AbstractSet[str]) 
             values = [value for value in values if value not in derived]
         texts = map(str, values if isinstance(values, list) else [values])
         examples = tuple(list(dict.fromkeys(texts))[:_EXAMPLES]) if values != "" else (_exception(outcome),)
-    rule = ", ".join(f"{name} {_text(value)}" for name, value in expectation.arguments.items()) or "no exception"
     count = int(result.get("unexpected_count", 0))
-    return Finding(expectation.name, expectation.critical, bool(outcome.success), rule, count, examples)
+    return Finding(expectation.name, expectation.critical, bool(outcome.success), _rule(expectation), count, examples)
+
+
+def _rule(expectation: Expectation) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in expectation.arguments.items()) or "no exception"
 
 
 def _exception(outcome: Any) -> str:

@@ -1,0 +1,152 @@
+"""Generated events with a known answer: what the best possible ranker scores is computed, not estimated.
+
+    logit P(label = 1) = b_i + SCALE * <u_t, v_i>
+
+u_t is the user's planted factor on day t, v_i the item's, b_i its popularity. With drift delta the factor moves from day to
+day as u_{t+1} = sqrt(1 - delta^2) u_t + delta * noise, so that it stays a standard normal vector. Profiles are drawn
+independently of the factors; an item's genre is the sign of its first factor, so content tells something about new items.
+Everything is a function of the settings, and a day can be made without making the others.
+"""
+
+from datetime import date, timedelta
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from limaml import schema
+from limaml.config import SourceConfig
+
+FIRST_DAY = date(2000, 1, 3)
+SCALE = 2.0
+"""Weight of the factors' product; popularity has weight 1, so most of what can be known is personal."""
+
+_ARRIVAL_SHARE = 0.75
+"""Users arrive evenly over this share of the days, so that the last days hold returning users only."""
+_SESSION_ROWS = 4
+_OCCUPATIONS = ("artist", "engineer", "student", "writer")
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class SyntheticSource:
+    """A users x items world seen for a number of days; half of a user's rows fall on the day of arrival."""
+
+    name = "synthetic"
+
+    def __init__(self, cfg: SourceConfig, shift: timedelta = timedelta(0)) -> None:
+        self._cfg = cfg
+        self._first = FIRST_DAY + shift
+
+    def moved(self, shift: timedelta) -> "SyntheticSource":
+        return SyntheticSource(self._cfg, self._first - FIRST_DAY + shift)
+
+    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+        rng = self._rng("profiles")
+        num_users, num_items = self._cfg.synthetic_users, self._cfg.synthetic_items
+        users = [
+            pa.array([f"u{n}" for n in range(num_users)]),
+            pa.array(rng.choice(schema.AGE_BANDS, num_users).tolist()),
+            pa.array(rng.choice(["F", "M"], num_users).tolist()),
+            pa.array(rng.choice(_OCCUPATIONS, num_users).tolist()),
+        ]
+        genres = [["sunny"] if factor > 0 else ["gloomy"] for factor in self._item_factors[:, 0]]
+        items = [
+            pa.array([f"i{n}" for n in range(num_items)]),
+            pa.array([f"Title {n}" for n in range(num_items)]),
+            pa.array(rng.integers(1950, 2000, num_items)),
+            pa.array(genres, pa.list_(pa.string())),
+        ]
+        return pa.Table.from_arrays(users, schema=schema.USERS.arrow), pa.Table.from_arrays(items, schema=schema.ITEMS.arrow)
+
+    def days(self) -> list[date]:
+        return [self._first + timedelta(days=n) for n in range(self._cfg.synthetic_days)]
+
+    def read_day(self, day: date) -> pa.Table | None:
+        number = (day - self._first).days
+        if not 0 <= number < self._cfg.synthetic_days:
+            return None
+        users, items, seconds = self._draws(number)
+        probability = self._probability(number, users, items)
+        label = self._rng("labels", number).random(users.size) < probability
+        midnight = int(schema.day_start(day).timestamp())
+        columns = [
+            pa.array([f"synthetic-{number}-{n}" for n in range(users.size)]),
+            pa.array([f"u{n}" for n in users]),
+            pa.array([f"i{n}" for n in items]),
+            pa.array((midnight + seconds) * 1_000_000, schema.TIMESTAMP),
+            pa.array(label.astype(np.int8)),
+        ]
+        return pa.Table.from_arrays(columns, schema=schema.EVENTS.arrow)
+
+    def true_probability(self, events: pa.Table) -> Floats:
+        """P(label = 1) of each event, in row order: no model can score these rows better than this does."""
+        day = events["timestamp"].cast(pa.int64()).to_numpy() // 86_400_000_000 - (self._first - date(1970, 1, 1)).days
+        users = np.array([int(text[1:]) for text in events["user_id"].to_pylist()])
+        items = np.array([int(text[1:]) for text in events["item_id"].to_pylist()])
+        probability = np.empty(events.num_rows)
+        for number in np.unique(day):
+            rows = day == number
+            probability[rows] = self._probability(int(number), users[rows], items[rows])
+        return probability
+
+    @cached_property
+    def _item_factors(self) -> Floats:
+        shape = self._cfg.synthetic_items, self._cfg.synthetic_factors
+        factors: Floats = self._rng("items").standard_normal(shape) / np.sqrt(self._cfg.synthetic_factors)
+        return factors
+
+    @cached_property
+    def _popularity(self) -> Floats:
+        return self._rng("popularity").standard_normal(self._cfg.synthetic_items)
+
+    @cached_property
+    def _user_factors(self) -> list[Floats]:
+        """Factors of all users on each day."""
+        drift = min(self._cfg.synthetic_drift, 1.0)
+        factors = [self._rng("users").standard_normal((self._cfg.synthetic_users, self._cfg.synthetic_factors))]
+        for number in range(1, self._cfg.synthetic_days):
+            noise = self._rng("drift", number).standard_normal(factors[0].shape)
+            factors.append(np.sqrt(1.0 - drift**2) * factors[-1] + drift * noise)
+        return factors
+
+    def _probability(self, number: int, users: Ints, items: Ints) -> Floats:
+        product = (self._user_factors[number][users] * self._item_factors[items]).sum(axis=1)
+        probability: Floats = 1.0 / (1.0 + np.exp(-(self._popularity[items] + SCALE * product)))
+        return probability
+
+    def _draws(self, number: int) -> tuple[Ints, Ints, Ints]:
+        """Users, items and seconds of the day's rows; two rows of a session share each second, as in recorded data."""
+        cfg = self._cfg
+        arrivals = np.arange(cfg.synthetic_users) * max(1, int(cfg.synthetic_days * _ARRIVAL_SHARE)) // cfg.synthetic_users
+        first_rows = (cfg.synthetic_rows_per_user + 1) // 2
+        remaining = np.maximum(cfg.synthetic_days - 1 - arrivals, 1)
+        returns = (cfg.synthetic_rows_per_user - first_rows) / _SESSION_ROWS / remaining
+        rng = self._rng("rows", number)
+        visits = (arrivals < number) & (rng.random(cfg.synthetic_users) < returns)
+        rows = np.where(arrivals == number, first_rows, np.where(visits, _SESSION_ROWS, 0))
+        users = np.repeat(np.arange(cfg.synthetic_users), rows)
+        start = np.repeat(rng.integers(0, 86_000, cfg.synthetic_users), rows)
+        within = np.arange(users.size) - np.repeat(np.cumsum(rows) - rows, rows)
+        seconds = np.minimum(start + within // 2, 86_399)
+        return users, rng.integers(0, cfg.synthetic_items, users.size), seconds
+
+    def _rng(self, purpose: str, number: int = 0) -> np.random.Generator:
+        """An own stream of random numbers a purpose and day."""
+        return np.random.default_rng([self._cfg.synthetic_seed, *purpose.encode(), number])
+
+
+def bayes_auc(probability: Floats) -> float:
+    """Expected AUC of the true probabilities used as scores, over labels drawn from them: the best that can be reached.
+
+    The chance that a random positive row is ranked above a random negative one, ties counted half:
+    sum over pairs of p_i (1 - p_j) [p_i > p_j], divided by sum over pairs of p_i (1 - p_j), for i != j.
+    """
+    p = np.sort(probability)
+    below = np.concatenate([[0.0], np.cumsum(1.0 - p)])  # negatives expected among the first n rows
+    low, high = np.searchsorted(p, p, side="left"), np.searchsorted(p, p, side="right")
+    ties = below[high] - below[low] - (1.0 - p)
+    wins = float(np.sum(p * (below[low] + 0.5 * ties)))
+    return wins / float(np.sum(p * (below[-1] - (1.0 - p))))
