@@ -46,6 +46,9 @@ class Champion:
 
     def __init__(self, cfg: Config, *, on_switch: Callable[[Loaded], None]) -> None:
         """`on_switch` is called in the polling thread after each change of version or slot."""
+        for kind in cfg.task_kinds:
+            if kind.entity_column != "user_id":
+                raise ConfigError(f"task_kinds: {kind.name} must hang on user_id to be served, got {kind.entity_column}")
         self.loaded: Loaded | None = None
         self._cfg = cfg
         self._on_switch = on_switch
