@@ -1,0 +1,49 @@
+"""One worker's gradient of one outer step: imported by test_step, and run as a process for each of two workers.
+
+Usage: gradient_of_worker.py RANK FOLDER, where FOLDER holds config.json and logged.parquet; writes FOLDER/RANK.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.tasks import TaskRows, build_batch, meta_batch
+from limaml.meta.engine import outer_loss
+from limaml.models.network import build_network
+from limaml.training.step import Workers, reduce_gradients
+
+
+def gradient(cfg: Config, logged: pa.Table, workers: Workers) -> tuple[list[str], list[float], float]:
+    """This worker's tasks, and the flat gradient and the loss of step 3 after the all-reduce."""
+    encoder = Encoder.fit(logged, cfg)
+    rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
+    network = build_network(cfg, encoder.dims, seed=1).double()
+    batch = build_batch(rows, meta_batch(rows, cfg, seed=0, step=3)[workers.rank :: workers.size]).to(dtype=torch.float64)
+    outer = outer_loss(network, batch, num_tasks=cfg.training.tasks_per_step)
+    outer.loss.backward()
+    loss = reduce_gradients(network, outer.loss.detach(), workers)
+    flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
+    return list(batch.entities), flat.tolist(), float(loss)
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        cfg = Config.model_validate(json.loads((folder / "config.json").read_text()))
+        found = gradient(cfg, pq.read_table(folder / "logged.parquet"), Workers.current())
+        (folder / f"{rank}.json").write_text(json.dumps(found))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
