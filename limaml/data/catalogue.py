@@ -73,7 +73,7 @@ def record(storage: Storage, kind: Kind, delivered: pa.Table, day: date) -> bool
         connection.register("delivered", delivered)
         connection.register("known", known)
         columns = ", ".join(kind.catalogue.names)
-        changed = connection.execute(
+        changed = connection.sql(
             f"SELECT {columns} FROM delivered EXCEPT SELECT {columns} FROM"  # noqa: S608  names come from the schema
             f" (SELECT * FROM known QUALIFY row_number() OVER (PARTITION BY {kind.key} ORDER BY day DESC) = 1)"
             f" ORDER BY {kind.key}"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,8 +186,14 @@ def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:
     frame = events.select(schema.EVENTS.names).rename_columns(
         ["event_timestamp" if name == "timestamp" else name for name in schema.EVENTS.names]
     )
-    job = store.get_historical_features(frame.to_pandas(), store.get_feature_service(schema.TRAINING_SERVICE))
-    joined = job.to_arrow()
+    service = store.get_feature_service(schema.TRAINING_SERVICE)
+    with warnings.catch_warnings():
+        # ibis 12 still calls duckdb's older name for to_arrow_table.
+        warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
+        try:
+            joined = store.get_historical_features(frame.to_pandas(), service).to_arrow()
+        finally:
+            _close_backend()
     joined = joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
     joined = joined.select(schema.LOGGED_EVENTS.names).cast(schema.LOGGED_EVENTS.arrow).sort_by(ORDER).combine_chunks()
     if not joined["event_id"].equals(events.sort_by(ORDER)["event_id"]):
@@ -196,3 +203,12 @@ def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:
             f"of {unique} events; look for snapshots with equal key and timestamp"
         )
     return joined
+
+
+def _close_backend() -> None:
+    """Close the process-wide duckdb connection that ibis opened for Feast: it would hold the join's tables until exit."""
+    import ibis
+
+    backend, ibis.options.default_backend = ibis.options.default_backend, None
+    if backend is not None:
+        backend.disconnect()

@@ -69,7 +69,7 @@ def latest(storage: Storage, kind: str, through: date, entities: Sequence[str] |
         if entities is not None:
             connection.register("wanted", pa.table({key: pa.array(entities, pa.string())}))
             semi_join = f"SEMI JOIN wanted USING ({key})"
-        rows = connection.execute(
+        rows = connection.sql(
             f"SELECT * FROM snapshots {semi_join} QUALIFY row_number() OVER"  # noqa: S608  names come from the schema
             f" (PARTITION BY {key} ORDER BY event_timestamp DESC) = 1 ORDER BY {key}"
         ).to_arrow_table()
@@ -107,7 +107,7 @@ def _compute(storage: Storage, cfg: Config, kind: Kind, first: date, through: da
     with duckdb.connect() as connection:
         connection.register("events", events)
         connection.register("history", catalogue.history(storage, kind))
-        rows = connection.execute(query, values).to_arrow_table()
+        rows = connection.sql(query, params=values).to_arrow_table()
     micros = rows["event_timestamp"].cast(schema.TIMESTAMP)
     rows = rows.set_column(rows.schema.get_field_index("event_timestamp"), "event_timestamp", micros)
     return rows.select(kind.features.names).cast(kind.features.arrow).combine_chunks()
