@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "OTEL_SDK_DISABLED": "true",
     "BENTOML_DO_NOT_TRACK": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Holds the metrics of all workers; BentoML empties it at start, so two servers must not share it.
     "BENTOML_HOME": ".run/bentoml",
 }

@@ -262,10 +262,10 @@ def test_the_openapi_page_gives_limits_and_ranges(server, blue):
     assert (hour["minimum"], hour["maximum"]) == (0, 23)
 
 
-def test_it_listens_on_loopback_only(world, server, blue):
+def test_it_listens_on_loopback_only(server, blue):
     import psutil
 
     inside = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     listening = [c.laddr for process in inside for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert world.cfg.serving.port in [address.port for address in listening]
+    assert server.port in [address.port for address in listening]
     assert {address.ip for address in listening} == {"127.0.0.1"}

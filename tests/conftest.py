@@ -1,0 +1,129 @@
+"""What tests of several folders share: the real ranking service in a process of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Its start takes about ten seconds on an idle machine, most of it imports.
+DEADLINE_S = 120.0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what, deadline_s=DEADLINE_S):
+    """Poll until `condition()` is true; what it returned is returned."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {deadline_s} s")
+
+
+class Server:
+    """The real service on a free port, and a client for it."""
+
+    def __init__(self, cfg, folder):
+        self.port = free_port()
+        cfg = cfg.model_copy(update={"serving": cfg.serving.model_copy(update={"port": self.port})})
+        self.config_path = folder / "config.json"
+        self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
+        self.log_path = folder / "server.log"
+        environment = {**os.environ, "BENTOML_HOME": str(folder / "bentoml"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "serving.run", "--config", str(self.config_path)]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0)
+
+    def wait_until(self, path, status):
+        """Wait for an answer of `status` on `path`; fails at once, with the log, when the server has died."""
+
+        def answered():
+            if self.process.poll() is not None:
+                raise AssertionError(f"server ended with {self.process.returncode}:\n{self.log_path.read_text()[-4000:]}")
+            try:
+                return self.client.get(path).status_code == status
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_for(answered, f"{path} {status}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log_path.read_text()[-4000:]}") from None
+
+    def rank(self, user="much", items=("i1", "i2", "i3"), **more):
+        """POST /rank with hour 12 unless told otherwise; returns the response."""
+        body = {"user_id": user, "item_ids": list(items), "context": {"hour": 12}} | more
+        return self.client.post("/rank", json=body)
+
+    def ranked(self, *arguments, **more):
+        response = self.rank(*arguments, **more)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def ranked_when(self, condition, *arguments, **more):
+        """The first answer that fulfils `condition`."""
+        found = []
+
+        def fulfilled():
+            found.append(self.ranked(*arguments, **more))
+            return condition(found[-1])
+
+        wait_for(fulfilled, f"an answer that fulfils the condition (last: {found[-1:]})")
+        return found[-1]
+
+    def metric(self, name, **labels):
+        """Value of one sample on /metrics, None if there is none."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return sample.value
+        return None
+
+    def wait_for_log(self, *texts):
+        """Wait for a log line that holds all of `texts`."""
+
+        def logged():
+            return any(all(text in line for text in texts) for line in self.log_path.read_text().splitlines())
+
+        wait_for(logged, f"a log line with {texts}")
+
+    def stop(self):
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    """`start_server(cfg, folder)` starts a server that ends with the module; it chooses the port."""
+    started = []
+
+    def start(cfg, folder):
+        started.append(Server(cfg, folder))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
