@@ -1,7 +1,8 @@
-"""What tests of several folders share: the real ranking service in a process of its own."""
+"""What tests of several folders share: the real ranking service, and a Redis server, in processes of their own."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,3 +128,31 @@ def start_server():
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """`host:port` of a Redis server of our own, empty and without files; for tests marked `services`."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.fail("redis-server must be installed for this test: apt-get install redis-server")
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def answers():
+        if process.poll() is not None:
+            raise AssertionError(f"redis-server ended with {process.returncode}")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16) == b"+PONG\r\n"
+        except ConnectionRefusedError:
+            return False
+
+    try:
+        wait_for(answers, "redis-server's PONG", deadline_s=20.0)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)

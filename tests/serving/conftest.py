@@ -50,7 +50,12 @@ ITEM_FEATURES = {
 class World:
     """Stores on disk as ingestion, publishing and cut-over would leave them."""
 
-    def __init__(self, folder):
+    items = ITEMS
+    user_features = USER_FEATURES
+    item_features = ITEM_FEATURES
+
+    def __init__(self, folder, redis=None):
+        """`redis`: host:port of an online store to use instead of SQLite."""
         self.folder = folder
         self.cfg = Config.model_validate(
             {
@@ -65,15 +70,14 @@ class World:
                 "feast": {
                     "repo_path": str(ROOT / "feature_repo"),
                     "registry": str(folder / "feast" / "registry.db"),
-                    "online_connection": str(folder / "feast" / "online.db"),
+                    "online_store": "redis" if redis else "sqlite",
+                    "online_connection": redis or str(folder / "feast" / "online.db"),
                 },
                 "embeddings": {"lease_url": f"sqlite:///{folder}/lease.db"},
                 "serving": {"poll_interval_s": 0.1, "max_candidates": 5, "store_timeout_s": 2.0},
             }
         )
         self.registry = registry.Registry(self.cfg.registry)
-        # Created here: the server and the tests would otherwise both find no database and create its tables.
-        assert self.registry.champion() is None
         self.networks = {}
         self.encoder = Encoder.fit(logged_rows(), self.cfg)
 
@@ -176,9 +180,17 @@ def logged_rows():
     return pa.Table.from_pylist(rows, schema.LOGGED_EVENTS.arrow)
 
 
+@pytest.fixture(scope="session")
+def make_world():
+    return World
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+    world = World(tmp_path_factory.mktemp("world"))
+    # Creates the registry's tables, which the server would otherwise do at the same time.
+    assert world.registry.champion() is None
+    return world
 
 
 @pytest.fixture(scope="module")
