@@ -110,8 +110,6 @@ def _run(name: str, body: Body, config: Path, overrides: list[str], result: Path
     signal.signal(signal.SIGTERM, _on_term)
     os.environ["TZ"] = "UTC"
     time.tzset()
-    # The feature repository is read by Feast's own loader, which passes no arguments.
-    os.environ["LIMAML_CONFIG"] = str(config.absolute())
     from limaml import telemetry
     from limaml.config import load
 
@@ -184,8 +182,7 @@ def apply(cfg: "Config") -> dict[str, Any]:
     """Register the feature repository's entities, views and services with Feast."""
     from limaml.data.feature_store import apply
 
-    apply(cfg)
-    return {}
+    return apply(cfg)
 
 
 @verb(DAG_TASKS)

@@ -1,5 +1,10 @@
-"""What tests of several folders share: the real ranking service, and a Redis server, in processes of their own."""
+"""What tests of several folders share: their environment, and the real ranking service and a Redis server as processes.
 
+The environment is set before any package that reads it is imported, and inherited by every process that a test starts: UTC,
+nothing calls home, and a home of its own for packages that keep something there.
+"""
+
+import atexit
 import json
 import os
 import shutil
@@ -7,11 +12,32 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+
+_HOME = tempfile.mkdtemp(prefix="limaml-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "BENTOML", "FEAST", "LIMAML", "MLFLOW", "RAY"))]:
+    del os.environ[_name]
+os.environ.update(
+    {
+        "HOME": _HOME,
+        "TZ": "UTC",
+        "AIRFLOW_HOME": f"{_HOME}/airflow",
+        "BENTOML_HOME": f"{_HOME}/bentoml",
+        "MPLCONFIGDIR": f"{_HOME}/matplotlib",
+        "GX_ANALYTICS_ENABLED": "False",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "OTEL_SDK_DISABLED": "true",
+    }
+)
+time.tzset()
 
 ROOT = Path(__file__).parents[1]
 # Its start takes about ten seconds on an idle machine, most of it imports.
@@ -48,7 +74,7 @@ class Server:
         command = [sys.executable, "-m", "serving.run", "--config", str(self.config_path)]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0, trust_env=False)
 
     def wait_until(self, path, status):
         """Wait for an answer of `status` on `path`; fails at once, with the log, when the server has died."""

@@ -7,6 +7,7 @@ started, whatever happened in between.
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ class Stack:
 
     def running(self, name: str) -> bool:
         return any(one.name == name and processes.is_alive(one) for one in self.processes)
+
+    def whole(self) -> bool:
+        return all(processes.is_alive(one) for one in self.processes)
 
     def check_alive(self) -> None:
         """Raises LimamlError with the end of its log if a process of the stack has ended."""
@@ -181,10 +185,9 @@ def start_mlflow(stack: Stack, cfg: Config) -> None:
     stack.start("mlflow", [sys.executable, "-m", "mlflow", "server", *(part for pair in arguments.items() for part in pair)])
 
 
-def start_service(stack: Stack, cfg: Config) -> None:
+def start_service(stack: Stack) -> None:
     """The BentoML service (not waited for)."""
-    where = ["--host", cfg.serving.host, "--port", str(cfg.serving.port)]
-    stack.start("service", [sys.executable, "-m", "bentoml", "serve", "serving.service:Ranking", *where])
+    stack.start("service", [sys.executable, "-m", "serving.run", "--config", stack.environment["LIMAML_CONFIG"]])
 
 
 def secret_file(path: Path, make: Callable[[], str]) -> str:
@@ -202,8 +205,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _is_free(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

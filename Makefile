@@ -1,0 +1,48 @@
+# Everything is installed in .venv and nowhere else; CI runs these same targets.
+CONFIG ?= configs/movielens.toml
+ARGS ?=
+PYTHON := $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+export TZ := UTC
+# pip installs without compiling, so a caller's wish to write no bytecode would compile everything at every start.
+export PYTHONDONTWRITEBYTECODE :=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export GX_ANALYTICS_ENABLED := False
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := help
+.PHONY: help run stop test test-services check
+
+help:  ## This list
+	@echo "LiMAML in production. Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo "Another configuration: make run CONFIG=configs/production.toml; one setting: make run ARGS='--set local.airflow_port=8081'"
+
+run: .venv/installed  ## Set up, start Airflow, MLflow and the service, train, take in seven days, show the result
+	$(BIN)/limaml up --config $(CONFIG) $(ARGS)
+
+stop:  ## End exactly what `make run` started
+	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
+
+test: check  ## Lint, types, import rules, and every test that needs pip only
+	$(BIN)/python -m pytest -m "not services"
+
+test-services: .venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command)
+	$(BIN)/python -m pytest -m services
+
+check: .venv/installed  ## Lint, format, types and import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The locks are complete, so pip need not resolve; what is never imported need not be compiled.
+.venv/installed: requirements.lock requirements-data.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, found %d.%d" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --progress-bar off -r requirements.lock -r requirements-data.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,95 @@
+"""Ask the running service to rank candidates for three users, and show what came back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from limaml.config import Config
+from limaml.data import catalogue
+from limaml.data.events import EventStore
+from limaml.data.storage import Storage
+from limaml.errors import LimamlError
+
+CANDIDATES = 100
+SHOWN = 5
+NEVER_SEEN = "nobody-yet"
+
+
+@dataclass(frozen=True)
+class DemoUser:
+    """Who is asked for: `rows` events known of them, and candidates they have not rated."""
+
+    user_id: str
+    description: str
+    rows: int
+    candidates: tuple[str, ...]
+
+
+def choose_users(cfg: Config) -> list[DemoUser]:
+    """One user with much history, the one with the fewest rows, one never seen; ties go to the smaller id."""
+    storage = Storage(cfg.storage.root)
+    store = EventStore(storage)
+    events = store.read(store.days())
+    by_user = _counts(events, "user_id")
+    users = [
+        (by_user[0], "much history"),
+        (by_user[-1], "fewest rows"),
+        ((NEVER_SEEN, 0), "never seen"),
+    ]
+    return [DemoUser(user, what, rows, _candidates(storage, events, user)) for (user, rows), what in users]
+
+
+def ask(url: str, user: DemoUser) -> dict[str, Any]:
+    """The service's answer. Raises LimamlError with its refusal."""
+    request = {"user_id": user.user_id, "item_ids": list(user.candidates), "context": {"hour": 20}}
+    response = httpx.post(f"{url}/rank", json=request, timeout=30.0, trust_env=False)
+    if not response.is_success:
+        raise LimamlError(f"the service refused to rank for user {user.user_id!r}: {response.status_code} {response.text[:500]}")
+    return dict(response.json())
+
+
+def show(console: Console, cfg: Config, url: str) -> None:
+    """Print the first items of all three rankings, with the age of the embedding used or why there was none."""
+    items = catalogue.read(Storage(cfg.storage.root), "item")
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    for user in choose_users(cfg):
+        answer = ask(url, user)
+        used = answer["embeddings"][cfg.task_kind.name]
+        age = "no embedding" if used["age_s"] is None else f"embedding {_duration(used['age_s'])} behind"
+        why = f"; fallback to the prior: {used['fallback']}" if used["fallback"] else ""
+        table = Table(
+            title=f"user {user.user_id} ({user.description}, {user.rows} rows): model {answer['model_version']}, {age}{why}",
+            title_justify="left",
+            show_edge=False,
+        )
+        table.add_column("score", justify="right")
+        table.add_column(f"first {SHOWN} of {len(user.candidates)}")
+        for item in answer["items"][:SHOWN]:
+            table.add_row(f"{item['score']:.3f}", str(titles[item["item_id"]]))
+        console.print(table)
+        console.print()
+
+
+def _counts(events: pa.Table, column: str) -> list[tuple[str, int]]:
+    counted = events.group_by(column).aggregate([(column, "count")])
+    pairs = zip(counted[column].to_pylist(), counted[f"{column}_count"].to_pylist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _candidates(storage: Storage, events: pa.Table, user: str) -> tuple[str, ...]:
+    """The most rated items that the user has not rated; all others of the catalogue where those are too few."""
+    rated = set(events.filter(pa.compute.equal(events["user_id"], user))["item_id"].to_pylist())
+    popular = [item for item, _ in _counts(events, "item_id")]
+    others = catalogue.read(storage, "item")["item_id"].to_pylist()
+    unrated = dict.fromkeys(item for item in [*popular, *others] if item not in rated)
+    return tuple(unrated)[:CANDIDATES]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,163 @@
+"""`make run`: start the stack, drive both DAGs, start the service, ask it, and say where everything is."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from limaml.config import Config
+from limaml.errors import LimamlError
+from limaml.local import demo, stack
+from limaml.local.airflow_api import AirflowApi
+from limaml.local.follow import Display, Timing, follow
+from limaml.local.quality import print_quality
+from limaml.local.stack import Stack
+from limaml.local.status import Status, read_status
+
+TRAIN, DAILY = "limaml_train", "limaml_daily"
+ADMIN = "admin"
+
+
+class Steps:
+    """Seconds per step, for the table at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.console.print(f"[bold]{name}[/bold]", highlight=False)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+    def print(self) -> None:
+        table = Table(title="Seconds per step", title_justify="left", show_edge=False)
+        table.add_column("step")
+        table.add_column("s", justify="right")
+        for name, seconds in self.seconds.items():
+            table.add_row(name, f"{seconds:.1f}")
+        table.add_row("all", f"{sum(self.seconds.values()):.1f}")
+        self.console.print(table)
+
+
+def up(cfg: Config, today: date, console: Console) -> Status:
+    """Everything from nothing, or what is missing of it; leaves the stack running and returns where it stands.
+
+    Raises LimamlError with the failing task's own error, or with the reasons if a first candidate is refused.
+    """
+    with stack.exclusive(cfg):
+        steps = Steps(console)
+        with steps.step("Airflow and MLflow"):
+            running = _ready_stack(cfg)
+        api = AirflowApi(running.urls["airflow"], ADMIN, running.password)
+        try:
+            _train(cfg, today, api, running, steps)
+            _take_in_days(cfg, today, api, running, steps)
+        finally:
+            api.close()
+        status = read_status(cfg, today)
+        with steps.step("service"):
+            _ready_service(cfg, running, status)
+        with steps.step("three users"):
+            demo.show(console, cfg, running.urls["service"])
+        print_quality(cfg, str(status.champion), console)
+        steps.print()
+        _say_where(running, console)
+        return status
+
+
+def _ready_stack(cfg: Config) -> Stack:
+    """The running stack if it is whole and has this configuration; else a new one, after the end of what is left of it."""
+    root = Path(cfg.local.run_root).absolute()
+    config_path = root / "config.json"
+    text = cfg.model_dump_json(indent=1)
+    running = stack.load_stack(cfg, config_path)
+    if running is not None and running.whole() and config_path.read_text() == text:
+        return running
+    stack.stop(cfg)
+    running = stack.new_stack(cfg, config_path)
+    config_path.write_text(text)
+    stack.start_mlflow(running, cfg)
+    stack.start_airflow(running)
+    api = AirflowApi(running.urls["airflow"], ADMIN, running.password)
+    try:
+        stack.wait_until(api.healthy, "Airflow", running, cfg.local.ready_timeout_s)
+        for dag_id in (TRAIN, DAILY):
+            stack.wait_until(lambda dag_id=dag_id: api.has_dag(dag_id), f"DAG {dag_id}", running, cfg.local.ready_timeout_s)
+    finally:
+        api.close()
+    return running
+
+
+def _train(cfg: Config, today: date, api: AirflowApi, running: Stack, steps: Steps) -> None:
+    status = read_status(cfg, today)
+    if status.current:
+        steps.console.print(
+            f"Nothing to train: model {status.champion} serves, trained through {status.through} on the same data, "
+            "configuration and code."
+        )
+        return
+    timing = _run_dag(api, running, steps, TRAIN, {"through": status.through.isoformat()})
+    if not timing.skipped:
+        return
+    reasons = "; ".join(timing.skipped.values())
+    if status.champion is None:
+        raise LimamlError(f"the first candidate was not promoted, so nothing can serve: {reasons}")
+    steps.console.print(f"The candidate was not promoted, model {status.champion} stays: {reasons}")
+
+
+def _take_in_days(cfg: Config, today: date, api: AirflowApi, running: Stack, steps: Steps) -> None:
+    status = read_status(cfg, today)
+    if not status.pending:
+        steps.console.print(f"Nothing to publish: all days through {status.last_day} are online.")
+    for day in status.pending:
+        _run_dag(api, running, steps, DAILY, {"day": day.isoformat()})
+
+
+def _run_dag(api: AirflowApi, running: Stack, steps: Steps, dag_id: str, conf: dict[str, str]) -> Timing:
+    """One run, followed to its end. The DAG is switched on for that long only: its schedule is the user's decision."""
+    with steps.step(f"{dag_id} {' '.join(conf.values())}"):
+        api.set_paused(dag_id, False)
+        try:
+            run_id = api.trigger(dag_id, dict(conf))
+            with Display(steps.console) as display:
+                timing = follow(api, dag_id, run_id, display, running.check_alive)
+        finally:
+            api.set_paused(dag_id, True)
+    return timing
+
+
+def _ready_service(cfg: Config, running: Stack, status: Status) -> None:
+    """Start the service unless it runs; wait until it answers with the champion."""
+    if not running.running("service"):
+        stack.start_service(running)
+    url = running.urls["service"]
+    stack.wait_until(lambda: stack.answers(f"{url}/readyz"), "the service", running, cfg.local.ready_timeout_s)
+    asked = demo.choose_users(cfg)[-1]
+    stack.wait_until(
+        lambda: demo.ask(url, asked)["model_version"] == status.champion,
+        f"the service with model {status.champion}",
+        running,
+        cfg.local.ready_timeout_s,
+    )
+
+
+def _say_where(running: Stack, console: Console) -> None:
+    urls = running.urls
+    table = Table(title="Everything is running; `make stop` ends it", title_justify="left", show_header=False, show_edge=False)
+    for name, where in (
+        ("Airflow", f"{urls['airflow']}  user {ADMIN}  password {running.password}"),
+        ("MLflow", urls["mlflow"]),
+        ("service", f"{urls['service']}/rank"),
+        ("OpenAPI page", urls["service"]),
+        ("metrics", f"{urls['service']}/metrics"),
+        ("state and logs", str(running.root)),
+    ):
+        table.add_row(name, where)
+    console.print(table)

@@ -1,0 +1,53 @@
+"""How far this installation is: which model serves, whether it is the one that would be trained now, which days are pending."""
+
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from limaml.config import Config
+from limaml.data.sources import open_source
+from limaml.errors import DataError
+
+
+@dataclass(frozen=True)
+class Status:
+    """`through` is the last day of training; `pending` the days after it that are not online yet, in order."""
+
+    champion: str | None
+    current: bool
+    """Whether the champion was trained on the same data up to `through`, configuration and code."""
+    through: date
+    last_day: date
+    complete_through: datetime | None
+    pending: tuple[date, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "through": self.through.isoformat(),
+            "last_day": self.last_day.isoformat(),
+            "complete_through": self.complete_through and self.complete_through.isoformat(),
+            "pending": [day.isoformat() for day in self.pending],
+        }
+
+
+def read_status(cfg: Config, today: date) -> Status:
+    """Raises DataError if the source is too short to keep `local.daily_days` days aside."""
+    from limaml.registry import COMPLETE_THROUGH, FINGERPRINT, Registry
+    from limaml.training.candidate import fingerprint
+
+    days = open_source(cfg, today).days()
+    last_day = days[-1]
+    through = last_day - timedelta(days=cfg.local.daily_days)
+    if through <= days[0]:
+        raise DataError(
+            f"source must span more than local.daily_days + 1 ({cfg.local.daily_days + 1}) days, got {len(days)} "
+            f"({days[0]} to {last_day}); lower local.daily_days"
+        )
+    champion = Registry(cfg.registry).champion()
+    tags = champion.tags if champion else {}
+    complete = datetime.fromisoformat(tags[COMPLETE_THROUGH]) if COMPLETE_THROUGH in tags else None
+    first_pending = through + timedelta(days=1) if complete is None else complete.date()
+    pending = tuple(first_pending + timedelta(days=n) for n in range((last_day - first_pending).days + 1))
+    current = champion is not None and tags.get(FINGERPRINT) == fingerprint(cfg, through)
+    return Status(champion.version if champion else None, current, through, last_day, complete, pending)
