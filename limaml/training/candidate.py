@@ -1,0 +1,201 @@
+"""From logged rows to a candidate: a folder that `evaluate` judges and the registry takes.
+
+candidate.json   fingerprint, MLflow run, split; written last, so that a folder that has it is complete
+history.json     training curves of both fits
+bundle/          the model version (limaml.models.bundle), with twin and refit
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from limaml import telemetry
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.events import EventStore
+from limaml.data.splits import Split, arrival_split
+from limaml.data.storage import Storage
+from limaml.errors import DataError, LimamlError, NothingToDo
+from limaml.models import bundle as bundles
+from limaml.models.network import build_network
+from limaml.registry import FINGERPRINT, Registry
+from limaml.training.checkpoint import TrainState, Weights
+from limaml.training.prepare import fit_encoders, read_history
+from limaml.training.ray_entry import train_on_ray
+
+BUNDLE = "bundle"
+# Settings and code that shape the model or its judgement; a change elsewhere does not call for training again.
+_SECTIONS = ("features", "task_kinds", "model", "meta", "training", "evaluation", "promotion")
+_CODE = ("config.py", "schema.py", "metrics.py", "data", "models", "meta", "training", "evaluation")
+
+_log = telemetry.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What candidate.json says."""
+
+    fingerprint: str
+    run_id: str
+    through: str
+    best_step: int
+    validation_auc: float
+    seconds: float
+
+
+def fingerprint(cfg: Config, through: date) -> str:
+    """SHA-256 (hex) of data, configuration and code: equal fingerprints would train the same model."""
+    days = {m.day.isoformat(): m.sha256 for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
+    parts = {
+        "through": through.isoformat(),
+        "days": {day: content for day, content in sorted(days.items()) if day <= through.isoformat()},
+        "config": cfg.fingerprint(*_SECTIONS),
+        "code": code_revision(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def code_revision() -> str:
+    """SHA-256 (hex) of the sources that shape a model; an installed package has no other revision to tell."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for part in _CODE:
+        for path in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def default_folder(cfg: Config, through: date, mark: str) -> Path:
+    return Path(cfg.local.run_root) / "candidates" / f"{through}-{mark[:12]}"
+
+
+def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None) -> dict[str, Any]:
+    """Train twin and refit on the logged rows up to `through` and leave a candidate folder; returns the verb's result.
+
+    A complete folder of the same fingerprint is returned as it is. Raises NothingToDo if the champion was trained on the
+    same data, configuration and code; TrainingError as the loop does.
+    """
+    mark = fingerprint(cfg, through)
+    registry = Registry(cfg.registry)
+    champion = registry.champion()
+    if champion is not None and champion.tags.get(FINGERPRINT) == mark:
+        raise NothingToDo(f"champion version {champion.version} was trained on the same data, configuration and code")
+    folder = Path(out_dir) if out_dir is not None else default_folder(cfg, through, mark)
+    if (found := _complete(folder)) is not None and found.fingerprint == mark:
+        return _result(folder, found)
+    started = time.monotonic()
+    logged = read_history(cfg, through)
+    split = arrival_split(logged, cfg.evaluation)
+    encoders = fit_encoders(cfg, logged, split)
+    run_id = registry.start_run(f"train-{through}", _flat(cfg), {FINGERPRINT: mark, "limaml.through": through.isoformat()})
+    try:
+        state = train_on_ray(cfg, through, *encoders, name=f"train-{mark[:16]}")
+        assert state.twin_progress is not None
+        found = Candidate(
+            fingerprint=mark,
+            run_id=run_id,
+            through=through.isoformat(),
+            best_step=state.twin_progress.best_step,
+            validation_auc=float(state.twin_progress.best_value or "nan"),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        save_candidate(cfg, folder, state, encoders, lineage_of(cfg, through, mark, split), found)
+    except LimamlError:
+        registry.end_run(run_id, failed=True)
+        raise
+    registry.log_history(run_id, _mlflow_history(state))
+    registry.end_run(run_id)
+    _log.info("candidate_trained", folder=str(folder), **asdict(found))
+    return _result(folder, found)
+
+
+def read_candidate(folder: str | Path) -> Candidate:
+    """Raises DataError if the folder holds no complete candidate."""
+    found = _complete(Path(folder))
+    if found is None:
+        raise DataError(f"candidate {folder} must hold candidate.json, which train writes last; run `limaml train` again")
+    return found
+
+
+def read_training_history(folder: str | Path) -> dict[str, list[dict[str, float]]]:
+    """Curves by phase: `twin` and `refit`."""
+    history: dict[str, list[dict[str, float]]] = json.loads((Path(folder) / "history.json").read_text())
+    return history
+
+
+def _complete(folder: Path) -> Candidate | None:
+    try:
+        return Candidate(**json.loads((folder / "candidate.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _result(folder: Path, found: Candidate) -> dict[str, Any]:
+    return {"candidate": str(folder.absolute()), **asdict(found)}
+
+
+def lineage_of(cfg: Config, through: date, mark: str, split: Split) -> dict[str, Any]:
+    """What the bundle's manifest says about where it comes from."""
+    return {
+        "through": through.isoformat(),
+        "days": EventStore(Storage(cfg.storage.root)).lineage(through),
+        "code_revision": code_revision(),
+        "fingerprint": mark,
+        # What the twin has seen ends here, fitted (train) and chosen on (validation).
+        "train_end": _iso(split.train_end_us),
+        "validation_end": _iso(split.validation_end_us),
+        "users": {
+            "train": len(split.train_users),
+            "validation": len(split.validation_users),
+            "test": len(split.test_users),
+        },
+    }
+
+
+def save_candidate(
+    cfg: Config, folder: Path, state: TrainState, encoders: tuple[Encoder, Encoder], lineage: dict[str, Any], found: Candidate
+) -> None:
+    """Write the candidate's folder; `candidate.json` comes last."""
+    assert state.twin_progress is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "candidate.json").unlink(missing_ok=True)
+    twin, refit = (_model(cfg, w, e) for w, e in zip((state.twin, state.network), encoders, strict=True))
+    training = {"best_step": found.best_step, "validation_auc": found.validation_auc}
+    bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage), folder / BUNDLE)
+    history = {"twin": state.twin_progress.history, "refit": state.progress.history}
+    (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+    temporary = folder / ".candidate.json"
+    temporary.write_text(json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, folder / "candidate.json")
+
+
+def _model(cfg: Config, weights: Weights, encoder: Encoder) -> bundles.Model:
+    network = build_network(cfg, encoder.dims)
+    network.load_state_dict(weights)
+    return bundles.Model(network.eval(), encoder)
+
+
+def _mlflow_history(state: TrainState) -> list[tuple[int, dict[str, float]]]:
+    entries = []
+    for phase, progress in (("twin", state.twin_progress), ("refit", state.progress)):
+        for entry in progress.history if progress else []:
+            entries.append((int(entry["step"]), {f"{phase}_{key}": value for key, value in entry.items() if key != "step"}))
+    return entries
+
+
+def _flat(cfg: Config) -> dict[str, object]:
+    """Settings as MLflow parameters, `section.key`."""
+    return {
+        f"{section}.{key}": value
+        for section, values in cfg.model_dump(mode="json", include=set(_SECTIONS)).items()
+        for key, value in (values.items() if isinstance(values, dict) else enumerate(values))
+    }
+
+
+def _iso(instant_us: int) -> str:
+    return datetime.fromtimestamp(instant_us / 1e6, UTC).isoformat()

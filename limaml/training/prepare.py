@@ -1,0 +1,41 @@
+"""From logged rows to what both fits read: split, encoders, encoded rows."""
+
+from datetime import date
+
+import pyarrow as pa
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.logged import read_logged
+from limaml.data.splits import Split, arrival_split
+from limaml.data.storage import Storage
+from limaml.data.tasks import TaskRows
+from limaml.errors import DataError
+from limaml.training.loop import TrainingData
+from limaml.training.validation import Validator
+
+
+def read_history(cfg: Config, through: date) -> pa.Table:
+    """All logged rows up to `through` (inclusive). Raises DataError if there are none."""
+    logged = read_logged(Storage(cfg.storage.root), through=through)
+    if not logged.num_rows:
+        raise DataError(f"training through {through} needs logged rows, there are none in {cfg.storage.root}; ingest first")
+    return logged
+
+
+def fit_encoders(cfg: Config, logged: pa.Table, split: Split) -> tuple[Encoder, Encoder]:
+    """The twin's encoder, from the split's training rows alone, and the refit's, from all rows."""
+    return Encoder.fit(split.train_rows(logged), cfg), Encoder.fit(logged, cfg)
+
+
+def load_training_data(cfg: Config, through: date, twin: Encoder, refit: Encoder) -> TrainingData:
+    """Read and encode the rows of both fits, and the validation users' rows as the twin sees them."""
+    logged = read_history(cfg, through)
+    split = arrival_split(logged, cfg.evaluation)
+    return TrainingData(
+        twin_rows=TaskRows.from_logged(split.train_rows(logged), twin, cfg.task_kind),
+        twin_dims=twin.dims,
+        validator=Validator(TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind), cfg),
+        refit_rows=TaskRows.from_logged(logged, refit, cfg.task_kind),
+        refit_dims=refit.dims,
+    )

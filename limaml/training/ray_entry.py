@@ -1,0 +1,180 @@
+"""Run both fits on Ray Train: the only file that knows Ray.
+
+Without RAY_ADDRESS a Ray of our own is started on this machine, on loopback, without dashboard, and ended with the run, so that
+its ports exist only while training runs. With RAY_ADDRESS that cluster is used and left as it is.
+
+A run is named by what it trains: started again after a crash, it goes on from its last checkpoint; once it is done its folder
+is removed. A worker that dies is restarted from there too, `training.max_failures` times.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.errors import TrainingError
+from limaml.training.checkpoint import TrainState, load_state, save_state
+
+# <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
+_SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
+_MAX_SOCKET_BYTES = 107
+
+
+def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, name: str) -> TrainState:
+    """Train on the logged rows up to `through` and return the final state; `name` identifies what is trained.
+
+    Raises TrainingError for a loss that is not finite, and for workers that failed more often than configured.
+    """
+    # Train polls its workers every 2 s otherwise, which every checkpoint and the end would wait for.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    # One process less to start: it watches for cloud nodes about to be reclaimed, which only a named cluster has.
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Relative paths in the configuration are meant from our working directory, not from the run's.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    with _cluster(cfg):
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        storage = cfg.training.storage_path
+        storage = storage if "://" in storage else os.path.abspath(storage)
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": _with_absolute_paths(cfg).model_dump(mode="json"),
+                "through": through.isoformat(),
+                "twin_encoder": twin.to_dict(),
+                "refit_encoder": refit.to_dict(),
+            },
+            scaling_config=ray.train.ScalingConfig(num_workers=cfg.training.num_workers, use_gpu=cfg.training.use_gpu),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=storage,
+                failure_config=ray.train.FailureConfig(max_failures=cfg.training.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(f"training run {name} failed {cfg.training.max_failures + 1} times: {error}") from error
+        outcome = result.return_value or {}
+        if "error" in outcome:
+            raise TrainingError(outcome["error"])
+        with result.checkpoint.as_directory() as folder:
+            state = load_state(folder)
+        _remove_run(result)
+    return state
+
+
+def _worker(job: dict[str, Any]) -> dict[str, str]:
+    """What runs on every worker. A TrainingError is returned, not raised: trying again would end the same way."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from limaml import telemetry
+    from limaml.training.loop import train_twin_and_refit
+    from limaml.training.prepare import load_training_data
+    from limaml.training.step import Workers
+
+    telemetry.configure()
+    cfg = Config.model_validate(job["config"])
+    workers = Workers.current()
+    encoders = [Encoder.from_dict(job[name]) for name in ("twin_encoder", "refit_encoder")]
+    data = load_training_data(cfg, date.fromisoformat(job["through"]), *encoders)
+    device = ray.train.torch.get_device() if cfg.training.use_gpu else torch.device("cpu")
+    resume = None
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            resume = load_state(folder)
+
+    def save(state: TrainState) -> None:
+        metrics = {"step": state.progress.step, "phase": state.phase}
+        if workers.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(state, folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    try:
+        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save)
+    except TrainingError as error:
+        return {"error": str(error)}
+    return {}
+
+
+@contextlib.contextmanager
+def _cluster(cfg: Config) -> Iterator[None]:
+    """Connect to RAY_ADDRESS, or start a Ray for the time of the block."""
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        ray.init(logging_level="warning")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Read when ray is imported: the node's address is loopback and not the one that faces the network.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Token authentication with a token that lives in this run's environment alone; by default it is kept in ~/.ray.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    with _temporary_folder(Path(cfg.local.run_root).absolute() / "ray") as folder:
+        num_gpus = cfg.training.num_workers if cfg.training.use_gpu else 0
+        context = ray.init(
+            num_cpus=max(cfg.training.num_workers, 1),
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            logging_level="warning",
+            # Without the dashboard one of Train's helpers complains every second; errors reach us as exceptions.
+            log_to_driver=False,
+            # Weights and metrics are all that passes through it.
+            object_store_memory=128 * 1024 * 1024,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        # Logs of a run that failed are left to be read.
+        shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary_folder(wanted: Path) -> Iterator[Path]:
+    """`wanted`, or a private folder under the system's own where sockets below `wanted` would have too long a path."""
+    if len(os.fsencode(wanted)) + _SOCKET_SUFFIX_BYTES <= _MAX_SOCKET_BYTES:
+        wanted.mkdir(parents=True, exist_ok=True)
+        yield wanted
+        return
+    folder = Path(tempfile.mkdtemp(prefix="limaml-ray-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_absolute_paths(cfg: Config) -> Config:
+    root = cfg.storage.root
+    if "://" in root:
+        return cfg
+    return cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": os.path.abspath(root)})})
+
+
+def _remove_run(result: Any) -> None:
+    """Delete the run's folder: a later run of this name starts afresh."""
+    result.filesystem.delete_dir(result.path)

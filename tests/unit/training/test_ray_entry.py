@@ -1,0 +1,151 @@
+"""One real Ray run: two workers, both fits, a candidate on disk, its curves in MLflow."""
+
+import os
+import socket
+from datetime import UTC, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from limaml import schema
+from limaml.data.logged import write_logged
+from limaml.data.splits import arrival_split
+from limaml.data.storage import Storage
+from limaml.errors import DataError, NothingToDo, TrainingError
+from limaml.models import bundle as bundles
+from limaml.registry import FINGERPRINT, Registry
+from limaml.training import ray_entry
+from limaml.training.candidate import fingerprint, fit_candidate, read_candidate, read_training_history
+from limaml.training.loop import train_twin_and_refit
+from limaml.training.prepare import fit_encoders, load_training_data, read_history
+from limaml.training.step import Workers
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    """One MLflow database for the module: creating its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    return {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_root": str(folder / "artifacts")}
+
+
+@pytest.fixture
+def workplace(planted_logged, small_config, tracking, tmp_path):
+    """Logged rows in a storage, and the configuration that reads them; returns (cfg, through)."""
+    cfg = small_config(
+        storage={"root": str(tmp_path / "data")},
+        model={"dropout": 0.0},
+        training={"num_workers": 2, "max_steps": 10, "storage_path": str(tmp_path / "results")},
+        registry={**tracking, "experiment": tmp_path.name, "model_name": tmp_path.name},
+        local={"run_root": str(tmp_path / "run")},
+    )
+    storage = Storage(cfg.storage.root)
+    first, last = (value.as_py().astimezone(UTC).date() for value in pc.min_max(planted_logged["timestamp"]).values())
+    for number in range((last - first).days + 1):
+        day = first + timedelta(days=number)
+        after = pc.greater_equal(planted_logged["timestamp"], schema.day_start(day))
+        write_logged(
+            storage, day, planted_logged.filter(pc.and_(after, pc.less(planted_logged["timestamp"], schema.day_end(day)))), 1
+        )
+    return cfg, last
+
+
+def listening_ports() -> set[str]:
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    inodes = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink() and link.exists()}
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+# Ray's own, while it imports its data package and starts its workers.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@pytest.mark.slow
+def test_two_ray_workers_leave_a_candidate_equal_to_one_process(workplace, tmp_path, monkeypatch):
+    cfg, through = workplace
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    before = listening_ports()
+    result = fit_candidate(cfg, through)
+    folder = Path(result["candidate"])
+
+    assert listening_ports() == before
+    assert not (tmp_path / "home" / ".ray").exists()
+    assert list((tmp_path / "results").iterdir()) == []
+    assert not list((tmp_path / "run" / "ray").glob("session_2*"))
+
+    bundle = bundles.load(folder / "bundle")
+    assert bundle.lineage["through"] == through.isoformat()
+    assert bundle.lineage["fingerprint"] == fingerprint(cfg, through) == result["fingerprint"]
+    logged = read_history(cfg, through)
+    split = arrival_split(logged, cfg.evaluation)
+    data = load_training_data(cfg, through, *fit_encoders(cfg, logged, split))
+    alone = train_twin_and_refit(cfg, data, Workers(), torch.device("cpu"), resume=None, save=lambda state: None)
+    assert read_candidate(folder).best_step == alone.twin_progress.best_step
+    for weights, network in ((alone.twin, bundle.twin.network), (alone.network, bundle.refit.network)):
+        for name, value in network.state_dict().items():
+            # float32 sums over two workers in another order, carried through ten AdamW steps.
+            torch.testing.assert_close(value, weights[name], atol=1e-4, rtol=1e-3)
+
+    history = read_training_history(folder)
+    assert [entry["step"] for entry in history["twin"]] == [5, 10]
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=cfg.registry.tracking_uri)
+    metrics = client.get_run(result["run_id"]).data.metrics
+    assert {"twin_train_loss", "twin_validation_auc", "twin_tasks_per_s", "refit_train_loss"} <= metrics.keys()
+
+    # The same again: nothing is trained while the candidate waits for its judgement, nor once it serves.
+    def no_training(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("limaml.training.candidate.train_on_ray", no_training)
+    assert fit_candidate(cfg, through) == result
+    registry = Registry(cfg.registry)
+    registry.set_champion(registry.register(folder / "bundle", result["run_id"], {FINGERPRINT: result["fingerprint"]}))
+    with pytest.raises(NothingToDo, match="champion version 1 was trained on the same data, configuration and code"):
+        fit_candidate(cfg, through)
+    assert fingerprint(cfg, through - timedelta(days=1)) != result["fingerprint"]
+
+
+def test_a_long_path_gets_a_private_folder_that_is_removed(tmp_path):
+    with ray_entry._temporary_folder(tmp_path / ("x" * 60)) as folder:
+        assert len(os.fsencode(folder)) + ray_entry._SOCKET_SUFFIX_BYTES <= 107
+        assert folder.stat().st_mode & 0o077 == 0
+        (folder / "session").mkdir()
+        # The bound is the kernel's: a socket at the longest path Ray makes can be bound.
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"{folder}/session/".ljust(107, "s"))
+    assert not folder.exists()
+
+
+def test_a_short_path_is_used_as_it_is():
+    with ray_entry._temporary_folder(Path("/tmp/limaml-test-ray")) as folder:
+        assert folder == Path("/tmp/limaml-test-ray")
+    folder.rmdir()
+
+
+def test_no_rows_and_no_candidate_say_what_to_do(workplace, tmp_path):
+    cfg, through = workplace
+    with pytest.raises(DataError, match=r"needs logged rows, there are none in .* ingest first"):
+        fit_candidate(cfg, through - timedelta(days=365))
+    with pytest.raises(DataError, match=r"must hold candidate.json, .* run `limaml train` again"):
+        read_candidate(tmp_path)
+
+
+def test_a_training_error_ends_the_run_as_failed(workplace, monkeypatch):
+    cfg, through = workplace
+
+    def broken(*args, **kwargs):
+        raise TrainingError("outer loss must stay finite")
+
+    monkeypatch.setattr("limaml.training.candidate.train_on_ray", broken)
+    with pytest.raises(TrainingError, match="finite"):
+        fit_candidate(cfg, through)
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=cfg.registry.tracking_uri)
+    experiment = client.get_experiment_by_name(cfg.registry.experiment)
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
