@@ -100,7 +100,7 @@ with DAG(
     fill = VerbOperator.partial(
         task_id="fill",
         verb="fill",
-        arguments=[VERSION, f"--day={THROUGH}"],
+        arguments=[VERSION],
         doc_md="One shard: adapt, write the partition, gate it, publish it into the slot, read back.",
         outlets=[EMBEDDINGS],
         execution_timeout=timedelta(hours=2),
@@ -108,7 +108,7 @@ with DAG(
     cut_over = VerbOperator(
         task_id="cut_over",
         verb="cut-over",
-        arguments=[VERSION, f"--day={THROUGH}"],
+        arguments=[VERSION],
         doc_md="Check that the slot is complete, then move the alias `champion`.",
         execution_timeout=timedelta(minutes=30),
     )

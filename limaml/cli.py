@@ -10,6 +10,7 @@ import ctypes
 import functools
 import inspect
 import json
+import logging
 import os
 import re
 import signal
@@ -80,15 +81,18 @@ _DEFAULTS = {"config": Path(DEFAULT_CONFIG), "overrides": None, "result": None}
 Body = Callable[..., dict[str, Any]]
 
 
-def verb(panel: str) -> Callable[[Body], Body]:
-    """Register `body(cfg, **options) -> dict` as a verb that also takes --config, --set and --result."""
+def verb(panel: str, *, spoken: bool = False) -> Callable[[Body], Body]:
+    """Register `body(cfg, **options) -> dict` as a verb that also takes --config, --set and --result.
+
+    A spoken verb talks to a person: it prints what it has to say itself, no JSON and no log lines below a warning.
+    """
 
     def register(body: Body) -> Body:
         name = body.__name__.removesuffix("_").replace("_", "-")
 
         @functools.wraps(body)
         def command(config: Path, overrides: list[str] | None, result: Path | None, **options: Any) -> None:
-            raise typer.Exit(_run(name, body, config, overrides or [], result, options))
+            raise typer.Exit(_run(name, functools.partial(body, **options), config, overrides or [], result, spoken))
 
         own = list(inspect.signature(body).parameters.values())[1:]
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -104,7 +108,7 @@ def verb(panel: str) -> Callable[[Body], Body]:
     return register
 
 
-def _run(name: str, body: Body, config: Path, overrides: list[str], result: Path | None, options: dict[str, Any]) -> int:
+def _run(name: str, body: Body, config: Path, overrides: list[str], path: Path | None, spoken: bool) -> int:
     """Run one verb and return its exit code; every outcome is in the result file, an error also in one line on stderr."""
     _die_with_parent()
     signal.signal(signal.SIGTERM, _on_term)
@@ -113,25 +117,25 @@ def _run(name: str, body: Body, config: Path, overrides: list[str], result: Path
     from limaml import telemetry
     from limaml.config import load
 
-    telemetry.configure()
-    telemetry.bind(verb=name, run_id=os.environ.get("AIRFLOW_CTX_DAG_RUN_ID", f"manual-{os.getpid()}"))
+    telemetry.configure(level=logging.WARNING if spoken else logging.INFO)
+    telemetry.bind(verb=name, run_id=_run_id())
     log = telemetry.get_logger(__name__)
     started = time.monotonic()
     try:
-        outcome: dict[str, Any] = {"status": "ok", **body(load(config, overrides), **options)}
-        _write_result(result, {"verb": name, **outcome})
+        outcome: dict[str, Any] = {"status": "ok", **body(load(config, overrides))}
+        _leave(path, spoken, {"verb": name, **outcome})
     except NothingToDo as nothing:
         log.info("nothing_to_do", reason=nothing.reason)
         status = "refused" if name == "evaluate" else "unchanged"
-        _write_result(result, {"verb": name, "status": status, "reason": nothing.reason})
+        _leave(path, spoken, {"verb": name, "status": status, "reason": nothing.reason})
         return nothing.exit_code
     except LimamlError as error:
-        _write_result(result, {"verb": name, "status": "failed", **_describe(error)})
+        _leave(path, spoken, {"verb": name, "status": "failed", **_describe(error)})
         print(f"limaml {name}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  anything unforeseen: the result file and the exit code must still say so
         traceback.print_exc()
-        _write_result(result, {"verb": name, "status": "failed", **_describe(error)})
+        _leave(path, spoken, {"verb": name, "status": "failed", **_describe(error)})
         return 1
     log.info("done", seconds=round(time.monotonic() - started, 3), status=outcome["status"])
     return 0
@@ -142,7 +146,7 @@ def _describe(error: Exception) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)[:2000], **failed}
 
 
-def _write_result(path: Path | None, value: dict[str, Any]) -> None:
+def _leave(path: Path | None, spoken: bool, value: dict[str, Any]) -> None:
     text = json.dumps(value, sort_keys=True)
     size_bytes = len(text.encode())
     if size_bytes > RESULT_LIMIT_BYTES:
@@ -150,7 +154,8 @@ def _write_result(path: Path | None, value: dict[str, Any]) -> None:
             f"result of {value['verb']} must be at most {RESULT_LIMIT_BYTES} bytes, got {size_bytes}; pass paths, not data"
         )
     if path is None:
-        print(text)
+        if not spoken:
+            print(text)
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text + "\n")
@@ -171,6 +176,10 @@ def _die_with_parent() -> None:
 def _on_term(signum: int, _frame: object) -> None:
     """Leave through `finally` blocks, so that a lease is given back."""
     raise SystemExit(128 + signum)
+
+
+def _run_id() -> str:
+    return os.environ.get("AIRFLOW_CTX_DAG_RUN_ID", f"manual-{os.getpid()}")
 
 
 def _today(today: date | None) -> date:
@@ -196,6 +205,90 @@ def ingest(cfg: "Config", through: MaybeThrough = None, day: MaybeDay = None, to
         return ingest_history(cfg, through, _today(today))
     assert day is not None
     return ingest_day(cfg, day, _today(today))
+
+
+@verb(DAG_TASKS)
+def train(cfg: "Config", through: Through) -> dict[str, Any]:
+    """Meta-train a candidate on all days through one; leaves its folder, or says that the champion is already that model."""
+    from limaml.training.candidate import fit_candidate
+
+    return fit_candidate(cfg, through)
+
+
+@verb(DAG_TASKS)
+def evaluate(cfg: "Config", candidate: Candidate) -> dict[str, Any]:
+    """Judge a candidate, log the report, and register it if it is promoted; refused: exit code 99 with the reasons."""
+    from limaml.evaluation.judge import evaluate_candidate
+
+    return evaluate_candidate(cfg, candidate)
+
+
+@verb(DAG_TASKS)
+def plan_fill(cfg: "Config", version: Version, through: Through) -> dict[str, Any]:
+    """Empty the idle slot for a version and divide the active entities into shards."""
+    from limaml.embeddings.slots import plan_fill
+
+    return plan_fill(cfg, version, through, _run_id())
+
+
+@verb(DAG_TASKS)
+def fill(cfg: "Config", version: Version, shard: Shard) -> dict[str, Any]:
+    """Adapt one shard's entities, gate the partition, publish it into the slot being filled."""
+    from limaml.embeddings.slots import fill_shard
+
+    return fill_shard(cfg, version, shard, _run_id())
+
+
+@verb(DAG_TASKS)
+def cut_over(cfg: "Config", version: Version) -> dict[str, Any]:
+    """Check that the filled slot is complete, then point the alias `champion` at its version."""
+    from limaml.embeddings.slots import cut_over
+
+    return cut_over(cfg, version, _run_id())
+
+
+@verb(DAG_TASKS)
+def adapt(cfg: "Config", day: Day) -> dict[str, Any]:
+    """Adapt the entities that have new rows on a day, write their partition, gate it."""
+    from limaml.embeddings.daily import adapt_day
+
+    return adapt_day(cfg, day)
+
+
+@verb(DAG_TASKS)
+def publish(cfg: "Config", day: Day) -> dict[str, Any]:
+    """Publish a day's snapshots, then its embeddings; read them back; move `complete_through`."""
+    from limaml.embeddings.daily import publish_day
+
+    return publish_day(cfg, day, _run_id())
+
+
+@verb(ONE_MACHINE, spoken=True)
+def up(cfg: "Config", today: Today = None) -> dict[str, Any]:
+    """Start Airflow, MLflow and the service, run what is missing, show the result (`make run`)."""
+    from rich.console import Console
+
+    from limaml.local.run import up
+
+    return up(cfg, _today(today), Console(soft_wrap=True)).to_dict()
+
+
+@verb(ONE_MACHINE, spoken=True)
+def stop(cfg: "Config") -> dict[str, Any]:
+    """End exactly what `up` started (`make stop`)."""
+    from limaml.local.stack import stop
+
+    count = stop(cfg)
+    print(f"ended {count} processes" if count else "nothing was running")
+    return {"status": "ok" if count else "unchanged", "ended": count}
+
+
+@verb(ONE_MACHINE)
+def status(cfg: "Config", today: Today = None) -> dict[str, Any]:
+    """Say which model serves, whether it is the one that would be trained now, and which days are not online yet."""
+    from limaml.local.status import read_status
+
+    return read_status(cfg, _today(today)).to_dict()
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def ask(url: str, user: DemoUser) -> dict[str, Any]:
     request = {"user_id": user.user_id, "item_ids": list(user.candidates), "context": {"hour": 20}}
     response = httpx.post(f"{url}/rank", json=request, timeout=30.0, trust_env=False)
     if not response.is_success:
-        raise LimamlError(f"the service refused to rank for user {user.user_id!r}: {response.status_code} {response.text[:500]}")
+        raise LimamlError(f"the service refused user {user.user_id!r}: {response.status_code} {response.text[:500]}")
     return dict(response.json())
 
 

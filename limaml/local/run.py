@@ -88,8 +88,7 @@ def _ready_stack(cfg: Config) -> Stack:
     api = AirflowApi(running.urls["airflow"], ADMIN, running.password)
     try:
         stack.wait_until(api.healthy, "Airflow", running, cfg.local.ready_timeout_s)
-        for dag_id in (TRAIN, DAILY):
-            stack.wait_until(lambda dag_id=dag_id: api.has_dag(dag_id), f"DAG {dag_id}", running, cfg.local.ready_timeout_s)
+        stack.wait_until(lambda: api.has_dag(TRAIN) and api.has_dag(DAILY), "the DAGs", running, cfg.local.ready_timeout_s)
     finally:
         api.close()
     return running
