@@ -53,6 +53,8 @@ class Ranking:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
+        # Feast makes a folder of its own under /tmp for this, a worker, unless there is one.
+        os.environ.setdefault("PROMETHEUS_MULTIPROCESS_DIR", os.environ["PROMETHEUS_MULTIPROC_DIR"])
         import torch
 
         from serving import ranking
