@@ -50,9 +50,10 @@ class Registry:
 
     def __init__(self, cfg: RegistryConfig) -> None:
         self._cfg = cfg
-        # Read by MLflow at its import: it calls home, and logs at level INFO while it creates its tables, unless told not to.
+        # Unless told not to, MLflow calls home, logs at level INFO while it creates its tables, and draws progress bars.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 

@@ -131,8 +131,8 @@ RULE = [
 def test_which_row_replaces_which(
     view: OnlineView, held: Held, before: dict[str, Any], new: dict[str, Any], written: bool
 ) -> None:
-    assert publish(view, embeddings("u", **before), held, 10) == 1
-    assert publish(view, embeddings("u", **new), held, 10) == int(written)
+    assert publish(view, embeddings("u", **before), held, 10).num_rows == 1
+    assert publish(view, embeddings("u", **new), held, 10).num_rows == int(written)
     expected = embeddings("u", **(new if written else before))
     assert stored(view, "u") == view.rows(expected)
 
@@ -142,14 +142,14 @@ def test_a_key_that_only_another_view_has_is_missing(store: Any, view: OnlineVie
     green = OnlineView(store, schema.embedding_view("user", "green"))
     publish(green, embeddings("u"), held, 10)
     assert stored(view, "u", "nobody") == [None, None]
-    assert publish(view, embeddings("u", as_of=NOW - DAY), held, 10) == 1
+    assert publish(view, embeddings("u", as_of=NOW - DAY), held, 10).num_rows == 1
 
 
 def test_only_rows_that_replace_are_written_and_in_short_batches(view: OnlineView, held: Held) -> None:
     users = [f"u{number}" for number in range(7)]
     publish(view, embeddings(*users), held, 3)
     mixed = pa.concat_tables([embeddings(*users[:5]), embeddings(*users[5:], first=9.0)])
-    assert publish(view, mixed, held, 3) == 2
+    assert publish(view, mixed, held, 3).equals(mixed.slice(5))
     require_published(view, mixed, 3)
 
 
@@ -161,7 +161,7 @@ def test_clearing_a_slot_leaves_the_other_and_can_be_filled_again(store: Any, vi
         view.clear()
         assert stored(view, "u", "v") == [None, None]
     require_published(green, embeddings("u", "v"), 10)
-    assert publish(view, embeddings("u", as_of=NOW - DAY), held, 10) == 1
+    assert publish(view, embeddings("u", as_of=NOW - DAY), held, 10).num_rows == 1
 
 
 def test_reading_back_names_the_row_that_differs(view: OnlineView, held: Held) -> None:
@@ -213,7 +213,7 @@ def test_snapshots_follow_the_same_rule(store: Any, held: Held) -> None:
         return pa.Table.from_pylist(rows, schema=schema.ITEM_FEATURES.arrow)
 
     for at, events, written in [(NOW, 3, 2), (NOW, 3, 0), (NOW - DAY, 9, 0), (NOW, 4, 2), (NOW + DAY, 4, 2)]:
-        assert publish(items, snapshot(at, events), held, 10) == written
+        assert publish(items, snapshot(at, events), held, 10).num_rows == written
     require_published(items, snapshot(NOW + DAY, 4), 10)
 
 
