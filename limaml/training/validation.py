@@ -12,7 +12,7 @@ from limaml.config import Config
 from limaml.data.protocols import QueryRows, as_served, first_k, query_rows
 from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.models.network import LiMAML
-from limaml.training.scoring import score_specs
+from limaml.training.scoring import Floats, score_specs
 from limaml.training.step import Workers
 
 OBJECTIVE = "validation_auc"
@@ -20,41 +20,43 @@ _T = TypeVar("_T")
 
 
 class Validator:
-    """Scores the validation users' tasks; each worker takes a share of them and all get the same numbers."""
+    """The validation users' tasks of both protocols, and what is measured on them."""
 
     def __init__(self, rows: TaskRows, cfg: Config) -> None:
-        n = cfg.meta.support_rows
-        tasks = first_k(
-            rows, rows.entities, cfg.evaluation.first_k, min_query_rows=cfg.evaluation.min_query_rows, support_rows=n
-        )
+        ks, n, least = cfg.evaluation.first_k, cfg.meta.support_rows, cfg.evaluation.min_query_rows
+        by_k = first_k(rows, rows.entities, ks, min_query_rows=least, support_rows=n)
         self._rows = rows
-        self._parts: list[tuple[str, list[TaskSpec]]] = [(f"first_{k}", specs) for k, specs in tasks.items()]
-        self._parts.append(("as_served", as_served(rows, from_us=0, support_rows=n)))
-        self._queries: list[QueryRows] = [query_rows(rows, specs) for _, specs in self._parts]
+        self.tasks: list[list[TaskSpec]] = [*by_k.values(), as_served(rows, from_us=0, support_rows=n)]
+        """One list for each k, then the as-served tasks."""
+        self._queries: list[QueryRows] = [query_rows(rows, specs) for specs in self.tasks]
 
     def __call__(self, network: LiMAML, workers: Workers) -> dict[str, float]:
-        """AUCs by protocol, and their mean `validation_auc`.
+        """`measure` of the network's scores; each worker scores a share of the tasks and all get the same numbers."""
+        return self.measure(self._scores(network, workers))
 
-        first-k values are means over k. A protocol without a value (no user has both classes) is left out of the mean.
+    def measure(self, scores: Sequence[Floats]) -> dict[str, float]:
+        """AUCs from one array of scores for each of `tasks`; first-k values are means over k.
+
+        `validation_auc` is the mean over protocols of pooled and of per-user AUC, which count the same; NaN if no protocol has
+        a value. A value that is not defined (no user has both classes) is left out of its mean.
         """
-        scores = self._scores(network, workers)
         pooled, per_user = [], []
         for queries, part in zip(self._queries, scores, strict=True):
             pooled.append(metrics.auc(queries.labels, part))
             per_user.append(metrics.mean_per_user_auc(queries.labels, part, queries.users, queries.num_users))
-        found = {
+        return {
+            OBJECTIVE: _mean(pooled + per_user),
             "validation_first_k_auc": _mean(pooled[:-1]),
             "validation_first_k_user_auc": _mean(per_user[:-1]),
             "validation_as_served_auc": pooled[-1],
         }
-        return {OBJECTIVE: _mean(list(found.values())), **found}
 
-    def _scores(self, network: LiMAML, workers: Workers) -> list[np.ndarray]:
+    def _scores(self, network: LiMAML, workers: Workers) -> list[Floats]:
         """Scores of every part; one flat sum over workers, each adding its own tasks to zeros."""
-        mine = [score_specs(network, self._rows, _share(specs, workers)) for _, specs in self._parts]
+        mine = [score_specs(network, self._rows, _share(specs, workers)) for specs in self.tasks]
         flat = np.zeros(sum(len(queries) for queries in self._queries))
         bounds = np.cumsum([0] + [len(queries) for queries in self._queries])
-        for start, (_, specs), part in zip(bounds, self._parts, mine, strict=False):
+        for start, specs, part in zip(bounds, self.tasks, mine, strict=False):
             positions = [np.arange(a, b) for a, b in _query_bounds(specs)]
             index = [start + at for at in _share(positions, workers)]
             flat[np.concatenate(index) if index else np.zeros(0, np.int64)] = part

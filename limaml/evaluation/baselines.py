@@ -1,0 +1,67 @@
+"""The rivals, fitted on the twin's training rows; whatever they choose, they choose on validation users.
+
+item_mean       the item's smoothed positive rate as it was logged
+user_residual   plus one shrunk number per user: how far the user's support lies above its items' rates
+global_mlp      the global block without personalisation, trained on the same tasks' query rows
+wide_deep       user-ID embeddings; a new user's is fitted on the same support rows with the network frozen
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from limaml import telemetry
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.protocols import query_rows
+from limaml.data.tasks import TaskSpec
+from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.evaluation.trained_baselines import choose_fit, score_as_trained, train
+from limaml.models.baselines import GlobalMlp, WideDeep
+
+SHRINKAGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+# Probabilities of the rate rules stay inside: a sum of rates is no probability, and one wrong 0 would cost 16 nats.
+_CLIP = 0.02
+
+_log = telemetry.get_logger(__name__)
+
+
+def fit_baselines(cfg: Config, training: JudgedRows, validation: JudgedRows, encoder: Encoder) -> dict[str, Method]:
+    """All rivals by name, fitted and chosen."""
+    judge = Judge(validation, cfg)
+    return {
+        "item_mean": item_mean,
+        "user_residual": choose_shrinkage(judge),
+        "global_mlp": score_as_trained(train(cfg, GlobalMlp(cfg, encoder.dims), training.rows, judge)),
+        "wide_deep": choose_fit(cfg, train(cfg, WideDeep(cfg, encoder.dims), training.rows, judge), judge),
+    }
+
+
+def item_mean(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+    """The logged rate of each query row's item."""
+    return _inside(judged.item_rate[query_rows(judged.rows, specs).rows])
+
+
+def user_residual(shrinkage: float) -> Method:
+    """Item mean plus the user's residual = sum over support of (label - item's rate) / (rows + shrinkage)."""
+
+    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+        surprise = np.r_[0.0, np.cumsum(judged.rows.label - judged.item_rate)]
+        residuals = [(surprise[s.support_stop] - surprise[s.support_start]) / (s.support_size + shrinkage) for s in specs]
+        shift = np.repeat(np.array(residuals), [len(spec.query) for spec in specs])
+        return _inside(judged.item_rate[query_rows(judged.rows, specs).rows] + shift)
+
+    return scores
+
+
+def choose_shrinkage(judge: Judge) -> Method:
+    """The user residual whose shrinkage validates best."""
+    found = {shrinkage: judge.quality_of(user_residual(shrinkage)) for shrinkage in SHRINKAGES}
+    best = max(found, key=lambda shrinkage: found[shrinkage])
+    _log.info("baseline_chosen", baseline="user_residual", shrinkage=best, validation=round(found[best], 5))
+    return user_residual(best)
+
+
+def _inside(rates: Floats) -> Floats:
+    clipped: Floats = np.clip(rates, _CLIP, 1 - _CLIP)
+    return clipped

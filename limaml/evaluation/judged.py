@@ -1,0 +1,52 @@
+"""What every method is given to score, and how a choice between methods is made on validation users."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.tasks import TaskRows, TaskSpec
+from limaml.training.validation import OBJECTIVE, Validator
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """Encoded rows, and what the rate rules read of them."""
+
+    rows: TaskRows
+    item_rate: Floats
+    """(R,) the item's smoothed positive rate as logged with the row; the prior where no snapshot knows the item."""
+
+    @classmethod
+    def from_logged(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> "JudgedRows":
+        rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
+        rate = logged["item_positive_rate"].fill_null(cfg.features.rate_prior).to_numpy().astype(np.float64)
+        return cls(rows, rate[rows.source_row])
+
+
+Method = Callable[[JudgedRows, Sequence[TaskSpec]], Floats]
+"""Probability of every query row of the specs, one spec after another."""
+
+
+class Judge:
+    """Validation users' rows with their tasks of both protocols: the same ones that the network's training stops on."""
+
+    def __init__(self, judged: JudgedRows, cfg: Config) -> None:
+        self.judged = judged
+        self._validator = Validator(judged.rows, cfg)
+        self.tasks = self._validator.tasks
+
+    def quality(self, scores: Sequence[Floats]) -> float:
+        """The number that choices are made by, from one array of scores a task list; -inf where it is not defined."""
+        value = self._validator.measure(scores)[OBJECTIVE]
+        return -math.inf if math.isnan(value) else value
+
+    def quality_of(self, method: Method) -> float:
+        return self.quality([method(self.judged, specs) for specs in self.tasks])
