@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from limaml.models.network import LiMAML
 from serving.features import OnlineFeatures
 
 log = telemetry.get_logger(__name__)
+
+WARM_UP_S = 60.0
+"""MovieLens' 1,682 items are read in a tenth of a second; a store that takes longer than this hangs."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class Champion:
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
         self._pool = ThreadPoolExecutor(cfg.serving.store_threads, thread_name_prefix="online-store")
+        self._last_items: dict[str, tuple[Any, ...]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll_until_stopped, name="champion-poll", daemon=True)
-        self._last_error = ""
+        self._last_errors: dict[str, str] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -91,12 +96,9 @@ class Champion:
         while not self._stopping.is_set():
             try:
                 self.poll()
-                self._last_error = ""
+                self._last_errors.pop("champion_poll_failed", None)
             except Exception as error:  # noqa: BLE001 - polling goes on, and the version that serves goes on serving
-                message = f"{type(error).__name__}: {error}"
-                if message != self._last_error:
-                    log.error("champion_poll_failed", error=message, serving=self.loaded.version if self.loaded else None)
-                self._last_error = message
+                self._log_error("champion_poll_failed", error)
             self._stopping.wait(self._cfg.serving.poll_interval_s)
 
     def _load(self, champion: registry.ModelVersion) -> Loaded:
@@ -134,14 +136,27 @@ class Champion:
 
     def _open_features(self, slot: str, catalogue: frozenset[str]) -> OnlineFeatures:
         """Features of a slot, every item read once; without the store it is marked failed and tried again at the next poll."""
-        features = OnlineFeatures(self._cfg, slot, self._pool)
-        try:
+        features = OnlineFeatures(self._cfg, slot, self._pool, self._last_items)
+
+        def open_and_warm_up() -> None:
             features.open()
             features.warm_up(sorted(catalogue))
+
+        try:
+            # In the pool, because a store that hangs must not keep the poller from following the champion.
+            self._pool.submit(open_and_warm_up).result(WARM_UP_S)
+            self._last_errors.pop("online_store_failed", None)
         except Exception as error:  # noqa: BLE001 - contract 6: a server without its online store serves the prior
-            log.warning("online_store_failed", slot=slot, error=f"{type(error).__name__}: {error}")
             features.failed = True
+            self._log_error("online_store_failed", error)
         return features
+
+    def _log_error(self, event: str, error: Exception) -> None:
+        """Once for a series of equal errors: polling repeats them every few seconds."""
+        message = f"{type(error).__name__}: {error}"
+        if self._last_errors.get(event) != message:
+            log.error(event, error=message, serving=self.loaded.version if self.loaded else None)
+        self._last_errors[event] = message
 
 
 def _complete_through(champion: registry.ModelVersion) -> datetime | None:

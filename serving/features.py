@@ -43,9 +43,10 @@ class OnlineFeatures:
     cfg: Config
     slot: str
     pool: ThreadPoolExecutor
+    last_items: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Item -> features as last read; shared by all slots, as no model version has items of its own."""
     failed: bool = False
     """The last read failed; the poller then opens the store anew."""
-    _last_items: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     _store: Any = None
     _references: dict[str, list[str]] = field(default_factory=dict)
     """Join key -> `view:feature` of every feature of the service that hangs on it."""
@@ -85,7 +86,7 @@ class OnlineFeatures:
         user, item = self._online("user_id", [user_id]), self._online("item_id", item_ids)
         items = {name: _values(item, schema.ITEM_FEATURES.name, name) for name in schema.ITEM_FEATURE_NAMES}
         for row, item_id in enumerate(item_ids):
-            self._last_items[item_id] = tuple(values[row] for values in items.values())
+            self.last_items[item_id] = tuple(values[row] for values in items.values())
         return Fetched(
             user={name: _values(user, schema.USER_FEATURES.name, name)[0] for name in schema.USER_FEATURE_NAMES},
             items=items,
@@ -105,7 +106,7 @@ class OnlineFeatures:
 
     def _last_known(self, item_ids: Sequence[str]) -> dict[str, list[Any]]:
         unknown = (None,) * len(schema.ITEM_FEATURE_NAMES)
-        rows = [self._last_items.get(item, unknown) for item in item_ids]
+        rows = [self.last_items.get(item, unknown) for item in item_ids]
         return {name: [row[at] for row in rows] for at, name in enumerate(schema.ITEM_FEATURE_NAMES)}
 
 

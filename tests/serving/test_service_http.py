@@ -1,6 +1,7 @@
 """The real service over HTTP: real Feast on SQLite, real MLflow registry, real bundles."""
 
 import sqlite3
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -199,6 +200,10 @@ def test_without_the_online_store_the_prior_ranks_and_it_recovers(world, server,
         assert scores(answer) == pytest.approx(world.expected(blue, "nobody", items), abs=TOLERANCE)
         assert server.metric("limaml_meta_embedding_lookups_total", kind="user", status="store_error") == failures + 1
         assert server.client.get("/readyz").status_code == 200
+        # Nothing is forgotten while the poller tries, in vain, to open the store again.
+        polled_until = time.monotonic() + 5 * world.cfg.serving.poll_interval_s
+        while time.monotonic() < polled_until:
+            assert scores(server.ranked("much", items)) == scores(answer)
     answer = server.ranked_when(lambda answer: answer["embeddings"]["user"]["fallback"] is None, "much", items)
     assert scores(answer) == personal
 
