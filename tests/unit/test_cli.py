@@ -1,0 +1,206 @@
+"""The command line as a process: help, exit codes, the result file, configuration errors, and how fast it starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from limaml import cli
+from limaml.errors import DataError, GateError, LimamlError, NothingToDo
+
+ROOT = Path(__file__).parents[2]
+HELP_LIMIT_S = 0.5
+VERBS = [
+    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "up", "stop", "status",
+]  # fmt: skip
+
+
+def limaml(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "limaml.cli", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def run_verb(body: object, path: Path | None, name: str = "train", **spoken: bool) -> int:
+    return cli._run(name, body, ROOT / "configs" / "movielens.toml", [], path, spoken.get("spoken", False))
+
+
+def read(path: Path) -> dict[str, object]:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(autouse=True)
+def restored_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_help_names_every_verb() -> None:
+    done = limaml("--help")
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert f" {verb} " in done.stdout, verb
+    assert "65 data or gate" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_help_starts_fast_because_heavy_packages_are_imported_by_the_verbs() -> None:
+    script = """
+import sys, time
+started = time.process_time()
+sys.argv = ["limaml", "--help"]
+from limaml import cli
+try:
+    cli.main()
+except SystemExit:
+    pass
+heavy = {"torch", "ray", "feast", "mlflow", "pandas", "pyarrow", "great_expectations", "numpy"} & set(sys.modules)
+print(time.process_time() - started, sorted(heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, heavy = done.stdout.splitlines()[-1].split(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < HELP_LIMIT_S
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    registered = {command.name: command for command in cli.app.registered_commands}
+    assert registered[verb].callback.__doc__
+    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.ONE_MACHINE)
+
+
+def test_an_unknown_key_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    done = limaml("status", "--set", "meta.inner_stepz=3", "--result", str(result))
+    assert done.returncode == 2
+    assert "meta.inner_stepz is not a known key (value 3)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read(result)["status"] == "failed"
+    assert read(result)["error"] == "ConfigError"
+    assert "meta.inner_stepz" in str(read(result)["message"])
+
+
+def test_a_value_out_of_range_is_a_usage_error_with_the_rule_and_the_value(tmp_path: Path) -> None:
+    done = limaml("status", "--set", "meta.inner_steps=51", "--set", f"local.run_root={tmp_path}/run")
+    assert done.returncode == 2
+    assert "meta.inner_steps: Input should be less than or equal to 50, got 51" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_configuration_is_named() -> None:
+    done = limaml("status", "--config", "configs/none.toml")
+    assert done.returncode == 2
+    assert "configuration configs/none.toml does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("day", ["2026-02-30", "2026-2-1", "yesterday", "$(touch x)"])
+def test_a_day_that_is_none_is_a_usage_error(day: str) -> None:
+    done = limaml("adapt", "--day", day)
+    assert done.returncode == 2
+    assert "--day" in done.stderr
+
+
+def test_ingest_takes_exactly_one_of_day_and_through() -> None:
+    done = limaml("ingest")
+    assert done.returncode == 2
+    assert "one of --through and --day" in done.stderr
+
+
+def test_success_leaves_a_small_result(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert run_verb(lambda cfg: {"candidate": "/c"}, path) == 0
+    assert read(path) == {"verb": "train", "status": "ok", "candidate": "/c"}
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_result_that_carries_data_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert run_verb(lambda cfg: {"rows": ["x" * 100] * 50}, path) == 1
+    assert "must be at most 4096 bytes" in str(read(path)["message"])
+
+
+def test_nothing_to_do_is_exit_code_99(tmp_path: Path) -> None:
+    def nothing(cfg: object) -> dict[str, object]:
+        raise NothingToDo("trained already")
+
+    path = tmp_path / "result.json"
+    assert run_verb(nothing, path) == 99
+    assert read(path) == {"verb": "train", "status": "unchanged", "reason": "trained already"}
+    assert run_verb(nothing, path, "evaluate") == 99
+    assert read(path)["status"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("day 2026-01-01 is missing"), 65),
+        (LimamlError("the store does not answer"), 1),
+        (RuntimeError("unforeseen"), 1),
+    ],
+)
+def test_an_error_is_in_the_result_and_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    def fail(cfg: object) -> dict[str, object]:
+        raise error
+
+    path = tmp_path / "result.json"
+    assert run_verb(fail, path) == code
+    assert read(path) == {"verb": "train", "status": "failed", "error": type(error).__name__, "message": str(error)}
+    shown = capsys.readouterr()
+    assert str(error) in shown.err
+    assert ("Traceback" in shown.err) == isinstance(error, RuntimeError)
+    assert shown.out == ""
+
+
+def test_a_failed_gate_names_its_expectations_and_stays_small(tmp_path: Path) -> None:
+    def fail(cfg: object) -> dict[str, object]:
+        raise GateError("x" * 10_000, [f"expectation_{number}" for number in range(30)])
+
+    path = tmp_path / "result.json"
+    assert run_verb(fail, path) == 65
+    assert read(path)["failed"] == [f"expectation_{number}" for number in range(20)]
+    assert path.stat().st_size <= cli.RESULT_LIMIT_BYTES + 1
+
+
+def test_without_a_result_path_the_result_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    run_verb(lambda cfg: {"version": "3"}, None)
+    assert json.loads(capsys.readouterr().out) == {"verb": "train", "status": "ok", "version": "3"}
+    run_verb(lambda cfg: {"version": "3"}, None, spoken=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_sigterm_leaves_through_finally(tmp_path: Path) -> None:
+    """A lease is given back in a `finally`; a verb that is told to end must get there."""
+    script = """
+import pathlib, sys, time
+from limaml import cli
+def body(cfg):
+    try:
+        pathlib.Path(sys.argv[1], "started").touch()
+        time.sleep(600)
+    finally:
+        pathlib.Path(sys.argv[1], "given_back").touch()
+cli._run("train", body, pathlib.Path("configs/movielens.toml"), [], None, False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert (tmp_path / "given_back").exists()
+
+
+def test_a_verb_whose_parent_is_gone_already_does_not_start() -> None:
+    environment = {**os.environ, cli.PARENT_VARIABLE: "1999999999"}
+    done = subprocess.run(
+        [sys.executable, "-m", "limaml.cli", "status"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
