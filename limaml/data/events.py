@@ -53,9 +53,24 @@ def partition_day(name: str) -> date:
     return date.fromisoformat(name.removeprefix("dt=")[:10])
 
 
+def has_type(have: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a delivered column's type is the schema's; another unit of time or a large string holds the same values."""
+    if pa.types.is_timestamp(wanted):
+        return bool(pa.types.is_timestamp(have) and have.tz == wanted.tz)
+    return bool(have.equals(wanted) or (pa.types.is_string(wanted) and pa.types.is_large_string(have)))
+
+
+def conforms(table: pa.Table) -> bool:
+    """Whether a table has exactly the schema's columns, with their types and without forbidden nulls."""
+    return set(table.column_names) == set(schema.EVENTS.names) and all(
+        has_type(table.schema.field(column.name).type, column.type) and (column.nullable or not table[column.name].null_count)
+        for column in schema.EVENTS.columns
+    )
+
+
 def canonical(table: pa.Table) -> pa.Table:
-    """The schema's columns and types in the store's row order; the same rows in any order give the same table."""
-    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow).sort_by(ORDER).combine_chunks()
+    """A table that conforms, in the schema's columns and types and the store's row order; rows in any order give the same."""
+    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow, safe=False).sort_by(ORDER).combine_chunks()
 
 
 def content_hash(table: pa.Table) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from limaml.data.gates import GateResult
+from limaml.data.expectations import GateResult
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>

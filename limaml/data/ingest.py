@@ -6,7 +6,7 @@ where unusual volume is a warning (unless the day was refused for it before).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.data import catalogue, gates, snapshots
-from limaml.data.events import DayManifest, EventStore, canonical, content_hash
+from limaml.data.events import DayManifest, EventStore, canonical, conforms, content_hash
+from limaml.data.expectations import Finding, GateResult
 from limaml.data.gate_report import report_html
 from limaml.data.logged import logged_path, write_logged
 from limaml.data.sources import Source, open_source
@@ -47,7 +48,7 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Delivery:
-    """One day as delivered, with what is already known about it. `table` is canonical where its types allow it."""
+    """One day as delivered, with what is already known about it. `table` is canonical if it conforms to the schema."""
 
     day: date
     table: pa.Table
@@ -74,9 +75,10 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
             first = places.source.days()[0]
             raise ConfigError(f"through must be a day of the source, from {first} on, got {through}; choose a later day")
         known = places.store.manifests()
+        _refuse_before_first(known, days[0])
         deliveries = [d for day in days if (d := _read(places, day, known.get(day))) is not None]
         delivered = {d.day for d in deliveries}
-        missing = [day for day in days if day not in delivered and day not in known]
+        missing = [day for day in days if day not in delivered and _is_open(known.get(day))]
         fresh = [d for d in deliveries if not _is_complete(places.storage, d)]
         results = _gate(places, fresh, deliveries, strict=[d.day for d in fresh if d.known and d.known.status == "quarantined"])
         for day in missing:
@@ -93,7 +95,7 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
         }
         if fresh:
             summary["report"] = _write_history_report(places.storage, through, results)
-            _accept(places, fresh, results, first_ever=not known)
+            _accept(places, fresh, results)
         return summary
 
 
@@ -105,29 +107,33 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
     """
     with _open(cfg, day, today) as places:
         manifests = places.store.manifests()
-        first = min(manifests, default=day)
-        if day < first:
-            raise DataError(
-                f"day must not be before the first day ingested ({first}), got {day}; start from an empty storage.root"
-            )
+        _refuse_before_first(manifests, day)
         known = manifests.get(day)
         delivery = _read(places, day, known)
-        summary: dict[str, Any] = {
-            "status": "no_data",
-            "day": day.isoformat(),
-            "revision": known.revision if known else 0,
-            "rows": 0,
-        }
         if delivery is None:
-            if known is None:
-                places.store.record_no_data(day)
-            return summary
-        summary |= {"revision": delivery.revision, "rows": delivery.table.num_rows}
+            manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
+            status = "no_data" if manifest.status == "no_data" else "unchanged"
+            return {"status": status, "day": day.isoformat(), "revision": manifest.revision, "rows": manifest.rows}
+        summary = {"day": day.isoformat(), "revision": delivery.revision, "rows": delivery.table.num_rows}
         if _is_complete(places.storage, delivery):
             return summary | {"status": "unchanged"}
         results = _gate(places, [delivery], [], strict=[day])
-        _accept(places, [delivery], results, first_ever=not manifests)
+        _accept(places, [delivery], results)
         return summary | {"status": "ingested" if delivery.revision == 1 else "corrected"}
+
+
+def _is_open(known: DayManifest | None) -> bool:
+    """Whether nothing was accepted for a day yet, so that its absence from the source is news."""
+    return known is None or known.status == "quarantined"
+
+
+def _refuse_before_first(known: Mapping[date, DayManifest], day: date) -> None:
+    """Snapshots begin with the first day that passed: an older one would have no catalogue to join."""
+    first = min((d for d, manifest in known.items() if manifest.status == "passed"), default=day)
+    if day < first:
+        raise DataError(
+            f"day must not be before the first day ingested ({first}), got {day}; load it into an empty storage.root"
+        )
 
 
 @contextmanager
@@ -163,13 +169,12 @@ def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | 
     try:
         table = places.source.read_day(day)
     except UnreadableDayError as error:
-        finding = gates.Finding("parquet_file_to_be_readable", True, False, "Arrow can read the file", 0, (str(error),))
-        result = gates.GateResult(f"events of {day.isoformat()}", 0, (finding,))
+        finding = Finding("parquet_file_to_be_readable", True, False, "Arrow can read the file", 0, (str(error),))
+        result = GateResult(f"events of {day.isoformat()}", 0, (finding,))
         _refuse(places, {day: error.raw}, {day: result})
     if table is None:
         return None
-    # A table without the schema's columns or types stays as it came: the gate says what is wrong with it.
-    with suppress(KeyError, pa.ArrowException):
+    if conforms(table):  # Otherwise it stays as it came, and its gate says what is wrong with it.
         table = canonical(table)
     return _Delivery(day, table, known, content_hash(table))
 
@@ -186,7 +191,7 @@ def _is_complete(storage: Storage, delivery: _Delivery) -> bool:
 
 def _gate(
     places: _Places, fresh: Sequence[_Delivery], others: Sequence[_Delivery], strict: Sequence[date]
-) -> dict[date, gates.GateResult]:
+) -> dict[date, GateResult]:
     """Gate the catalogue and the fresh days. Raises GateError, with every failing day put into quarantine."""
     if not fresh:
         return {}
@@ -212,7 +217,7 @@ def _gate(
     return results
 
 
-def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results: Mapping[date, gates.GateResult]) -> None:
+def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results: Mapping[date, GateResult]) -> None:
     """Put refused days into quarantine with the reasons. Always raises GateError."""
     messages, failed = [], dict[str, None]()
     for day, content in contents.items():
@@ -225,12 +230,13 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
     raise GateError("; ".join(messages) + f"; {_REMEDY}", tuple(failed))
 
 
-def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, gates.GateResult], *, first_ever: bool) -> None:
+def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, GateResult]) -> None:
     """Write events, catalogue changes, snapshots and logged features of days that passed, then their manifests."""
     first, last = min(d.day for d in fresh), max(d.day for d in fresh)
-    newest = max([last, *places.store.days("passed")])
+    passed = places.store.days("passed")
+    newest = max([last, *passed])
     # The first catalogue is known when the first day starts; a later change when its delivery's day ends, as it is online.
-    catalogue_day = first - timedelta(days=1) if first_ever else newest
+    catalogue_day = newest if passed else first - timedelta(days=1)
     for kind, delivered in zip((catalogue.USER, catalogue.ITEM), places.source.catalogue(), strict=True):
         catalogue.record(places.storage, kind, delivered, catalogue_day)
     for delivery in fresh:
@@ -274,7 +280,7 @@ def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
             group.append(delivery)
 
 
-def _write_history_report(storage: Storage, through: date, results: Mapping[date, gates.GateResult]) -> str:
+def _write_history_report(storage: Storage, through: date, results: Mapping[date, GateResult]) -> str:
     """One page with the days that have warnings; returns its path."""
     warned = [result for result in results.values() if result.warnings]
     title = f"Historical load through {through.isoformat()}"

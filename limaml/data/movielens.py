@@ -79,8 +79,8 @@ class MovieLensSource:
     def _read(self, part: str) -> pa.Table:
         """One tab-separated file, every column as text, `name:type` headers cut to the name."""
         path = self._folder / f"ml-100k.{part}"
-        header = path.open(encoding="utf-8").readline().strip().split("\t")
-        names = [column.partition(":")[0] for column in header]
+        with path.open(encoding="utf-8") as file:
+            names = [column.partition(":")[0] for column in file.readline().strip().split("\t")]
         return csv.read_csv(
             path,
             read_options=csv.ReadOptions(column_names=names, skip_rows=1),

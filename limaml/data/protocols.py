@@ -7,7 +7,7 @@ what a service refreshed daily would have used.
 The features of a row are those it was logged with: the offline point-in-time join, never the service.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +17,6 @@ from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskRows, TaskSpec, support_
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-Method = Callable[[TaskRows, Sequence[TaskSpec]], Floats]
-"""Probability of every query row of the specs, in their order (specs one after another)."""
-
-# Lower bounds of the support sizes reported apart.
-SUPPORT_BUCKETS: tuple[tuple[str, int, int], ...] = (
-    ("0", 0, 0),
-    ("1-4", 1, 4),
-    ("5-19", 5, 19),
-    ("20+", 20, 2**31),
-)
 
 
 @dataclass(frozen=True)
@@ -99,19 +88,6 @@ def as_served(rows: TaskRows, *, from_us: int, support_rows: int, users: Collect
             query = np.arange(begin, end)
             tasks.append(TaskSpec(entity, day_start_us, spec.support_start, spec.support_stop, query))
     return tasks
-
-
-def groups(
-    rows: TaskRows, queries: QueryRows, specs: Sequence[TaskSpec], returning: Collection[str]
-) -> Mapping[str, npt.NDArray[np.bool_]]:
-    """Masks over as-served query rows: all of them, those of returning training users and of others, and by support size."""
-    sizes = [len(spec.query) for spec in specs]
-    known = set(returning)
-    back = np.repeat(np.array([rows.entities[spec.entity] in known for spec in specs], np.bool_), sizes)
-    masks = {"all": np.ones(len(queries), np.bool_), "returning": back, "new": ~back}
-    for name, low, high in SUPPORT_BUCKETS:
-        masks[f"support {name}"] = (queries.support_sizes >= low) & (queries.support_sizes <= high)
-    return masks
 
 
 def _positions(rows: TaskRows, users: Collection[str]) -> list[int]:

@@ -1,0 +1,184 @@
+"""What ingestion promises about days that pass: immutable, idempotent, corrected with the next revision, and without leaks."""
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limaml import schema
+from limaml.data import snapshots
+from limaml.data.events import EventStore
+from limaml.data.logged import read_logged
+
+EVERYTHING = (
+    "events",
+    "events_superseded",
+    "snapshots",
+    "logged",
+    "logged_superseded",
+    "catalogue",
+    "catalogue_history",
+    "days",
+)
+
+
+def test_one_load_and_day_by_day_write_the_same_bytes_and_a_second_run_changes_nothing(delivery, tmp_path):
+    *_, third, second, last = delivery.days
+    summary = delivery.history(third)
+    assert (summary["status"], summary["ingested"], summary["no_data"]) == ("ingested", 4, 0)
+    for day in (second, last):
+        assert delivery.day(day)["status"] == "ingested"
+    stepwise = delivery.files(*EVERYTHING)
+    assert len([path for path in stepwise if path.startswith("logged/")]) == len(delivery.days)
+
+    again = delivery.history(last)
+    assert (again["status"], again["ingested"], again["unchanged"]) == ("unchanged", 0, 6)
+    assert [delivery.day(day)["status"] for day in (last, second)] == ["unchanged", "unchanged"]
+    assert delivery.files(*EVERYTHING) == stepwise
+
+    for folder in EVERYTHING:
+        delivery.storage.delete_dir(folder)
+    delivery.history(last)
+    at_once = delivery.files(*EVERYTHING)
+    for path, content in stepwise.items():  # The history only warns about volume, so manifests may hold warnings.
+        assert path.startswith("days/") or at_once[path] == content, path
+
+
+def test_rows_in_another_order_are_the_same_day(delivery):
+    first = delivery.days[0]
+    delivery.day(first)
+    table = delivery.table(first)
+    delivery.deliver(first, table.take(pa.array(range(table.num_rows))[::-1]))
+    assert delivery.day(first)["status"] == "unchanged"
+
+
+def test_interrupted_ingestion_is_done_again(delivery):
+    """A kill before the manifest, or before the logged features, leaves a day that the next run completes."""
+    delivery.history(delivery.days[2])
+    complete = delivery.files(*EVERYTHING)
+    for lost in (f"days/dt={delivery.days[2]}.json", f"logged/dt={delivery.days[2]}/logged-r0001.parquet"):
+        (delivery.folder / "data" / lost).unlink()
+        delivery.day(delivery.days[2])
+        assert delivery.files(*EVERYTHING) == complete
+
+
+def test_no_data_is_recorded_and_a_late_day_goes_in(delivery):
+    missing = delivery.days[2]
+    late = delivery.table(missing)
+    delivery.path(missing).unlink()
+    assert delivery.history(delivery.days[3])["no_data"] == 1
+    assert delivery.storage.read_json(f"days/dt={missing}.json")["status"] == "no_data"
+    assert delivery.day(missing) == {"status": "no_data", "day": str(missing), "revision": 0, "rows": 0}
+    assert EventStore(delivery.storage).days("no_data") == [missing]
+    assert not delivery.storage.exists(f"snapshots/user/dt={missing}")
+
+    delivery.deliver(missing, late)
+    assert delivery.day(missing)["status"] == "ingested"
+    assert EventStore(delivery.storage).lineage(delivery.days[3]) == {str(day): 1 for day in delivery.days[:4]}
+
+
+def test_accepted_day_that_vanishes_from_the_source_stays(delivery):
+    first = delivery.days[0]
+    delivery.day(first)
+    rows = delivery.table(first).num_rows
+    delivery.path(first).unlink()
+    assert delivery.day(first) == {"status": "unchanged", "day": str(first), "revision": 1, "rows": rows}
+
+
+def test_correction_gets_the_next_revision_and_changes_what_depends_on_it_only(delivery):
+    delivery.history(delivery.days[-1])
+    before = delivery.files(*EVERYTHING)
+    day = delivery.days[2]
+    delivery.flip(day, 0)
+    user, item = (delivery.table(day)[column][0].as_py() for column in ("user_id", "item_id"))
+
+    result = delivery.day(day)
+    assert (result["status"], result["revision"]) == ("corrected", 2)
+    store = EventStore(delivery.storage)
+    assert store.lineage(delivery.days[-1])[str(day)] == 2
+    assert delivery.storage.list(f"events/dt={day}") == ["events-r0002.parquet"]
+    superseded = f"dt={day}/events-r0001.parquet"
+    assert delivery.storage.read_bytes(f"events_superseded/{superseded}") == before[f"events/{superseded}"]
+    assert store.changed_entities(day, "user_id") == [user]
+    assert store.changed_entities(day, "item_id", since=1) == [item]
+    assert set(store.changed_entities(day, "user_id", since=0)) == set(delivery.table(day)["user_id"].to_pylist())
+
+    after = delivery.files(*EVERYTHING)
+    changed = {path for path in before.keys() & after.keys() if before[path] != after[path]}
+    assert {path.split("/")[0] for path in changed} == {"snapshots", "days"}, "features logged with other days stay"
+    assert min(path.split("dt=")[1][:10] for path in changed) == str(day)
+    for kind, entity in (("user", user), ("item", item)):
+        for path in [p for p in changed if p.startswith(f"snapshots/{kind}")]:
+            old, new = (pq.read_table(pa.BufferReader(files[path])).to_pylist() for files in (before, after))
+            assert {row[f"{kind}_id"] for row, other in zip(old, new, strict=True) if row != other} == {entity}
+    logged = f"logged/dt={day}/logged-r000{{}}.parquet"
+    assert logged.format(1) not in after
+    old, new = before[logged.format(1)], after[logged.format(2)]
+    columns = [*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES]
+    assert pq.read_table(pa.BufferReader(old), columns=columns).equals(pq.read_table(pa.BufferReader(new), columns=columns))
+
+
+def test_logged_features_do_not_depend_on_labels_of_their_day_or_later(delivery):
+    """No leak: a row's own label, or anything from its day on, leaves its features byte-equal; an earlier label does not."""
+
+    def features_of_first_three_days():
+        for folder in EVERYTHING:
+            delivery.storage.delete_dir(folder)
+        delivery.history(delivery.days[-1])
+        table = read_logged(delivery.storage, through=delivery.days[2])
+        return table.select([name for name in table.column_names if name != "label"]), table["label"]
+
+    before, labels = features_of_first_three_days()
+    delivery.flip(delivery.days[2], 3)
+    own_flipped, own_labels = features_of_first_three_days()
+    assert own_flipped.equals(before)
+    assert not own_labels.equals(labels)
+
+    for later in delivery.days[2:]:
+        table = delivery.table(later)
+        turned = pa.array([1 - label for label in table["label"].to_pylist()], pa.int8())
+        delivery.deliver(later, table.set_column(4, "label", turned))
+    all_flipped, _ = features_of_first_three_days()
+    assert all_flipped.equals(before)
+
+    delivery.flip(delivery.days[1], 0)
+    earlier_flipped, _ = features_of_first_three_days()
+    assert not earlier_flipped.equals(before)
+
+
+def test_new_and_changed_catalogue_rows_are_known_from_the_end_of_their_day(delivery):
+    """What the online store cannot have held during a day, no row of that day has."""
+    *earlier, last = delivery.days
+    delivery.history(earlier[-1])
+    items_path = delivery.folder / "delivered" / "items.parquet"
+    items = pq.read_table(items_path)
+    new = pa.Table.from_pylist([{"item_id": "i99", "title": "New", "year": 1999, "genres": ["sunny"]}], schema.ITEMS.arrow)
+    rows = items.to_pylist()
+    rows[0]["year"] = 1900
+    delivery.write("items.parquet", pa.concat_tables([pa.Table.from_pylist(rows, schema.ITEMS.arrow), new]))
+    table = delivery.table(last)
+    delivery.deliver(last, table.set_column(2, "item_id", pa.array(["i99", "i0", *table["item_id"].to_pylist()[2:]])))
+    delivery.day(last)
+
+    logged = {row["item_id"]: row for row in read_logged(delivery.storage, first=last, through=last).to_pylist()}
+    assert (logged["i99"]["year"], logged["i99"]["genres"], logged["i99"]["item_events"]) == (None, None, None)
+    assert logged["i0"]["year"] == items["year"][0].as_py()
+    known = {row["item_id"]: row for row in snapshots.changed(delivery.storage, "item", last).to_pylist()}
+    assert (known["i99"]["year"], known["i99"]["item_events"]) == (1999, 1)
+    assert known["i0"]["year"] == 1900
+
+
+def test_read_logged_selects_days_columns_and_entities(delivery):
+    delivery.history(delivery.days[-1])
+    whole = read_logged(delivery.storage, through=delivery.days[-1])
+    assert whole.schema.equals(schema.LOGGED_EVENTS.arrow)
+    keys = list(zip(*(whole[name].to_pylist() for name in ("user_id", "timestamp", "event_id")), strict=True))
+    assert keys == sorted(keys)
+    assert whole.num_rows == sum(delivery.table(day).num_rows for day in delivery.days)
+
+    span = read_logged(delivery.storage, first=delivery.days[1], through=delivery.days[2], columns=["label", "user_id"])
+    assert span.column_names == ["label", "user_id"]
+    assert span.num_rows == sum(delivery.table(day).num_rows for day in delivery.days[1:3])
+    some = read_logged(delivery.storage, through=delivery.days[-1], entities=("user_id", ["u1", "u5"]))
+    assert some.equals(whole.filter(pa.compute.is_in(whole["user_id"], value_set=pa.array(["u1", "u5"]))).combine_chunks())
+    assert read_logged(delivery.storage, through=delivery.days[0] - timedelta(days=1)).num_rows == 0
