@@ -45,7 +45,12 @@ def _context_model() -> type[BaseModel]:
         )
         for column in schema.CONTEXT.columns
     }
-    return create_model("RankContext", __base__=_Strict, __doc__="What is known of the moment of the request.", **fields)
+    return create_model(
+        "RankContext",
+        __base__=_Strict,
+        __doc__="The moment of the request; without an hour the service's clock (UTC) is taken.",
+        **fields,
+    )
 
 
 RankContext = _context_model()

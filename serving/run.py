@@ -1,11 +1,15 @@
 """Starts the service: `python -m serving.run --config configs/movielens.toml` from the repository's root.
 
-It becomes BentoML's own process (its pid is the caller's to end with SIGTERM), listening where `[serving]` says.
+It becomes BentoML's own process (its pid is the caller's to end with SIGTERM), listening where `[serving]` says. Exit code 2:
+the configuration cannot be read.
 """
 
 import argparse
 import os
 import sys
+
+from limaml import config
+from limaml.errors import ConfigError
 
 ENVIRONMENT = {
     "TZ": "UTC",
@@ -23,6 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.run", description="Start the ranking service.")
     parser.add_argument("--config", required=True, help="configuration file, e.g. configs/movielens.toml")
     arguments = parser.parse_args()
+    try:
+        config.load(arguments.config)
+    except ConfigError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     environment = {**ENVIRONMENT, **os.environ, "LIMAML_CONFIG": os.path.abspath(arguments.config)}
     environment["BENTOML_HOME"] = os.path.abspath(environment["BENTOML_HOME"])
     os.makedirs(environment["BENTOML_HOME"], exist_ok=True)

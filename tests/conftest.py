@@ -63,6 +63,14 @@ def wait_for(condition, what, deadline_s=DEADLINE_S):
     raise AssertionError(f"{what} did not happen within {deadline_s} s")
 
 
+# As `python -m serving.run`, but it ends with the tests even when they are killed (prctl(2), PR_SET_PDEATHSIG).
+_START = """
+import ctypes, runpy, signal
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+runpy.run_module("serving.run", run_name="__main__")
+"""
+
+
 class Server:
     """The real service on a free port, and a client for it."""
 
@@ -73,7 +81,7 @@ class Server:
         self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
         self.log_path = folder / "server.log"
         environment = {**os.environ, "BENTOML_HOME": str(folder / "bentoml"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "serving.run", "--config", str(self.config_path)]
+        command = [sys.executable, "-c", _START, "--config", str(self.config_path)]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0, trust_env=False)
