@@ -34,6 +34,7 @@ from limaml.data.logged import read_logged
 from limaml.data.storage import Storage
 from limaml.embeddings.adapt import adapt
 from limaml.embeddings.daily import adapt_day, publish_day
+from limaml.embeddings.publish import OnlineView
 from limaml.embeddings.slots import Places, cut_over, fill_shard, plan_fill
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
 from limaml.models.bundle import Bundle, Model, save
@@ -222,10 +223,20 @@ def test_the_first_fill_puts_active_entities_and_all_features_online(world: Worl
     assert online == set(window["user_id"].to_pylist())
 
 
-def test_a_day_changes_its_entities_only_and_moves_complete_through(world: World) -> None:
+def test_a_day_changes_its_entities_only_and_moves_complete_through(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before, features = world.online(), world.online(schema.USER_FEATURES.name)
+    order: list[str] = []
+    write = OnlineView.write
+
+    def recorded(view: OnlineView, *arguments: Any) -> None:
+        order.append(view.name)
+        write(view, *arguments)
+
+    monkeypatch.setattr(OnlineView, "write", recorded)
     day = world.next_day()
     result = world.daily(day)
+    # A reader never has an embedding of a day whose features it lacks (contract 8).
+    assert list(dict.fromkeys(order)) == ["user_features", "item_features", "meta_embedding_user_blue"]
     users = set(day_of_events(day)["user_id"].to_pylist())
     assert changed_users(before, world.online()) == users
     assert changed_users(features, world.online(schema.USER_FEATURES.name)) == users
@@ -369,14 +380,14 @@ def test_a_day_in_quarantine_is_not_published(world: World) -> None:
     world.daily(world.next_day())
 
 
+def die(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_publication_that_dies_half_way_is_completed_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     day = world.next_day()
     adapt_day(world.cfg, day)
     tags = world.champion().tags
-
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as broken:
         broken.setattr(Registry, "set_tags", die)
         with pytest.raises(KeyboardInterrupt):
@@ -457,7 +468,7 @@ def test_a_fill_planned_again_after_its_run_died_gives_the_same_end(world: World
 
 
 def test_a_fill_that_the_champion_has_overtaken_is_refused_and_can_be_planned_again(
-    world: World, with_settings: Callable[..., Config]
+    world: World, with_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion, version = world.champion().version, world.new_version(seed=5)
     plan_fill(with_settings(fill_timeout_s=1e-6), version, world.last, "run-6")
@@ -470,6 +481,12 @@ def test_a_fill_that_the_champion_has_overtaken_is_refused_and_can_be_planned_ag
         cut_over(world.cfg, version, "run-6")
     assert world.champion().version == champion
     world.fill(version, "run-6")
+    with monkeypatch.context() as broken:
+        broken.setattr(Registry, "set_champion", die)
+        with pytest.raises(KeyboardInterrupt):
+            cut_over(world.cfg, version, "run-6")
+    # The alias moves last: whatever was done before it changes nothing for a reader, and is done again.
+    assert world.champion().version == champion
     cut_over(world.cfg, version, "run-6")
     assert world.champion().version == version
 

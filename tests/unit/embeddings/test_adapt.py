@@ -109,9 +109,16 @@ def test_the_rows_follow_the_schema_and_are_sorted_by_entity(storage: Storage, b
     assert np.isfinite(vectors(table)).all()
 
 
-def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(storage: Storage, bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    "as_of",
+    [
+        pytest.param(schema.day_end(LAST_DAY - timedelta(days=2)), id="a day's end"),
+        # Users' events of a day are a second apart from noon on: this instant parts them, and equals some.
+        pytest.param(schema.day_start(FIRST_DAY + timedelta(days=1)) + timedelta(hours=12, seconds=8), id="inside a day"),
+    ],
+)
+def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(storage: Storage, bundle: Bundle, as_of: datetime) -> None:
     """Against the plain path: all of a user's events in memory, one task at a time."""
-    as_of = schema.day_end(LAST_DAY - timedelta(days=2))
     table = adapt(storage, bundle, "7", KIND, USERS, as_of, 4)
     rows = TaskRows.from_logged(read_logged(storage, through=LAST_DAY), bundle.encoder, KIND)
     for at, user in enumerate(USERS):
