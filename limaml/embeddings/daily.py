@@ -93,8 +93,8 @@ def publish_day(cfg: Config, day: date, run: str) -> dict[str, Any]:
             covered = read_covered(places.storage, kind, plan.version.version)
             write_covered(places.storage, kind, plan.version.version, covered | {day.isoformat(): plan.revision})
         held.check()
-        # Also where it does not move: a server that sees the tag written again has nothing to do.
-        places.registry.set_tags(plan.version.version, {registry.COMPLETE_THROUGH: plan.as_of.isoformat()})
+        if plan.is_new:
+            places.registry.set_tags(plan.version.version, {registry.COMPLETE_THROUGH: plan.as_of.isoformat()})
     entities = sum(table.num_rows for table in tables.values())
     _log.info("day_published", model_version=plan.version.version, day=day.isoformat(), written=written, features=features)
     return {**_result(plan), "entities": entities, "written": written, "features_written": features}

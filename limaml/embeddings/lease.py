@@ -87,13 +87,11 @@ def store_identity(cfg: FeastConfig) -> str:
 
 
 def _keep_renewing(table: "_LeaseTable", fence: int, ended: threading.Event) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
     while not ended.wait(table.ttl_s / _RENEWALS_PER_TTL):
         try:
             if not table.renew(fence):
                 return
-        except SQLAlchemyError as error:
+        except StoreError as error:
             # The next round tries again; if none succeeds in time, `check` stops the holder before it writes.
             get_logger(__name__).warning("lease_renewal_failed", store=table.store, error=str(error))
 
@@ -114,7 +112,9 @@ class _LeaseTable:
             raise ConfigError(f"embeddings.lease_url must be an SQLAlchemy URL: {error}") from None
         if database not in _NOW:
             raise ConfigError(f"embeddings.lease_url must be of {' or '.join(_NOW)}, got {database}")
-        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        # SQLite answers 'locked' while another process writes; wait for it as long as a holder may go without renewing.
+        wait = {"timeout": ttl_s} if database == "sqlite" else {}
+        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args=wait)
         self._now: Any = sa.literal_column(_NOW[database], sa.Double)
         self._rows = sa.Table(
             "limaml_lease",
@@ -136,7 +136,7 @@ class _LeaseTable:
             .values(fence=rows.c.fence + 1, holder=who, since=self._now, expires=self._now + self.ttl_s)
             .returning(rows.c.fence)
         )
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             fence = connection.execute(taken).scalar_one_or_none()
         return None if fence is None else int(fence)
 
@@ -149,17 +149,29 @@ class _LeaseTable:
 
     def holder(self) -> str:
         """'busy: <who> since <when>' of the last one who took the lease."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             row = connection.execute(self._rows.select().where(self._rows.c.store == self.store)).one()
         return f"busy: {row.holder} since {datetime.fromtimestamp(row.since, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def _change(self, fence: int, **values: Any) -> bool:
         rows = self._rows
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             changed = connection.execute(
                 rows.update().where(rows.c.store == self.store, rows.c.fence == fence).values(**values)
             )
         return bool(changed.rowcount)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """Raises StoreError if the database does not answer as it should."""
+        import sqlalchemy as sa
+
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            url = self._engine.url.render_as_string(hide_password=True)
+            raise StoreError(f"lease database {url} failed: {error}; is it running and writable?") from error
 
     def _create(self) -> None:
         """Make table and row if they are not there. Several processes may try at once; who loses, of either, looks again."""
@@ -169,12 +181,12 @@ class _LeaseTable:
         mine = sa.select(self._rows.c.fence).where(self._rows.c.store == self.store)
         for losses in range(3):
             try:
-                self._rows.create(self._engine, checkfirst=True)
-                with self._engine.begin() as connection:
+                with self._transaction() as connection:
+                    self._rows.create(connection, checkfirst=True)
+                with self._transaction() as connection:
                     if connection.execute(mine).first() is None:
                         connection.execute(self._rows.insert().values(row))
                 return
-            except sa.exc.SQLAlchemyError as error:
+            except StoreError:
                 if losses == 2:
-                    url = self._engine.url.render_as_string(hide_password=True)
-                    raise StoreError(f"lease database {url} failed: {error}; is it running and writable?") from error
+                    raise
