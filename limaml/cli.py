@@ -218,9 +218,9 @@ def train(cfg: "Config", through: Through) -> dict[str, Any]:
 @verb(DAG_TASKS)
 def evaluate(cfg: "Config", candidate: Candidate) -> dict[str, Any]:
     """Judge a candidate, log the report, and register it if it is promoted; refused: exit code 99 with the reasons."""
-    from limaml.evaluation.judge import evaluate_candidate
+    from limaml.evaluation.judgement import judge_candidate
 
-    return evaluate_candidate(cfg, candidate)
+    return judge_candidate(cfg, candidate)
 
 
 @verb(DAG_TASKS)

@@ -1,5 +1,6 @@
 """`make run`: start the stack, drive both DAGs, start the service, ask it, and say where everything is."""
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from rich.table import Table
 
 from limaml.config import Config
 from limaml.errors import LimamlError
+from limaml.evaluation.quality import quality_table
 from limaml.local import demo, stack
 from limaml.local.airflow_api import AirflowApi
 from limaml.local.follow import Display, Timing, follow
-from limaml.local.quality import print_quality
 from limaml.local.stack import Stack
 from limaml.local.status import Status, read_status
 
@@ -66,7 +67,7 @@ def up(cfg: Config, today: date, console: Console) -> Status:
             _ready_service(cfg, running, status)
         with steps.step("three users"):
             demo.show(console, cfg, running.urls["service"])
-        print_quality(cfg, str(status.champion), console)
+        _show_quality(cfg, str(status.champion), console)
         steps.print()
         _say_where(running, console)
         return status
@@ -145,6 +146,17 @@ def _ready_service(cfg: Config, running: Stack, status: Status) -> None:
         running,
         cfg.local.ready_timeout_s,
     )
+
+
+def _show_quality(cfg: Config, version: str, console: Console) -> None:
+    """The promoted model's own evaluation, out of its bundle."""
+    from limaml.models import bundle
+    from limaml.registry import Registry
+
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = bundle.load(Registry(cfg.registry).download(version, folder), parts=("refit",)).metrics
+    console.print(f"[bold]Quality of model {version}[/bold]", highlight=False)
+    console.print(quality_table(metrics["evaluation"], cfg.promotion.gate_k), highlight=False, markup=False)
 
 
 def _say_where(running: Stack, console: Console) -> None:
