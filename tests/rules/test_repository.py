@@ -1,0 +1,97 @@
+"""Rules about the repository itself: the lock, what may be committed, the map, the commands."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments"}
+MAX_COMMITTED_BYTES = 1_000_000
+MAX_LINES = 400
+
+
+def committed() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def python_files() -> list[Path]:
+    return [path for path in committed() if path.suffix == ".py"]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked() -> dict[str, str]:
+    lines = [
+        *(ROOT / "requirements.lock").read_text().splitlines(),
+        *(ROOT / "requirements-data.lock").read_text().splitlines(),
+    ]
+    pins = [line.split("#")[0].strip() for line in lines]
+    return {normal(name): version for name, _, version in (pin.partition("==") for pin in pins if pin)}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of absolute imports anywhere in a file."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_pin_is_exact() -> None:
+    assert not [name for name, version in locked().items() if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
+
+
+def test_the_lock_has_no_gpu_build() -> None:
+    assert not [name for name in locked() if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_the_lock_contains_every_import() -> None:
+    distributions = packages_distributions()
+    local = {path.stem for path in python_files()}
+    missing = {
+        f"{path}: {name}"
+        for path in python_files()
+        for name in imported(path) - OWN - local - set(sys.stdlib_module_names)
+        if not {normal(found) for found in distributions.get(name, [])} & set(locked())
+    }
+    assert not missing
+
+
+def test_no_data_set_model_or_large_file_is_committed() -> None:
+    """MovieLens may not be redistributed; it comes out of a package when it is installed."""
+    data = {".inter", ".item", ".user", ".data", ".base", ".parquet", ".safetensors", ".db", ".pkl", ".pt", ".csv"}
+    assert not [path for path in committed() if path.suffix in data]
+    assert not [path for path in committed() if (ROOT / path).stat().st_size > MAX_COMMITTED_BYTES]
+
+
+def test_no_pickle_is_read_or_written() -> None:
+    users = [path for path in python_files() if imported(path) & {"pickle", "cloudpickle", "dill", "joblib"}]
+    assert not users
+
+
+def test_files_stay_readable() -> None:
+    shipped = [path for path in python_files() if path.parts[0] in ("limaml", "serving", "dags", "feature_repo")]
+    assert not [path for path in shipped if len((ROOT / path).read_text().splitlines()) > MAX_LINES]
+
+
+def test_ci_calls_the_same_targets_as_people_do() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("test", "test-services", "run", "stop"):
+        assert re.search(rf"^\s*make {target}\b", script, re.MULTILINE), target
+        assert re.search(rf"^{target}:.*## \S", makefile, re.MULTILINE), target
+
+
+def test_the_readme_maps_every_top_level_folder() -> None:
+    readme = (ROOT / "README.md").read_text()
+    folders = {path.parts[0] for path in committed() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
+    assert not [folder for folder in folders if not re.search(rf"^\s*{folder}/\s", readme, re.MULTILINE)]
