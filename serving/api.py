@@ -89,6 +89,21 @@ class RankResponse(BaseModel):
     embeddings: dict[str, EmbeddingUsed] = Field(description="By task kind.")
 
 
+class ErrorDetail(BaseModel):
+    """Why a request was refused."""
+
+    field: str = Field(description="Path of the field at fault; in parentheses where it is none.")
+    rule: str = Field(description="What must hold.")
+    value: Any = Field(description="What was sent; a long text is cut, a list or an object is given by its size.")
+    remedy: str = Field(description="What to do.")
+
+
+class ErrorResponse(BaseModel):
+    """Body of every refusal."""
+
+    error: ErrorDetail
+
+
 def request_model(max_candidates: int) -> type[RankRequest]:
     """`RankRequest` with the configured limit in it, so that the check and the OpenAPI page agree."""
     items = Field(min_length=1, max_length=max_candidates, description=RankRequest.model_fields["item_ids"].description)

@@ -14,7 +14,7 @@ import bentoml
 
 from limaml import config, telemetry
 from limaml.errors import ConfigError
-from serving.api import RankRequest, RankResponse, RequestError, check_catalogue, request_model
+from serving.api import ErrorDetail, ErrorResponse, RankRequest, RankResponse, RequestError, check_catalogue, request_model
 from serving.errors import RequestGuard
 
 if TYPE_CHECKING:
@@ -35,8 +35,26 @@ CONFIG = _config()
 Request = request_model(CONFIG.serving.max_candidates)
 
 
+class DocumentedService(bentoml.Service[Any]):  # type: ignore[misc]
+    """A BentoML service whose OpenAPI page shows our refusals, not BentoML's own."""
+
+    @property
+    def openapi_spec(self) -> Any:
+        page = super().openapi_spec
+        responses = page.paths[PATH].post["responses"]
+        refusals = {400: "Bad request", 415: "Not JSON", 503: "No champion yet"}
+        content = {"application/json": {"schema": ErrorResponse.model_json_schema(ref_template="#/components/schemas/{model}")}}
+        page.paths[PATH].post["responses"] = {
+            200: responses[200],
+            **{status: {"description": text, "content": content} for status, text in refusals.items()},
+        }
+        page.components["schemas"]["ErrorDetail"] = ErrorDetail.model_json_schema()
+        return page
+
+
 @bentoml.service(
     name=NAME,
+    service_class=DocumentedService,
     workers=CONFIG.serving.workers,
     # BentoML keeps a timer a request for this long: a small value keeps them, and the garbage collector's work, few.
     traffic={"timeout": CONFIG.serving.timeout_s},
@@ -53,8 +71,9 @@ class Ranking:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
-        # Feast makes a folder of its own under /tmp for this, a worker, unless there is one.
-        os.environ.setdefault("PROMETHEUS_MULTIPROCESS_DIR", os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            # Under this other name Feast would make a folder of its own in /tmp for each worker.
+            os.environ.setdefault("PROMETHEUS_MULTIPROCESS_DIR", folder)
         import torch
 
         from serving import ranking

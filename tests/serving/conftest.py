@@ -125,10 +125,10 @@ class World:
     def register(self, *, seed, slot, complete_through):
         """A version with random weights; returns its number."""
         network = build_network(self.cfg, self.encoder.dims, seed=seed)
-        # An untrained embedding layer hardly moves the scores: make it count, so that fallbacks are seen in them.
+        # Untrained parameters hardly move the scores: make them, so that a wrong feature or a fallback is seen.
         with torch.no_grad():
-            for parameter in network.global_block.embeddings.parameters():
-                parameter.mul_(5.0)
+            for parameter in network.global_block.parameters():
+                parameter.mul_(3.0)
         model = bundle.Model(network, self.encoder)
         folder = self.folder / f"bundle-{seed}"
         bundle.save(bundle.Bundle(config=self.cfg, refit=model, twin=model), folder)

@@ -4,6 +4,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +224,21 @@ def test_a_switch_changes_block_and_slot_together(world, server, versions, blue)
     assert server.metric("limaml_model_info", version=green, slot="green") == 0.0
 
 
+def test_a_champion_that_comes_without_the_store_serves_the_prior_until_it_is_back(world, server, versions, blue):
+    green, items = versions["green"], ["i1", "i4", "i7"]
+    registered = Path(world.cfg.feast.registry)
+    hidden = registered.rename(registered.with_suffix(".hidden"))
+    try:
+        world.serve(server, green)
+        answer = server.ranked("much", items)
+        assert answer["embeddings"]["user"]["fallback"] == "store_error"
+        assert scores(answer) == pytest.approx(world.expected(green, "nobody", items), abs=TOLERANCE)
+    finally:
+        hidden.rename(registered)
+    answer = server.ranked_when(lambda answer: answer["embeddings"]["user"]["fallback"] is None, "much", items)
+    assert scores(answer) == pytest.approx(world.expected(green, "much", items, MUCH_GREEN), abs=TOLERANCE)
+
+
 def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_serving(world, server, blue):
     broken = world.register(seed=3, slot="green", complete_through=NOW)
     run = world.registry.get(broken).run_id
@@ -263,6 +279,10 @@ def test_the_openapi_page_gives_limits_and_ranges(server, blue):
     body = page["paths"]["/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["item_ids"]["maxItems"] == 5
     assert body["additionalProperties"] is False
+    responses = page["paths"]["/rank"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "415", "503"}
+    assert set(responses["400"]["content"]["application/json"]["schema"]["properties"]) == {"error"}
+    assert set(page["components"]["schemas"]["ErrorDetail"]["required"]) == {"field", "rule", "value", "remedy"}
     hour = page["components"]["schemas"]["RankContext"]["properties"]["hour"]["anyOf"][0]
     assert (hour["minimum"], hour["maximum"]) == (0, 23)
 
