@@ -79,14 +79,14 @@ class ModelConfig(Section):
     """Architecture of the two blocks."""
 
     meta_block: Literal["task_vector", "id_mlp", "row_mlp"] = "task_vector"
-    embedding_dim: Annotated[int, Field(ge=1, le=1024)] = 16
-    """D, width of the meta embedding and of the item embedding it is multiplied with."""
+    embedding_dim: Annotated[int, Field(ge=2, le=1024)] = 17
+    """D, width of the meta embedding: D - 1 factors, which are multiplied with the item's vector, and the task's level."""
     meta_hidden: tuple[PositiveCount, ...] = (32,)
     id_dim: PositiveCount = 16
     """Width of the entity-ID embedding of `id_mlp`."""
     global_hidden: tuple[PositiveCount, ...] = (64, 32)
-    item_product: bool = True
-    """Give the product of meta embedding and item embedding to the global block beside the vector."""
+    item_vectors: Literal["fitted", "learned"] = "fitted"
+    """fitted: a factor model gives them before meta-training, and they stay. learned: trained with the rest from random."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     profile_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of training tasks whose user profile is hidden: a demographic vector acts as a user id otherwise."""
@@ -100,29 +100,38 @@ class MetaConfig(Section):
     """Inner loop and task sampling."""
 
     inner_steps: Annotated[int, Field(ge=0, le=50)] = 3
-    inner_lr: Positive = 0.5
+    inner_lr: Positive = 1.5
+    """Starting rate of every adapted parameter but the task vector's factors."""
+    factor_inner_lr: Positive = 30.0
+    """Starting rate of the task vector's factors."""
     learn_inner_lr: bool = True
-    """Meta-SGD (Li et al. 2017): one learned rate per parameter, starting from inner_lr."""
+    """Meta-SGD (Li et al. 2017): one learned rate per parameter."""
     second_order: bool = True
     learn_damping: bool = True
-    """Inner loss is divided by (rows + c); c is learned from `damping` if true, fixed otherwise."""
-    damping: Annotated[float, Field(ge=0.0)] = 1.0
+    """Inner loss is divided by (rows + c), with one c per parameter; learned if true, fixed otherwise."""
+    damping: Annotated[float, Field(ge=0.0)] = 5.0
+    factor_damping: Annotated[float, Field(ge=0.0)] = 100.0
     support_rows: PositiveCount = 64
     """N: support = the entity's last N events before the as-of instant."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
-    day_boundary_probability: Share = 0.25
+    day_boundary_probability: Share = 0.1
     """Share of training tasks whose as-of instant is a day boundary; the others lie inside the history."""
     zero_support_probability: Share = 0.1
     """Share of training tasks with an empty support; they train the prior."""
+    early_probability: Share = 0.6
+    """Of the as-of instants inside the history, the share drawn among the first `early_rows` rows: short supports."""
+    early_rows: PositiveCount = 40
 
     @model_validator(mode="after")
     def _shares_and_damping_fit(self) -> Self:
         total = self.day_boundary_probability + self.zero_support_probability
         if total > 1.0:
             raise ValueError(f"day_boundary_probability + zero_support_probability must be <= 1, got {total:g}; lower one")
-        if self.learn_damping and self.damping == 0.0:
-            raise ValueError("damping must be > 0 where its logarithm is learned, got 0; raise it or unset learn_damping")
+        if self.learn_damping and min(self.damping, self.factor_damping) == 0.0:
+            raise ValueError(
+                "damping and factor_damping must be > 0 where their logarithm is learned, got 0; raise it or do not learn it"
+            )
         return self
 
 
@@ -132,12 +141,18 @@ class TrainingConfig(Section):
     seed: Count = 0
     num_workers: Annotated[int, Field(ge=1, le=1024)] = 2
     use_gpu: bool = False
-    max_steps: PositiveCount = 600
+    max_steps: PositiveCount = 200
     tasks_per_step: PositiveCount = 64
     """Over all workers; must be divisible by num_workers."""
     outer_lr: Positive = 3e-3
+    """Rate after `warmup_steps`; it falls to a twentieth along a cosine over max_steps."""
+    warmup_steps: Count = 20
+    inner_lr_scale: Positive = 0.1
+    """Learned inner rates and damping move at this share of outer_lr: they overgrow otherwise, the items knowing the users."""
+    average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Validated, kept and served is a moving average of the weights with this decay; 0 takes the last weights."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    grad_clip: Positive = 10.0
+    grad_clip: Positive = 5.0
     validate_every: PositiveCount = 25
     patience: PositiveCount = 6
     """Validations without a better AUC before training stops."""

@@ -29,6 +29,7 @@ _USER_CATEGORIES = tuple(name for name in USERS.names if name != "user_id")
 _USER_NUMBERS = ("user_events", "user_positive_rate")
 _ITEM_NUMBERS = ("year", "item_events", "item_positive_rate")
 _COUNTS = ("user_events", "item_events")
+_RATES = ("user_positive_rate", "item_positive_rate")
 CONTEXT_WIDTH = 3
 """sin and cos of the hour's angle, and whether the hour is known."""
 
@@ -56,6 +57,8 @@ class EncoderDims:
     item_dense: int
     user_dense: int
     context: int
+    num_genres: int = 0
+    """The first entries of item_dense are the genres."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Encoder:
     def dims(self) -> EncoderDims:
         user = sum(len(values) for values in self.categories.values()) + len(_USER_NUMBERS) + 1
         item = len(self.genres) + len(_ITEM_NUMBERS) + 2
-        return EncoderDims(len(self.items), len(self.entities), item, user, CONTEXT_WIDTH)
+        return EncoderDims(len(self.items), len(self.entities), item, user, CONTEXT_WIDTH, len(self.genres))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values; `from_dict` gives an equal encoder."""
@@ -229,12 +232,17 @@ def _one_hot(index: Indices, num_values: int) -> Floats:
 
 
 def _scale(name: str, values: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Numbers (counts on a logarithmic scale) and whether each is known; a null or a NaN is not."""
+    """Numbers (counts as logarithms, rates as logits) and whether each is known; a null or a NaN is not."""
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
     numbers = numbers.astype(np.float64)
     known = np.isfinite(numbers)
     filled = np.where(known, numbers, 0.0)
-    return (np.log1p(np.maximum(filled, 0.0)) if name in _COUNTS else filled), known
+    if name in _COUNTS:
+        return np.log1p(np.maximum(filled, 0.0)), known
+    if name in _RATES:
+        inside = np.clip(filled, 1e-3, 1 - 1e-3)
+        return np.log(inside / (1 - inside)), known
+    return filled, known
 
 
 def _moments(name: str, values: pa.ChunkedArray) -> tuple[float, float]:

@@ -161,6 +161,8 @@ def _sample_instant(rows: TaskRows, cfg: Config, rng: np.random.Generator, entit
         days = np.unique(times // MICROSECONDS_PER_DAY)[1:]
         return int(days[int(position * len(days))]) * MICROSECONDS_PER_DAY if len(days) else first
     inside = times[times > first]
+    if rng.random() < cfg.meta.early_probability:
+        inside = inside[: cfg.meta.early_rows]
     return int(inside[int(position * len(inside))]) if len(inside) else first
 
 

@@ -34,7 +34,8 @@ def adapt(
 ) -> Params:
     """phi of every task after `num_steps` inner steps, still a function of theta; unset arguments come from the configuration.
 
-    phi_{k+1} = phi_k - rate * grad L_support(phi_k)   (Finn et al. 2017, algorithm 1; rate per parameter: Li et al. 2017)
+    phi_{k+1} = phi_k - rate / (rows + c) * grad (sum of the support rows' losses at phi_k)
+    (Finn et al. 2017, algorithm 1; rate per parameter: Li et al. 2017; so is c)
     First order treats the gradient as a constant.
     """
     steps = network.meta_config.inner_steps if num_steps is None else num_steps
@@ -86,14 +87,14 @@ def _adapt(
     features = support.unlabelled()
     with torch.set_grad_enabled(keep_graph):
         phi = network.meta.initial(entity_index_T)
-        rates = network.rates()
+        sizes = network.step_sizes(support.mask_TR.sum(dim=1))
         state = network.global_block.encode(features)
     with torch.enable_grad():
         for _ in range(num_steps):
             at = phi if second_order else {name: p.detach().requires_grad_() for name, p in phi.items()}
             loss_T = network.support_loss(network.meta.embed(at, features), state if second_order else state.detach(), support)
             gradient = torch.autograd.grad(loss_T.sum(), list(at.values()), create_graph=second_order)
-            phi = {name: p - rates[name] * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
+            phi = {name: p - sizes[name] * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
             if not keep_graph:
                 phi = {name: p.detach() for name, p in phi.items()}
     return phi

@@ -72,20 +72,19 @@ def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
 
 
 def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
-    """(R,) logits: MLP([item, features, embedding, embedding * item])."""
+    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>; an unknown item's vector comes from its genres."""
     block = network.global_block
-    item_RD = block.item.weight[rows.item_R]
-    embedding_RD = embedding_D.expand_as(item_RD)
-    inputs = [item_RD, rows.item_dense_RF, rows.user_dense_RF, rows.context_RF, embedding_RD]
-    if block.item_product:
-        inputs.append(embedding_RD * item_RD)
-    weight_HF = torch.cat([block.rows.weight, block.get_parameter(f"embeddings.{network.kind}.weight")], dim=1)
-    x_RH = F.relu(torch.cat(inputs, dim=1) @ weight_HF.T + block.rows.bias)
+    x = torch.cat([rows.item_dense_RF, rows.user_dense_RF, rows.context_RF], dim=1)
     *hidden, last = block.layers
     for layer in hidden:
-        x_RH = F.relu(layer(x_RH))
-    logits_R1: Tensor = last(x_RH)
-    return logits_R1[:, 0]
+        x = F.silu(layer(x))
+    logits = []
+    for row, base in enumerate(last(x)[:, 0]):
+        genres = rows.item_dense_RF[row, : block.num_genres]
+        unknown = genres @ block.genre + block.unknown_item
+        item_K = block.item[rows.item_R[row]] if rows.item_R[row] > 0 else unknown
+        logits.append(base + embedding_D[:-1] @ item_K + embedding_D[-1])
+    return torch.stack(logits)
 
 
 def initial(network: LiMAML, entity_index: int) -> Params:
@@ -100,18 +99,18 @@ def initial(network: LiMAML, entity_index: int) -> Params:
 
 
 def task_embedding(network: LiMAML, support: TaskRows, entity_index: int, *, num_steps: int, second_order: bool) -> Tensor:
-    """(D,) e = embed(phi, support), phi adapted on the damped mean loss: sum of cross-entropies / (rows + c)."""
+    """(D,) e = embed(phi, support), phi adapted on the sum of cross-entropies with the step rate / (rows + c)."""
 
     def support_loss(phi: Params) -> Tensor:
         logits_S = score(network, support, embed(network, phi, support))
-        total = F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
-        return total / (len(logits_S) + network.log_damping.exp())
+        return F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
 
     theta = initial(network, entity_index)
-    # An empty support has no loss to step on.
-    num_steps = num_steps if len(support.item_R) else 0
-    phi = adapt(theta, support_loss, network.rates(), num_steps=num_steps, second_order=second_order)
-    return embed(network, phi, support)
+    if len(support.item_R):
+        damping = network.damping()
+        steps = {name: rate / (len(support.item_R) + damping[name]) for name, rate in network.rates().items()}
+        theta = adapt(theta, support_loss, steps, num_steps=num_steps, second_order=second_order)
+    return embed(network, theta, support)
 
 
 def outer_loss(network: LiMAML, batch: TaskBatch, *, num_steps: int, second_order: bool) -> tuple[Tensor, Tensor]:

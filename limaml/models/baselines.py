@@ -43,7 +43,9 @@ class WideDeep(nn.Module):
         self.kind = cfg.task_kind.name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.training.seed)
-            self.global_block = GlobalBlock(cfg.model, dims, (self.kind,))
+            # Trained with the rest: nothing of LiMAML's own fit reaches the rival.
+            learned = cfg.model.model_copy(update={"item_vectors": "learned"})
+            self.global_block = GlobalBlock(learned, dims, (self.kind,))
             self.users = nn.Embedding(dims.num_entities + 1, cfg.model.embedding_dim + 1)
             self.items = nn.Embedding(dims.num_items + 1, 1)
             nn.init.normal_(self.users.weight, std=0.1)

@@ -220,7 +220,7 @@ def _check_prior(files: _Files, network: LiMAML) -> None:
 def _check_finite(where: str, name: str, tensor: Tensor) -> None:
     bad = int((~torch.isfinite(tensor)).sum())
     # log_damping is -inf where the configured damping is 0: its exponential is what is used.
-    if bad and not (name == "log_damping" and bool(tensor.exp().isfinite().all())):
+    if bad and not (name.startswith("log_damping.") and bool(tensor.exp().isfinite().all())):
         raise BundleError(f"{where}: {name} must be finite, got {bad} of {tensor.numel()} values that are not; {_REMEDY}")
 
 

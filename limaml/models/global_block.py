@@ -1,82 +1,89 @@
 """The global block (theta_global): scores rows from their features and the tasks' meta embeddings.
 
-T tasks, R rows, F features, D embedding width, H hidden width
+T tasks, R rows, F features, D embedding width, K = D - 1 factors, H hidden width
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import ModelConfig
-from limaml.data.encoding import EncoderDims
+from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows
+
+if TYPE_CHECKING:
+    from limaml.models.item_vectors import ItemVectors
 
 
 @dataclass(frozen=True)
 class RowState:
     """What the rows alone give, computed once however many embeddings they are scored with."""
 
-    hidden_TRH: Tensor
+    logit_TR: Tensor
     item_TRD: Tensor
 
     def detach(self) -> "RowState":
-        return RowState(self.hidden_TRH.detach(), self.item_TRD.detach())
+        return RowState(self.logit_TR.detach(), self.item_TRD.detach())
 
 
 class GlobalBlock(nn.Module):
-    """An MLP over [item embedding, features, meta embeddings, meta embedding * item embedding] of each row.
+    """logit = MLP(features) + sum over kinds of <meta embedding, item embedding>.
 
-    Its first layer is linear, so it is split in two: `encode` takes the rows' part, which no inner step changes, and
-    `score` adds the part of the meta embeddings. Row 0 of the item embedding is the unknown item.
+    The last entry of every item embedding is 1, so that the last entry of a meta embedding is the task's level; the other K
+    are the item's vector. The item id reaches the score through that product alone: an id embedding inside the MLP, with or
+    without the product, learnt the training rows by heart (experiments/LOG.md). An item outside the vocabulary gets a vector
+    from its genres plus a trained one.
     """
 
     def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Sequence[str]) -> None:
         super().__init__()
         self.kinds = tuple(kinds)
-        self.item_product = cfg.item_product
         self.dropout = cfg.dropout
-        width = cfg.embedding_dim
-        self.item = nn.Embedding(dims.num_items + 1, width)
-        nn.init.normal_(self.item.weight, std=width**-0.5)
-        self.rows = nn.Linear(width + dims.item_dense + dims.user_dense + dims.context, cfg.global_hidden[0])
-        per_kind = 2 * width if cfg.item_product else width
-        self.embeddings = nn.ModuleDict({kind: nn.Linear(per_kind, cfg.global_hidden[0], bias=False) for kind in kinds})
-        widths = (*cfg.global_hidden, 1)
+        self.num_genres = dims.num_genres
+        num_factors, learned = cfg.embedding_dim - 1, cfg.item_vectors == "learned"
+        # Row 0 is never read: the unknown item has its own parameters.
+        self.item = nn.Parameter(torch.randn(dims.num_items + 1, num_factors) * 0.1, requires_grad=learned)
+        self.genre = nn.Parameter(torch.zeros(dims.num_genres, num_factors), requires_grad=learned)
+        self.unknown_item = nn.Parameter(torch.zeros(num_factors))
+        widths = (dims.item_dense + dims.user_dense + dims.context, *cfg.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
 
-    def encode(self, rows: Rows) -> RowState:
-        """The rows' part of the first layer, and their item embeddings."""
-        item_TRD = self.item(rows.item_index_TR)
-        features_TRF = torch.cat([item_TRD, rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF], dim=-1)
-        return RowState(self.rows(features_TRF), item_TRD)
+    def set_item_vectors(self, found: "ItemVectors") -> None:
+        """Put fitted vectors in place of the initial ones."""
+        with torch.no_grad():
+            self.item[1:] = found.vectors_IK
+            self.genre.copy_(found.genre_weights_GK)
+            self.unknown_item.copy_(found.bias_K)
 
-    def score(self, state: RowState, embeddings: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Logits (T, R); `embeddings` maps each kind to (T, D). Dropout only where a generator is given."""
-        x_TRH = state.hidden_TRH
-        for kind in self.kinds:
-            x_TRH = x_TRH + self._embedding_part(kind, embeddings[kind], state.item_TRD)
-        x_TRH = F.relu(x_TRH)
+    def encode(self, rows: Rows, generator: torch.Generator | None = None) -> RowState:
+        """The rows' own logits and their item embeddings. Dropout only where a generator is given."""
+        x = torch.cat([rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF], dim=-1)
         *hidden, last = self.layers
         for layer in hidden:
-            x_TRH = F.relu(layer(self._drop(x_TRH, generator)))
-        logits_TR1: Tensor = last(self._drop(x_TRH, generator))
-        return logits_TR1.squeeze(-1)
+            x = self._drop(F.silu(layer(x)), generator)
+        return RowState(last(x).squeeze(-1), self._items(rows))
+
+    def score(self, state: RowState, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """Logits (T, R); `embeddings` maps each kind to (T, D)."""
+        logit_TR = state.logit_TR
+        for kind in self.kinds:
+            logit_TR = logit_TR + torch.bmm(state.item_TRD, embeddings[kind].unsqueeze(-1)).squeeze(-1)
+        return logit_TR
 
     def forward(self, rows: Rows, embeddings: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, R) of `rows`; padded rows get one too, which the caller masks."""
-        return self.score(self.encode(rows), embeddings, generator)
+        return self.score(self.encode(rows, generator), embeddings)
 
-    def _embedding_part(self, kind: str, embedding_TD: Tensor, item_TRD: Tensor) -> Tensor:
-        weight_HK = self.get_parameter(f"embeddings.{kind}.weight")
-        width = embedding_TD.shape[-1]
-        part_TRH = F.linear(embedding_TD, weight_HK[:, :width]).unsqueeze(1)
-        if self.item_product:
-            part_TRH = part_TRH + F.linear(embedding_TD.unsqueeze(1) * item_TRD, weight_HK[:, width:])
-        return part_TRH
+    def _items(self, rows: Rows) -> Tensor:
+        unknown_TR1 = (rows.item_index_TR == UNKNOWN).unsqueeze(-1)
+        new_TRK = rows.item_dense_TRF[..., : self.num_genres] @ self.genre + self.unknown_item
+        vector_TRK = torch.where(unknown_TR1, new_TRK, F.embedding(rows.item_index_TR, self.item))
+        return torch.cat([vector_TRK, torch.ones_like(vector_TRK[..., :1])], dim=-1)
 
     def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or self.dropout == 0.0:

@@ -22,6 +22,9 @@ from limaml.errors import DataError
 Params = dict[str, Tensor]
 """Parameters of T tasks: the task is every tensor's leading dimension."""
 
+FACTORS = "vector"
+"""Name of the task vector among the adapted parameters: factors first, the level last."""
+
 _SECONDS_PER_DAY = 86_400.0
 
 
@@ -42,14 +45,14 @@ class TaskVector(nn.Module):
         self.vector = nn.Parameter(torch.zeros(embedding_dim))
 
     def rates(self) -> dict[str, torch.Size]:
-        return {"vector": self.vector.shape}
+        return {FACTORS: self.vector.shape}
 
     def initial(self, entity_index_T: Tensor) -> Params:
-        return {"vector": self.vector.expand(len(entity_index_T), -1)}
+        return {FACTORS: self.vector.expand(len(entity_index_T), -1)}
 
     def embed(self, phi: Params, support: Rows) -> Tensor:  # noqa: ARG002
         """The vector; the rows speak through the inner gradient alone."""
-        return phi["vector"]
+        return phi[FACTORS]
 
     def prior(self) -> Tensor:
         return self.vector

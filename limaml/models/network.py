@@ -12,7 +12,7 @@ from limaml.data.encoding import EncoderDims
 from limaml.data.rows import Rows
 from limaml.errors import ConfigError
 from limaml.models.global_block import GlobalBlock, RowState
-from limaml.models.meta_blocks import MetaBlock, Params, build_meta_block
+from limaml.models.meta_blocks import FACTORS, MetaBlock, Params, build_meta_block
 
 
 class LiMAML(nn.Module):
@@ -34,29 +34,38 @@ class LiMAML(nn.Module):
         block = build_meta_block(cfg.model, dims)
         self.meta: MetaBlock = block
         self.global_block = GlobalBlock(cfg.model, dims, [self.kind])
-        start = torch.tensor(cfg.meta.inner_lr).log()
-        self.log_rates = nn.ParameterDict(
-            {name: nn.Parameter(start.expand(shape).clone(), cfg.meta.learn_inner_lr) for name, shape in block.rates().items()}
-        )
-        self.log_damping = nn.Parameter(torch.tensor(cfg.meta.damping).log(), cfg.meta.learn_damping)
+        shapes = block.rates()
+        self.log_rates = _per_parameter(shapes, cfg.meta.inner_lr, cfg.meta.factor_inner_lr, cfg.meta.learn_inner_lr)
+        self.log_damping = _per_parameter(shapes, cfg.meta.damping, cfg.meta.factor_damping, cfg.meta.learn_damping)
 
     def rates(self) -> Params:
         """Inner rate of every adapted parameter, of one task's shape."""
         return {name: log_rate.exp() for name, log_rate in self.log_rates.items()}
+
+    def damping(self) -> Params:
+        """c of every adapted parameter, of one task's shape."""
+        return {name: log_damping.exp() for name, log_damping in self.log_damping.items()}
 
     def prior(self) -> Tensor:
         """(D,) embedding of an empty support."""
         return self.meta.prior()
 
     def support_loss(self, embedding_TD: Tensor, state: RowState, support: Rows) -> Tensor:
-        """(T,) inner loss: sum of the rows' cross-entropies / (rows + c). Raises ValueError if the rows have no labels."""
+        """(T,) sum of the support rows' cross-entropies. Raises ValueError if the rows have no labels."""
         if support.label_TR is None:
             raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
         logits_TS = self.global_block.score(state, {self.kind: embedding_TD})
         loss_TS = F.binary_cross_entropy_with_logits(logits_TS, support.label_TR, reduction="none") * support.mask_TR
-        damped_T = support.mask_TR.sum(dim=1) + self.log_damping.exp()
-        # An empty support with c = 0 would divide 0 by 0.
-        return loss_TS.sum(dim=1) / damped_T.clamp(min=torch.finfo(damped_T.dtype).tiny)
+        return loss_TS.sum(dim=1)
+
+    def step_sizes(self, count_T: Tensor) -> Params:
+        """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T."""
+        damping, sizes = self.damping(), {}
+        for name, rate in self.rates().items():
+            rows = count_T.view(-1, *[1] * rate.ndim) + damping[name]
+            # An empty support with c = 0 would divide by 0; its gradient is 0.
+            sizes[name] = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
+        return sizes
 
     def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, R) of rows scored with their tasks' embeddings."""
@@ -69,3 +78,14 @@ def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> LiMAML:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LiMAML(cfg, dims)
+
+
+def _per_parameter(shapes: dict[str, torch.Size], value: float, factor_value: float, learned: bool) -> nn.ParameterDict:
+    """Logarithms of one positive number per adapted parameter; a task vector's factors start apart from its level."""
+    logs = nn.ParameterDict()
+    for name, shape in shapes.items():
+        start = torch.full(shape, value)
+        if name == FACTORS:
+            start[:-1] = factor_value
+        logs[name] = nn.Parameter(start.log(), learned)
+    return logs

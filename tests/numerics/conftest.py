@@ -10,12 +10,21 @@ from limaml.data.encoding import EncoderDims
 from limaml.data.rows import Rows, TaskBatch
 from limaml.models.network import LiMAML, build_network
 
-DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3)
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
 
 
 def make_config(model: dict[str, object] | None = None, meta: dict[str, object] | None = None) -> Config:
-    small = {"embedding_dim": 3, "id_dim": 2, "meta_hidden": (4,), "global_hidden": (5, 4), "dropout": 0.0}
-    return Config.model_validate({"source": {"kind": "synthetic"}, "model": small | (model or {}), "meta": meta or {}})
+    # Small rates: random items are longer than fitted ones, and a wild step amplifies rounding.
+    slow = {"inner_lr": 0.5, "factor_inner_lr": 0.7, "damping": 1.0, "factor_damping": 2.0}
+    small = {
+        "item_vectors": "learned",
+        "embedding_dim": 3,
+        "id_dim": 2,
+        "meta_hidden": (4,),
+        "global_hidden": (5, 4),
+        "dropout": 0.0,
+    }
+    return Config.model_validate({"source": {"kind": "synthetic"}, "model": small | (model or {}), "meta": slow | (meta or {})})
 
 
 def make_network(cfg: Config, seed: int = 0) -> LiMAML:

@@ -38,24 +38,22 @@ def _assert_equal_to_reference(network, tasks, num_steps, second_order):
         lambda pairs: any(query for _, query in pairs)
     ),
     num_steps=st.integers(0, 4),
-    product=st.booleans(),
     seed=st.integers(0, 100),
 )
-def test_engine_equals_reference(config, network, batch, block, second_order, lengths, num_steps, product, seed):
-    net = network(config({"meta_block": block, "item_product": product}), seed)
+def test_engine_equals_reference(config, network, batch, block, second_order, lengths, num_steps, seed):
+    net = network(config({"meta_block": block}), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
     _assert_equal_to_reference(net, tasks, num_steps, second_order)
 
 
 def test_engine_equals_reference_without_damping_and_learned_rates(config, network, batch):
     """damping 0 divides by the number of rows alone, and an empty support stays finite."""
-    cfg = config(meta={"damping": 0.0, "learn_damping": False, "learn_inner_lr": False})
+    cfg = config(meta={"damping": 0.0, "factor_damping": 0.0, "learn_damping": False, "learn_inner_lr": False})
     net = network(cfg)
-    with torch.no_grad():
-        net.log_damping.fill_(-torch.inf)
     tasks = batch([3, 0, 1], [2, 2, 2])
     _assert_equal_to_reference(net, tasks, 3, True)
-    assert not net.log_damping.requires_grad
+    assert not net.log_damping["vector"].requires_grad
+    assert torch.equal(net.damping()["vector"], torch.zeros(3, dtype=torch.float64))
     assert not net.log_rates["vector"].requires_grad
 
 
@@ -95,7 +93,7 @@ def test_padding_takes_no_part(config, network, batch, block):
         padding = rows.mask_TR == 0
         values = {n: getattr(rows, n) for n in ("item_dense_TRF", "user_dense_TRF", "context_TRF", "gap_s_TR", "label_TR")}
         changed = {n: torch.where(padding.view(*padding.shape, *[1] * (v.dim() - 2)), v + 50.0, v) for n, v in values.items()}
-        return replace(rows, item_index_TR=torch.where(padding, 0, rows.item_index_TR), **changed)
+        return replace(rows, item_index_TR=torch.where(padding, 3, rows.item_index_TR), **changed)
 
     other = replace(tasks, support=scrambled(tasks.support), query=scrambled(tasks.query))
     first, second = engine.outer_loss(net, tasks), engine.outer_loss(net, other)

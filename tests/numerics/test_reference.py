@@ -1,5 +1,7 @@
 """The plain reference against mathematics derived by hand, and against finite differences, in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,28 +44,27 @@ def test_outer_gradient_on_a_quadratic_is_the_closed_form(second_order):
 
 
 def test_one_step_of_the_task_vector_is_logistic_regression(config, network, batch):
-    """With logit = v (u e + k) + b (hidden unit kept positive): e' = e - lr sum (sigmoid - y) v u / (n + c)."""
-    cfg = config({"embedding_dim": 1, "global_hidden": (1,), "item_product": False}, {"inner_steps": 1})
-    net = network(cfg)
-    u, k, v, bias, e, lr, c = 0.8, 5.0, -1.3, 6.0, 0.4, 0.25, 1.7
+    """With logit = b + e_1 v + e_2: e' = e - rate / (n + c) * sum over rows of (sigmoid - y) [v, 1], rate and c per entry."""
+    net = network(config({"embedding_dim": 2}, {"inner_steps": 1}))
+    bias, v, e, rate, c = 0.3, -1.3, (0.4, -0.2), (0.25, 0.9), (1.7, 0.6)
     with torch.no_grad():
-        net.global_block.rows.weight.zero_()
-        net.global_block.rows.bias.fill_(k)
-        net.global_block.get_parameter("embeddings.user.weight").fill_(u)
-        net.global_block.layers[0].weight.fill_(v)
-        net.global_block.layers[0].bias.fill_(bias)
-        net.meta.vector.fill_(e)
-        net.log_rates["vector"].fill_(torch.tensor(lr, dtype=torch.float64).log())
-        net.log_damping.fill_(torch.tensor(c, dtype=torch.float64).log())
+        net.global_block.layers[-1].weight.zero_()
+        net.global_block.layers[-1].bias.fill_(bias)
+        net.global_block.item.fill_(v)
+        net.meta.vector.copy_(torch.tensor(e))
+        net.log_rates["vector"].copy_(torch.tensor(rate, dtype=torch.float64).log())
+        net.log_damping["vector"].copy_(torch.tensor(c, dtype=torch.float64).log())
     tasks = batch([3], [1])
-    labels = tasks.support.label_TR[0]
-    sigmoid = torch.sigmoid(torch.tensor(v * (u * e + k) + bias, dtype=torch.float64))
-    expected = e - lr * ((sigmoid - labels) * v * u).sum().item() / (3 + c)
+    tasks.support.item_index_TR.clamp_(min=1)
+    surprise = (
+        1 / (1 + math.exp(-(bias + net.meta.vector[0].item() * v + net.meta.vector[1].item()))) - tasks.support.label_TR[0]
+    ).sum()
+    expected = [net.meta.vector[j].item() - rate[j] / (3 + c[j]) * surprise.item() * (v, 1.0)[j] for j in range(2)]
     support = reference.TaskRows.of(tasks.support, 0)
     by_reference = reference.task_embedding(net, support, 1, num_steps=1, second_order=True)
-    by_engine = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
-    assert by_reference.item() == pytest.approx(expected, abs=1e-13)
-    assert by_engine.item() == pytest.approx(expected, abs=1e-13)
+    by_engine = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)[0]
+    assert by_reference.tolist() == pytest.approx(expected, abs=1e-13)
+    assert by_engine.tolist() == pytest.approx(expected, abs=1e-13)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

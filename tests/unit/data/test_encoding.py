@@ -37,7 +37,7 @@ def encoder():
 def test_widths_are_those_of_the_arrays(encoder):
     encoded = encoder.encode_table(_table(_row(1), _row(2), _row(3)))
     # 7 age bands, 2 genders, 2 occupations, 2 numbers, known; 2 genres, 3 numbers, year known, aggregates known.
-    assert encoder.dims == EncoderDims(num_items=2, num_entities=2, item_dense=7, user_dense=14, context=3)
+    assert encoder.dims == EncoderDims(num_items=2, num_entities=2, item_dense=7, user_dense=14, context=3, num_genres=2)
     assert encoded.item_dense.shape == (3, 7)
     assert encoded.user_dense.shape == (3, 14)
     assert encoded.context.shape == (3, 3)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limaml.config import Config
+from limaml.config import Config, MetaConfig
 from limaml.data.encoding import EncoderDims
 from limaml.data.rows import Rows
 from limaml.errors import ConfigError
 from limaml.models.network import build_network
 
-DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3)
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
 BLOCKS = ("task_vector", "id_mlp", "row_mlp")
 
 
@@ -57,8 +57,18 @@ def test_rates_have_the_shape_of_one_tasks_parameters(block):
     network = build_network(_config(meta_block=block), DIMS)
     phi = network.meta.initial(torch.tensor([1, 2]))
     assert {name: rate.shape for name, rate in network.rates().items()} == {name: p.shape[1:] for name, p in phi.items()}
-    for rate in network.rates().values():
-        torch.testing.assert_close(rate, torch.full_like(rate, Config.model_fields["meta"].default.inner_lr))
+
+
+def test_a_step_is_the_rate_over_the_damped_number_of_rows():
+    """The task vector's factors start with a rate and a damping of their own; every other parameter with the common ones."""
+    meta = {"inner_lr": 2.0, "damping": 4.0, "factor_inner_lr": 30.0, "factor_damping": 100.0}
+    for block in BLOCKS:
+        network = build_network(_config(meta_block=block).model_copy(update={"meta": MetaConfig(**meta)}), DIMS)
+        for name, size in network.step_sizes(torch.tensor([0.0, 20.0])).items():
+            expected = torch.stack([torch.full(size.shape[1:], 2 / 4), torch.full(size.shape[1:], 2 / 24)])
+            if name == "vector":
+                expected[:, :2] = torch.tensor([[30 / 100], [30 / 120]])
+            torch.testing.assert_close(size, expected)
 
 
 def test_the_id_block_reads_the_entitys_own_row():
@@ -84,9 +94,8 @@ def test_the_row_block_reads_the_rows_age():
     assert not torch.allclose(network.meta.embed(phi, rows), network.meta.embed(phi, older))
 
 
-@pytest.mark.parametrize("product", [True, False])
-def test_scores_follow_every_input(product):
-    network = _randomise(build_network(_config(item_product=product), DIMS))
+def test_scores_follow_every_input():
+    network = _randomise(build_network(_config(), DIMS))
     rows, embedding = _rows(), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     logits = network(rows, embedding)
     assert logits.shape == (2, 4)
@@ -96,19 +105,38 @@ def test_scores_follow_every_input(product):
     assert not torch.allclose(network(rows, embedding + 1.0), logits)
 
 
-def test_without_the_product_an_embedding_shifts_all_items_of_a_linear_block_alike():
-    """With it, the shift depends on the item: that is what can change a ranking."""
-    spread = {}
-    for product in (True, False):
-        network = _randomise(build_network(_config(item_product=product, global_hidden=(6,)), DIMS))
-        with torch.no_grad():
-            network.global_block.rows.bias.fill_(100.0)  # Every ReLU open: the block is linear.
-        rows = _rows(num_tasks=1)
-        shift = network(rows, torch.ones(1, 3)) - network(rows, torch.zeros(1, 3))
-        spread[product] = (shift.max() - shift.min()).item()
-    # Logits are of the order of 100: float32 leaves about 1e-5 of a difference of two.
-    assert spread[False] < 1e-3
-    assert spread[True] > 1e-2
+def test_the_last_entry_shifts_all_items_alike_and_the_others_can_change_a_ranking():
+    network = _randomise(build_network(_config(), DIMS))
+    rows, zero = _rows(num_tasks=1), torch.zeros(1, 3)
+    spread = []
+    for entry in range(3):
+        shift = network(rows, zero.index_fill(1, torch.tensor([entry]), 1.0)) - network(rows, zero)
+        spread.append((shift.max() - shift.min()).item())
+    # float32 leaves about 1e-6 of a difference of two logits of the order of 1.
+    assert spread[2] < 1e-5
+    assert min(spread[:2]) > 1e-2
+
+
+def test_an_unknown_item_gets_its_vector_from_its_genres():
+    """Two new items of the same genres score alike however they are told apart; of other genres they do not."""
+    network = _randomise(build_network(_config(), DIMS))
+    rows, embedding = replace(_rows(num_tasks=1, width=2), item_index_TR=torch.zeros(1, 2, dtype=torch.long)), torch.ones(1, 3)
+    vectors = network.global_block.encode(rows).item_TRD[0]
+    expected = rows.item_dense_TRF[0, :, :2] @ network.global_block.genre + network.global_block.unknown_item
+    torch.testing.assert_close(vectors[:, :2], expected)
+    assert vectors[:, 2].tolist() == [1.0, 1.0]
+    known = replace(rows, item_index_TR=torch.tensor([[2, 5]]))
+    torch.testing.assert_close(network.global_block.encode(known).item_TRD[0, :, :2], network.global_block.item[[2, 5]])
+    assert not torch.allclose(network(rows, embedding), network(known, embedding))
+
+
+@pytest.mark.parametrize(("item_vectors", "trained"), [("fitted", False), ("learned", True)])
+def test_fitted_item_vectors_stay_as_they_are(item_vectors, trained):
+    network = build_network(_config(item_vectors=item_vectors), DIMS)
+    network(_rows(), torch.ones(2, 3)).sum().backward()
+    assert network.global_block.item.requires_grad == trained
+    assert network.global_block.genre.requires_grad == trained
+    assert network.global_block.unknown_item.requires_grad
 
 
 def test_dropout_only_where_a_generator_is_given_and_repeatably():
@@ -143,7 +171,7 @@ def test_several_task_kinds_are_refused_by_name():
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"damping": 0.0}, "damping must be > 0 where its logarithm is learned"),
+        ({"damping": 0.0}, "damping and factor_damping must be > 0 where their logarithm is learned"),
         ({"day_boundary_probability": 0.7, "zero_support_probability": 0.7}, "must be <= 1, got 1.4"),
     ],
 )

@@ -1,0 +1,101 @@
+"""The factor model: it finds planted factors, leaves item rates alone, serves unknown items by genre, and repeats itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from limaml.config import Config
+from limaml.data.encoding import EncodedRows, EncoderDims
+from limaml.data.tasks import TaskRows
+from limaml.models.item_vectors import fit_item_vectors, warm_start
+from limaml.models.network import build_network
+
+NUM_USERS, NUM_ITEMS, NUM_GENRES = 300, 40, 2
+DIMS = EncoderDims(NUM_ITEMS, NUM_USERS, item_dense=NUM_GENRES, user_dense=1, context=3, num_genres=NUM_GENRES)
+
+
+def _config(**model):
+    return Config.model_validate({"source": {"kind": "synthetic"}, "model": {"embedding_dim": 3} | model})
+
+
+def _rows(strength=2.0, seed=0):
+    """Even items are of genre 0 and odd ones of genre 1; half of the users like the one, half the other."""
+    rng = np.random.default_rng(seed)
+    user, item = (index.ravel() for index in np.meshgrid(np.arange(NUM_USERS), np.arange(NUM_ITEMS), indexing="ij"))
+    taste = np.where(user % 2 == item % 2, strength, -strength)
+    label = (rng.random(len(user)) < 1 / (1 + np.exp(-taste))).astype(np.float32)
+    genres = np.eye(NUM_GENRES, dtype=np.float32)[item % 2]
+    plain = np.zeros((len(user), 3), np.float32)
+    return TaskRows(
+        encoded=EncodedRows((item + 1).astype(np.int64), genres, plain[:, :1], plain),
+        label=label,
+        timestamp_us=np.tile(np.arange(NUM_ITEMS), NUM_USERS),
+        source_row=np.arange(len(user)),
+        entities=tuple(f"u{number:03d}" for number in range(NUM_USERS)),
+        offsets=np.arange(NUM_USERS + 1) * NUM_ITEMS,
+        entity_index=np.arange(1, NUM_USERS + 1),
+    )
+
+
+def test_it_finds_the_planted_factor():
+    found = fit_item_vectors(_rows(), _config(), NUM_ITEMS, NUM_GENRES)
+    direction = found.vectors_IK - found.vectors_IK.mean(dim=0)
+    cosine = torch.nn.functional.cosine_similarity(direction[:, None], direction[None], dim=-1)
+    same = torch.arange(NUM_ITEMS) % 2
+    same_genre = same[:, None] == same[None]
+    assert cosine[same_genre].min() > 0.9
+    assert cosine[~same_genre].max() < -0.9
+
+
+def test_vectors_are_on_the_scale_of_logits():
+    """A user factor has unit variance, so half the distance between the two groups is the planted +-strength, shrunk."""
+    found = fit_item_vectors(_rows(strength=0.5), _config(), NUM_ITEMS, NUM_GENRES)
+    even, odd = found.vectors_IK[::2].mean(dim=0), found.vectors_IK[1::2].mean(dim=0)
+    assert (even - odd).norm().item() / 2 == pytest.approx(0.5, rel=0.2)
+
+
+def test_an_item_outside_the_vocabulary_gets_its_genres_vector():
+    rows = _rows()
+    found = fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES)
+    by_genre = found.genre_weights_GK + found.bias_K
+    for genre in range(NUM_GENRES):
+        mean = found.vectors_IK[genre::2].mean(dim=0)
+        assert torch.nn.functional.cosine_similarity(by_genre[genre], mean, dim=0) > 0.99
+
+
+def test_without_factors_in_the_data_the_vectors_are_short():
+    vectors = [fit_item_vectors(_rows(strength), _config(), NUM_ITEMS, NUM_GENRES).vectors_IK for strength in (2.0, 0.0)]
+    # What 300 users' coin tosses leave is an eighth of a factor that decides 88 % of the labels.
+    assert vectors[1].norm() < 0.2 * vectors[0].norm()
+
+
+def test_the_same_rows_give_the_same_vectors():
+    first, second = (fit_item_vectors(_rows(), _config(), NUM_ITEMS, NUM_GENRES) for _ in range(2))
+    assert torch.equal(first.vectors_IK, second.vectors_IK)
+    assert torch.equal(first.bias_K, second.bias_K)
+
+
+def test_warm_start_follows_the_configuration():
+    rows = _rows()
+    for item_vectors, changed in (("fitted", True), ("learned", False)):
+        cfg = _config(item_vectors=item_vectors)
+        network = build_network(cfg, DIMS)
+        before = network.global_block.item.clone()
+        warm_start(network, rows, cfg)
+        assert torch.equal(network.global_block.item, before) != changed
+    found = fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES)
+    network = build_network(_config(), DIMS)
+    warm_start(network, rows, _config())
+    assert torch.equal(network.global_block.item[1:], found.vectors_IK)
+    assert torch.equal(network.global_block.genre, found.genre_weights_GK)
+    assert torch.equal(network.global_block.unknown_item, found.bias_K)
+
+
+def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
+    rows = _rows()
+    rows.encoded.item_index[::7] = 0
+    assert torch.isfinite(fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES).vectors_IK).all()
+    rows.encoded.item_index[:] = 0
+    found = fit_item_vectors(rows, _config(), 0, NUM_GENRES)
+    assert found.vectors_IK.shape == (0, 2)
+    assert torch.isfinite(found.bias_K).all()
