@@ -134,8 +134,9 @@ class Bootstrap:
         self.users: Ints = np.asarray(users_R, dtype=np.int64)
         self.num_users = num_users
         rng = np.random.default_rng(seed)
-        uniform = np.full(max(num_users, 1), 1.0 / max(num_users, 1))
-        self.weights_BU: Floats = rng.multinomial(num_users, uniform, size=draws).astype(np.float64)
+        self.weights_BU: Floats = np.zeros((draws, 0))
+        if num_users:
+            self.weights_BU = rng.multinomial(num_users, np.full(num_users, 1.0 / num_users), size=draws).astype(np.float64)
 
     def pooled_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
         """AUC over all rows of each draw, shape (B,)."""
@@ -173,7 +174,7 @@ class _PooledAuc:
         self._group_starts = None if len(starts) == len(scores) else starts
 
     def weighted(self, weights_U: Floats) -> np.float64:
-        weights_R = weights_U[self._users] if len(weights_U) > 1 else np.full(len(self._users), weights_U[0])
+        weights_R = weights_U[self._users]
         positive = weights_R * self._labels
         negative = weights_R - positive
         if self._group_starts is not None:
@@ -181,4 +182,6 @@ class _PooledAuc:
             negative = np.add.reduceat(negative, self._group_starts)
         negatives_below_or_half = np.cumsum(negative) - negative / 2.0
         num_pairs = positive.sum() * negative.sum()
-        return np.float64(positive @ negatives_below_or_half / num_pairs) if num_pairs > 0 else np.float64(np.nan)
+        # Not a dot product: BLAS would start threads for it, a thousand times.
+        ordered_pairs = (positive * negatives_below_or_half).sum()
+        return np.float64(ordered_pairs / num_pairs) if num_pairs > 0 else np.float64(np.nan)

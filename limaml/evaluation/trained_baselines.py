@@ -17,6 +17,7 @@ from limaml.data.protocols import query_rows
 from limaml.data.tasks import TaskRows, TaskSpec, build_batch, meta_batch
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
 from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 from limaml.training.scoring import flat_rows
 
 RATES = (0.1, 0.3, 1.0, 3.0)
@@ -30,25 +31,27 @@ _log = telemetry.get_logger(__name__)
 
 
 def train(cfg: Config, model: _Model, rows: TaskRows, judge: Judge) -> _Model:
-    """Train on the query rows of the network's own meta-batches, and keep the step that validates best.
+    """Train on the query rows of the network's own meta-batches, and return the average that validates best.
 
-    Steps, rate, decay, dropout and patience are the network's own, so that the difference is the personalisation.
+    Optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
     """
     generator = torch.Generator().manual_seed(cfg.training.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.training.outer_lr, weight_decay=cfg.training.weight_decay)
-    best, best_value, best_step, stale = model.state_dict(), -np.inf, 0, 0
-    for step in range(1, cfg.evaluation.baseline_steps + 1):
+    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
+    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
+    num_steps = cfg.evaluation.baseline_steps
+    for step in range(num_steps):
+        set_learning_rate(optimizer, cfg.training, step, num_steps)
         _step(cfg, model, optimizer, rows, generator, step)
-        if step % cfg.training.validate_every and step != cfg.evaluation.baseline_steps:
+        update_average(average, model, cfg.training, step)
+        if (step + 1) % cfg.training.validate_every and step + 1 != num_steps:
             continue
-        value, stale = judge.quality_of(score_as_trained(model)), stale + 1
+        value, stale = judge.quality_of(score_as_trained(average)), stale + 1
         if value > best_value:
-            best, best_value, best_step, stale = {n: p.clone() for n, p in model.state_dict().items()}, value, step, 0
+            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
         if stale >= cfg.training.patience:
             break
-    model.load_state_dict(best)
     _log.info("baseline_trained", baseline=type(model).__name__, best_step=best_step, validation=round(best_value, 5))
-    return model
+    return best
 
 
 def score_as_trained(model: GlobalMlp | WideDeep) -> Method:

@@ -1,7 +1,7 @@
 """Everything a training run needs to go on: tensors in safetensors, numbers in JSON, no pickles.
 
     state.json            phase, step, history, early stopping
-    tensors.safetensors   network/…  optimizer/<parameter>/<moment>  best/…  twin/…
+    tensors.safetensors   network/…  average/…  optimizer/<parameter>/<moment>  best/…  twin/…
 
 Random numbers need no place here: every draw is a function of (seed, step, rank).
 """
@@ -40,11 +40,13 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """A run between two steps. `best` is the twin's best weights so far, `twin` its final ones once the refit runs."""
+    """A run between two steps. `average` is the moving average of `network`'s weights, `best` the twin's best average so far,
+    `twin` its final one once the refit runs. Of a run that is done, `network` is the refit as it serves."""
 
     phase: Phase
     progress: Progress
     network: Weights
+    average: Weights = field(default_factory=dict)
     optimizer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
     twin: Weights = field(default_factory=dict)
@@ -59,7 +61,7 @@ def copy_weights(network: LiMAML) -> Weights:
 def save_state(state: TrainState, directory: str | Path) -> None:
     """Write the two files; Ray publishes the folder whole."""
     tensors: Weights = {}
-    for part in ("network", "best", "twin"):
+    for part in ("network", "average", "best", "twin"):
         tensors |= {f"{part}/{name}": value.contiguous() for name, value in getattr(state, part).items()}
     for index, moments in state.optimizer.items():
         tensors |= {f"optimizer/{index}/{name}": value.detach().cpu().contiguous() for name, value in moments.items()}

@@ -15,6 +15,7 @@ from limaml import telemetry
 from limaml.config import Config
 from limaml.data.encoding import EncoderDims
 from limaml.data.tasks import TaskRows
+from limaml.models.item_vectors import warm_start
 from limaml.models.network import LiMAML, build_network
 from limaml.training.checkpoint import (
     Phase,
@@ -25,7 +26,8 @@ from limaml.training.checkpoint import (
     optimizer_state,
     restore_optimizer,
 )
-from limaml.training.step import Workers, make_optimizer, outer_step
+from limaml.training.optimizer import averaged_copy, make_optimizer, update_average
+from limaml.training.step import Workers, outer_step
 from limaml.training.validation import OBJECTIVE, Validator
 
 Save = Callable[[TrainState], None]
@@ -60,7 +62,7 @@ def train_twin_and_refit(
         refit = _Fit(cfg, "refit", data.refit_rows, data.refit_dims, workers, device, state)
         refit.run(state.twin_progress.best_step, None, save)
         state = TrainState(
-            "done", refit.progress, copy_weights(refit.network), twin=state.twin, twin_progress=state.twin_progress
+            "done", refit.progress, copy_weights(refit.average), twin=state.twin, twin_progress=state.twin_progress
         )
         save(state)
     return state
@@ -87,9 +89,13 @@ class _Fit:
         if state is not None and state.network:
             self.network.load_state_dict(state.network)
             self.progress, self.best = state.progress, state.best
+        else:
+            warm_start(self.network, rows, cfg)
         self.network.to(device)
+        self.average: LiMAML = averaged_copy(self.network)
         self.optimizer = make_optimizer(self.network, cfg.training)
         if state is not None and state.network:
+            self.average.load_state_dict(state.average)
             restore_optimizer(self.optimizer, state.optimizer)
 
     def run(self, num_steps: int, validator: Validator | None, save: Save) -> None:
@@ -98,6 +104,7 @@ class _Fit:
         started, started_at = progress.step, time.perf_counter()
         while progress.step < num_steps and progress.stale < training.patience:
             loss = outer_step(self.network, self.optimizer, self.rows, self.cfg, progress.step, self.workers)
+            update_average(self.average, self.network, self.cfg.training, progress.step)
             progress.window.append(loss)
             progress.step += 1
             if progress.step % training.validate_every == 0 or progress.step == num_steps:
@@ -112,7 +119,7 @@ class _Fit:
         entry = {"step": progress.step, "train_loss": math.fsum(progress.window) / len(progress.window)}
         progress.window.clear()
         if validator is not None:
-            entry |= validator(self.network, self.workers)
+            entry |= validator(self.average, self.workers)
             self._keep_best(entry[OBJECTIVE])
         progress.history.append(entry | {"tasks_per_s": tasks_per_s})
         if self.workers.rank == 0:
@@ -124,7 +131,7 @@ class _Fit:
         value = -math.inf if math.isnan(value) else value
         if progress.best_value is None or value > progress.best_value:
             progress.best_step, progress.best_value, progress.stale = progress.step, value, 0
-            self.best = copy_weights(self.network)
+            self.best = copy_weights(self.average)
         else:
             progress.stale += 1
 
@@ -133,6 +140,7 @@ class _Fit:
             self.phase,
             self.progress,
             copy_weights(self.network),
+            copy_weights(self.average),
             optimizer_state(self.optimizer),
             best=self.best,
             twin=self.twin,

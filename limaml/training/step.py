@@ -1,4 +1,4 @@
-"""One outer step: this worker's share of the meta-batch, one all-reduce over all gradients, clip, AdamW.
+"""One outer step: this worker's share of the meta-batch, one all-reduce over all gradients, clip, optimizer.
 
 Every worker draws the same meta-batch and takes every `size`-th task of it; each worker's loss is its sum over tasks divided by
 the tasks of all workers, so the all-reduced sum is the mean over tasks however many workers there are.
@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from limaml.config import Config, TrainingConfig
+from limaml.config import Config
 from limaml.data.tasks import TaskRows, build_batch, meta_batch
 from limaml.errors import TrainingError
 from limaml.meta.engine import OuterLoss, outer_loss
 from limaml.models.network import LiMAML
+from limaml.training.optimizer import set_learning_rate
 
 _NAMED_TASKS = 20
 
@@ -48,18 +49,6 @@ class Workers:
         return [name for part in gathered for name in part]
 
 
-def make_optimizer(network: LiMAML, cfg: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and scalars (biases, the prior, rates, damping) are not decayed: zero is no better place for them."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=cfg.outer_lr,
-    )
-
-
 def outer_step(
     network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows, cfg: Config, step: int, workers: Workers
 ) -> float:
@@ -81,6 +70,7 @@ def outer_step(
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.training.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise _not_finite(outer, batch.entities, float(loss), float(norm), step, workers)
+    set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
     optimizer.step()
     return float(loss)
 

@@ -64,6 +64,12 @@ def planted_logged() -> pa.Table:
     return make_logged()
 
 
+@pytest.fixture(scope="session")
+def make_planted() -> Callable[..., pa.Table]:
+    """`make_logged`, for a test that needs more or fewer rows."""
+    return make_logged
+
+
 @pytest.fixture
 def small_config() -> Callable[..., Config]:
     """A configuration small enough for a test; sections are overridden by keyword."""

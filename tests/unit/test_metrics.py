@@ -1,7 +1,6 @@
 """Every metric against a second, plain implementation: scikit-learn where it has one, loops otherwise."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -139,19 +138,16 @@ def test_bootstrap_is_paired_and_repeats_with_its_seed(rows):
     np.testing.assert_array_equal(one.pooled_auc(labels, scores), one.pooled_auc(labels, 2 * scores))
 
 
+def test_a_bootstrap_of_nobody_has_no_value():
+    nobody = metrics.Bootstrap([], 0, draws=3, seed=0)
+    for draws in (nobody.pooled_auc([], []), nobody.per_user_auc([], [])):
+        assert draws.shape == (3,)
+        assert np.isnan(draws).all()
+    assert np.isnan(metrics.interval(float("nan"), draws).low)
+
+
 def test_interval_excludes_zero_on_either_side_only():
     assert metrics.Interval(0.02, 0.01, 0.03).excludes_zero()
     assert metrics.Interval(-0.02, -0.03, -0.01).excludes_zero()
     assert not metrics.Interval(0.01, -0.01, 0.03).excludes_zero()
     assert not metrics.Interval(0.01, float("nan"), float("nan")).excludes_zero()
-
-
-def test_bootstrap_is_fast_enough_for_the_evaluation():
-    """1,000 draws over 15,000 rows, the size of the first-k query set; 36 such calls must fit in seconds."""
-    rng = np.random.default_rng(2)
-    users = rng.integers(0, 200, 15000)
-    labels, scores = rng.integers(0, 2, 15000), rng.normal(size=15000)
-    bootstrap = metrics.Bootstrap(users, 200, draws=1000, seed=0)
-    start = time.process_time()
-    bootstrap.pooled_auc(labels, scores)
-    assert time.process_time() - start < 1.5  # 0.2 s on an idle core; the bound leaves room for a busy machine

@@ -5,8 +5,8 @@ import pytest
 
 from limaml import schema
 from limaml.config import EvaluationConfig
-from limaml.errors import DataError
 from limaml.data.splits import arrival_split
+from limaml.errors import DataError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CFG = EvaluationConfig(train_share=0.6, validation_share=0.2)

@@ -52,7 +52,9 @@ def test_a_seed_gives_the_same_model_twice_and_another_seed_another(planted_logg
     assert_same(one, two)
     assert without_times(one.twin_progress) == without_times(two.twin_progress)
     other = cfg.model_copy(update={"training": cfg.training.model_copy(update={"seed": 1})})
-    assert not torch.equal(one.network["global_block.rows.weight"], run(other, data).network["global_block.rows.weight"])
+    assert not torch.equal(
+        one.network["global_block.layers.0.weight"], run(other, data).network["global_block.layers.0.weight"]
+    )
 
 
 def test_a_run_resumed_from_any_checkpoint_equals_the_uninterrupted_one(planted_logged, small_config, tmp_path):
@@ -106,13 +108,14 @@ def test_training_stops_when_validation_does_not_improve_and_the_best_weights_ar
         assert torch.equal(value, seen[0.7][name])
 
 
-def test_training_learns_the_planted_users(planted_logged, small_config):
-    cfg = small_config(training={"max_steps": 150, "validate_every": 25, "patience": 6, "tasks_per_step": 16, "outer_lr": 0.01})
-    data = prepare(planted_logged, cfg)
+def test_training_learns_the_planted_users(small_config, make_planted):
+    cfg = small_config(training={"max_steps": 100, "validate_every": 25, "patience": 6, "tasks_per_step": 16, "outer_lr": 0.01})
+    data = prepare(make_planted(num_users=150, rows_per_user=40), cfg)
     done = run(cfg, data)
     history = done.twin_progress.history
-    assert max(entry["validation_first_k_auc"] for entry in history) > 0.6
+    # 0.5 is chance; 0.66 to 0.67 with either kind of item vectors, and the seed is fixed.
+    assert max(entry["validation_as_served_auc"] for entry in history) > 0.63
     assert all(entry["tasks_per_s"] > 0 for entry in history)
-    # The refit has seen every item and entity; the twin only those of its rows.
-    assert done.network["global_block.item.weight"].shape[0] == data.refit_dims.num_items + 1
-    assert done.twin["global_block.item.weight"].shape[0] == data.twin_dims.num_items + 1
+    # The refit has seen every item; the twin only those of its rows.
+    assert done.network["global_block.item"].shape[0] == data.refit_dims.num_items + 1
+    assert done.twin["global_block.item"].shape[0] == data.twin_dims.num_items + 1

@@ -5,15 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, meta_batch
+from limaml.data.tasks import TaskRows, build_batch, meta_batch, sample_tasks
 from limaml.errors import TrainingError
+from limaml.meta.engine import outer_loss
 from limaml.models.network import build_network
-from limaml.training.step import Workers, make_optimizer, outer_step
+from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
+from limaml.training.step import Workers, outer_step
 
 _spec = importlib.util.spec_from_file_location("gradient_of_worker", Path(__file__).with_name("gradient_of_worker.py"))
 worker_script = importlib.util.module_from_spec(_spec)
@@ -23,7 +26,9 @@ _spec.loader.exec_module(worker_script)
 @pytest.fixture
 def fitted(planted_logged, small_config):
     # Dropout masks are drawn by each worker for its own tasks; without it the gradient is the same sum in another order.
-    cfg = small_config(model={"embedding_dim": 4, "global_hidden": [16], "dropout": 0.0})
+    cfg = small_config(
+        model={"embedding_dim": 4, "global_hidden": [16], "dropout": 0.0}, training={"outer_lr": 0.01, "max_steps": 40}
+    )
     encoder = Encoder.fit(planted_logged, cfg)
     return cfg, encoder, TaskRows.from_logged(planted_logged, encoder, cfg.task_kind)
 
@@ -48,15 +53,18 @@ def test_two_workers_draw_the_tasks_of_one_and_get_its_gradient(fitted, planted_
     assert max(map(abs, flat)) > 1e-3
 
 
-def test_a_step_lowers_the_loss_and_repeats_exactly(fitted):
+def test_steps_lower_the_loss_and_repeat_exactly(fitted):
     cfg, encoder, rows = fitted
+    fixed = build_batch(rows, sample_tasks(rows, cfg, np.random.default_rng(0), 200))
     runs = []
     for _ in range(2):
         network = build_network(cfg, encoder.dims, seed=1)
         optimizer = make_optimizer(network, cfg.training)
-        runs.append([outer_step(network, optimizer, rows, cfg, step, Workers()) for step in range(30)])
+        before = float(outer_loss(network, fixed).loss.detach())
+        losses = [outer_step(network, optimizer, rows, cfg, step, Workers()) for step in range(40)]
+        runs.append((losses, before, float(outer_loss(network, fixed).loss.detach())))
     assert runs[0] == runs[1]
-    assert sum(runs[0][-5:]) < sum(runs[0][:5]) - 0.05
+    assert runs[0][2] < runs[0][1] - 0.01
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_tasks(fitted):
@@ -75,10 +83,45 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_tasks(fitted):
         torch.testing.assert_close(p.detach(), old, rtol=0, atol=0)
 
 
-def test_vectors_and_scalars_are_not_decayed(fitted):
+def test_matrices_are_decayed_vectors_are_not_and_inner_rates_move_slowly(fitted):
     cfg, encoder, _ = fitted
-    groups = make_optimizer(build_network(cfg, encoder.dims), cfg.training).param_groups
+    network = build_network(cfg, encoder.dims)
+    groups = make_optimizer(network, cfg.training).param_groups
+    assert [group["weight_decay"] for group in groups] == [cfg.training.weight_decay, 0.0, 0.0]
+    assert [group["scale"] for group in groups] == [1.0, 1.0, cfg.training.inner_lr_scale]
     assert {p.ndim > 1 for p in groups[0]["params"]} == {True}
     assert {p.ndim > 1 for p in groups[1]["params"]} == {False}
-    assert groups[0]["weight_decay"] == cfg.training.weight_decay
-    assert groups[1]["weight_decay"] == 0.0
+    inner = {id(p) for name, p in network.named_parameters() if name.startswith("log_")}
+    assert {id(p) for p in groups[2]["params"]} == inner
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+
+
+def test_the_rate_rises_then_falls_to_a_twentieth(fitted):
+    cfg, encoder, _ = fitted
+    optimizer = make_optimizer(build_network(cfg, encoder.dims), cfg.training)
+    rates = []
+    for step in range(201):
+        set_learning_rate(optimizer, cfg.training, step, 200)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    top, warm = cfg.training.outer_lr, cfg.training.warmup_steps
+    assert rates[0][0] == pytest.approx(top / warm)
+    assert max(rates)[0] == rates[warm - 1][0] == pytest.approx(top, rel=0.03)
+    assert rates[200][0] == pytest.approx(0.05 * top)
+    assert rates[100][0] == pytest.approx(top * (0.05 + 0.95 / 2))
+    assert all(rate[2] == pytest.approx(cfg.training.inner_lr_scale * rate[0]) for rate in rates)
+
+
+def test_the_average_equals_its_plain_sum(fitted):
+    cfg, encoder, _ = fitted
+    network = build_network(cfg, encoder.dims).double()
+    average = averaged_copy(network)
+    expected = network.meta.vector.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            network.meta.vector.add_(step)
+        update_average(average, network, cfg.training, step)
+        decay = min(0.99, (step + 1) / (step + 10))
+        expected = decay * expected + (1 - decay) * network.meta.vector.detach()
+    torch.testing.assert_close(average.meta.vector, expected)
+    assert not any(p.requires_grad for p in average.parameters())

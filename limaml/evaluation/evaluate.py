@@ -1,0 +1,180 @@
+"""Judge a candidate: score its twin and the rivals by both protocols, compare with the champion, decide, report.
+
+Nothing is tuned here on test users: rivals are chosen on validation users, and every rule stands in [promotion].
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from limaml import telemetry
+from limaml.config import Config
+from limaml.data.protocols import QueryRows, as_served, first_k, query_rows
+from limaml.data.splits import Split, arrival_split
+from limaml.data.tasks import TaskRows, TaskSpec, microseconds
+from limaml.evaluation import report
+from limaml.evaluation.baselines import fit_baselines
+from limaml.evaluation.judged import JudgedRows, Method
+from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, decide
+from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
+from limaml.metrics import auc, population_stability_index
+from limaml.models import bundle as bundles
+from limaml.training.candidate import BUNDLE, read_candidate, read_training_history
+from limaml.training.prepare import read_history
+from limaml.training.scoring import score_specs
+
+Floats = npt.NDArray[np.float64]
+_log = telemetry.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that serves, as far as the gate reads it."""
+
+    version: str
+    bundle_dir: Path
+
+
+def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champion | None = None) -> dict[str, Any]:
+    """Write evaluation.json and report.html into the candidate's folder and the result into its bundle; return the result.
+
+    Split, protocols and model are those of the candidate's own configuration; storage and the gate's rules are `cfg`'s.
+    Raises DataError or BundleError if the folder or the data behind it is not as training left it.
+    """
+    started, folder = time.monotonic(), Path(candidate_dir)
+    candidate = read_candidate(folder)
+    bundle = bundles.load(folder / BUNDLE)
+    own = bundle.config.model_copy(update={"storage": cfg.storage, "promotion": cfg.promotion})
+    logged = read_history(own, date.fromisoformat(candidate.through))
+    split = arrival_split(logged, own.evaluation)
+    result = _measure(own, bundle, logged, split, champion)
+    result |= {"through": candidate.through, "seconds": round(time.monotonic() - started, 1), "lineage": bundle.lineage}
+    history = read_training_history(folder)
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    (folder / "report.html").write_text(report.render(result, history))
+    bundles.save(bundle.with_metrics({**bundle.metrics, "evaluation": result}), folder / BUNDLE)
+    _log.info("candidate_judged", decision=result["decision"], reasons=result["reasons"], seconds=result["seconds"])
+    return result
+
+
+def _measure(cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split, champion: Champion | None) -> dict[str, Any]:
+    assert bundle.twin is not None
+    encoder = bundle.twin.encoder
+    training = JudgedRows.from_logged(split.train_rows(logged), encoder, cfg)
+    validation = JudgedRows.from_logged(split.validation_rows(logged), encoder, cfg)
+    judged = JudgedRows.from_logged(logged, encoder, cfg)
+    methods: dict[str, Method] = fit_baselines(cfg, training, validation, encoder)
+    methods[LIMAML] = _score_network(bundle.twin)
+    by_k, curves = _first_k(cfg, judged, split, methods)
+    served = as_served(judged.rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
+    scores = {name: method(judged, served) for name, method in methods.items()}
+    groups = measure_groups(judged.rows, served, scores, split.train_users, cfg.evaluation)
+    psi = population_stability_index(scores[LIMAML], _score_refit(bundle, logged, cfg, split))
+    evidence = Evidence(
+        gate_k=cfg.promotion.gate_k,
+        per_user_gain=gain(by_k[str(cfg.promotion.gate_k)], "per_user_auc", "global_mlp"),
+        as_served_auc=_number(groups["all"]["methods"][LIMAML]["pooled_auc"]),
+        as_served_global_auc=_number(groups["all"]["methods"]["global_mlp"]["pooled_auc"]),
+        refit_psi=psi,
+        champion=_compare(champion, cfg, logged, split, judged.rows, served, scores[LIMAML]),
+    )
+    decision: Decision = decide(evidence, cfg.promotion)
+    return decision.as_dict() | {
+        "split": _describe(split, logged),
+        "first_k": by_k,
+        "as_served": groups,
+        "calibration": curves | {"as served": calibration(query_rows(judged.rows, served), scores)},
+        "refit_psi": None if np.isnan(psi) else psi,
+    }
+
+
+def _score_network(model: bundles.Model) -> Method:
+    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+        return score_specs(model.network, judged.rows, specs)
+
+    return scores
+
+
+def _first_k(
+    cfg: Config, judged: JudgedRows, split: Split, methods: Mapping[str, Method]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tables by k (JSON keys are strings), and calibration curves at the gate's k."""
+    ks = sorted({*cfg.evaluation.first_k, cfg.promotion.gate_k})
+    tasks = first_k(
+        judged.rows,
+        split.test_users,
+        ks,
+        min_query_rows=cfg.evaluation.min_query_rows,
+        support_rows=cfg.meta.support_rows,
+    )
+    tables, curves = {}, {}
+    for k, specs in tasks.items():
+        queries: QueryRows = query_rows(judged.rows, specs)
+        scores = {name: method(judged, specs) for name, method in methods.items()}
+        tables[str(k)] = measure(queries, scores, cfg.evaluation)
+        if k == cfg.promotion.gate_k:
+            curves[f"first {k}"] = calibration(queries, scores)
+    return tables, curves
+
+
+def _score_refit(bundle: bundles.Bundle, logged: pa.Table, cfg: Config, split: Split) -> Floats:
+    """The refit's scores of the same as-served rows, seen through its own encoder."""
+    rows = TaskRows.from_logged(logged, bundle.refit.encoder, cfg.task_kind)
+    served = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
+    return score_specs(bundle.refit.network, rows, served)
+
+
+def _compare(
+    champion: Champion | None,
+    cfg: Config,
+    logged: pa.Table,
+    split: Split,
+    rows: TaskRows,
+    served: Sequence[TaskSpec],
+    candidate_scores: Floats,
+) -> ChampionEvidence | None:
+    """Both twins on the as-served rows that are later than what either has seen, fitted or chosen on."""
+    if champion is None:
+        return None
+    theirs = bundles.load(champion.bundle_dir)
+    assert theirs.twin is not None
+    seen_until = microseconds(datetime.fromisoformat(theirs.lineage["validation_end"]))
+    from_us = max(seen_until, split.validation_end_us)
+    mine = query_rows(rows, served)
+    later = rows.timestamp_us[mine.rows] >= from_us
+    their_rows = TaskRows.from_logged(logged, theirs.twin.encoder, cfg.task_kind)
+    n = theirs.config.meta.support_rows
+    their_served = as_served(their_rows, from_us=from_us, support_rows=n)
+    labels = query_rows(their_rows, their_served).labels
+    return ChampionEvidence(
+        version=champion.version,
+        num_rows=len(labels),
+        candidate_auc=auc(mine.labels[later], candidate_scores[later]),
+        champion_auc=auc(labels, score_specs(theirs.twin.network, their_rows, their_served)),
+        rows_from=datetime.fromtimestamp(from_us / 1e6, UTC).isoformat(),
+    )
+
+
+def _describe(split: Split, logged: pa.Table) -> dict[str, Any]:
+    return {
+        "users": {"train": len(split.train_users), "validation": len(split.validation_users), "test": len(split.test_users)},
+        "rows": {
+            "train": split.train_rows(logged).num_rows,
+            "validation": split.validation_rows(logged).num_rows,
+            "all": logged.num_rows,
+        },
+        "train_end": datetime.fromtimestamp(split.train_end_us / 1e6, UTC).isoformat(),
+        "validation_end": datetime.fromtimestamp(split.validation_end_us / 1e6, UTC).isoformat(),
+    }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

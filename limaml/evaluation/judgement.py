@@ -1,0 +1,65 @@
+"""What the verb `evaluate` does: judge a candidate against the registry's champion, log, register, say what was decided."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from limaml.config import Config
+from limaml.errors import NothingToDo
+from limaml.evaluation.evaluate import Champion, evaluate_candidate
+from limaml.registry import DECISION, FINGERPRINT, Registry
+from limaml.training.candidate import BUNDLE, read_candidate
+
+REASONS = "limaml.reasons"
+
+
+def judge_candidate(cfg: Config, candidate_dir: str | Path) -> dict[str, Any]:
+    """Evaluate, log to the candidate's MLflow run and register its bundle with the decision; returns the verb's result.
+
+    A refused candidate is registered, too, with its reasons, and then NothingToDo is raised with them: what follows is
+    skipped and the champion stays. Judging the same candidate again updates its version.
+    """
+    folder = Path(candidate_dir)
+    candidate = read_candidate(folder)
+    registry = Registry(cfg.registry)
+    serving = registry.champion()
+    with tempfile.TemporaryDirectory() as temporary:
+        champion = Champion(serving.version, registry.download(serving.version, temporary)) if serving else None
+        result = evaluate_candidate(cfg, folder, champion)
+    registry.log_metrics(candidate.run_id, dict(flat_metrics(result)))
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("evaluation.json", "report.html"):
+            (Path(temporary) / name).write_bytes((folder / name).read_bytes())
+        registry.log_artifacts(candidate.run_id, temporary)
+    tags = {FINGERPRINT: candidate.fingerprint, DECISION: result["decision"], REASONS: "; ".join(result["reasons"])}
+    version = _register(registry, folder, candidate.run_id, tags)
+    if result["decision"] != "passed":
+        raise NothingToDo(f"candidate version {version} was refused: {'; '.join(result['reasons'])}")
+    return {
+        "version": version,
+        "decision": result["decision"],
+        "through": candidate.through,
+        "evaluation": str((folder / "evaluation.json").absolute()),
+        "report": str((folder / "report.html").absolute()),
+    }
+
+
+def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Plain values under names for MLflow: `first_k.20.limaml.pooled_auc`, `as_served.all.limaml.pooled_auc`, …"""
+    for protocol in ("first_k", "as_served"):
+        for group, table in result[protocol].items():
+            for method, values in table["methods"].items():
+                # MLflow's names may not hold a plus sign.
+                prefix = f"{protocol}.{group}".replace("+", " and more")
+                yield from ((f"{prefix}.{method}.{key}", value) for key, value in values.items() if isinstance(value, float))
+    if result["refit_psi"] is not None:
+        yield "refit_psi", result["refit_psi"]
+
+
+def _register(registry: Registry, folder: Path, run_id: str, tags: dict[str, str]) -> str:
+    for version in registry.find(FINGERPRINT, tags[FINGERPRINT]):
+        if version.run_id == run_id:
+            registry.set_tags(version.version, tags)
+            return version.version
+    return registry.register(folder / BUNDLE, run_id, tags)
