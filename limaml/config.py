@@ -102,7 +102,7 @@ class MetaConfig(Section):
     inner_steps: Annotated[int, Field(ge=0, le=50)] = 3
     inner_lr: Positive = 1.5
     """Starting rate of every adapted parameter but the task vector's factors."""
-    factor_inner_lr: Positive = 30.0
+    factor_inner_lr: Positive = 40.0
     """Starting rate of the task vector's factors."""
     learn_inner_lr: bool = True
     """Meta-SGD (Li et al. 2017): one learned rate per parameter."""
