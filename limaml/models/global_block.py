@@ -35,9 +35,9 @@ class GlobalBlock(nn.Module):
     """logit = MLP(features) + sum over kinds of <meta embedding, item embedding>.
 
     The last entry of every item embedding is 1, so that the last entry of a meta embedding is the task's level; the other K
-    are the item's vector. The item id reaches the score through that product alone: an id embedding inside the MLP, with or
-    without the product, learnt the training rows by heart (experiments/LOG.md). An item outside the vocabulary gets a vector
-    from its genres plus a trained one.
+    are the item's vector. The item id reaches the score through that product alone: with an id embedding inside the MLP, and
+    with the product there, training rows were learnt by heart (per-user AUC of MovieLens' validation users 66 instead of 74).
+    An item outside the vocabulary gets a vector from its genres plus a trained one.
     """
 
     def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ def _assert_equal_to_reference(network, tasks, num_steps, second_order):
 
 @pytest.mark.parametrize("second_order", [True, False])
 @pytest.mark.parametrize("block", BLOCKS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=4).filter(
         lambda pairs: any(query for _, query in pairs)

@@ -72,6 +72,18 @@ def test_numbers_are_standardised_by_the_training_rows(encoder):
     assert encoded.user_dense[:, -3:-1] == pytest.approx(np.array([[1.0, -1.0], [-1.0, 1.0]]), abs=1e-6)
 
 
+def test_counts_are_logarithms_and_rates_are_logits():
+    """Equal steps of log(1 + n) and of log(p / (1 - p)) are equal steps of the encoded number."""
+    rows = [
+        _row(n, item_events=events, item_positive_rate=rate) for n, (events, rate) in enumerate([(0, 0.1), (3, 0.5), (15, 0.9)])
+    ]
+    encoded = Encoder.fit(_table(*rows), CONFIG).encode_table(_table(*rows))
+    for number in (2, 3):
+        steps = np.diff(encoded.item_dense[:, number])
+        assert steps[0] == pytest.approx(steps[1], rel=1e-5)
+        assert steps[0] > 0.5
+
+
 def test_a_missing_year_is_marked_apart_from_missing_aggregates(encoder):
     encoded = encoder.encode_table(_table(_row(1, year=None), _row(2)))
     assert encoded.item_dense[:, -2:].tolist() == [[0.0, 1.0], [1.0, 1.0]]

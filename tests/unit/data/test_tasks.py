@@ -109,6 +109,14 @@ def test_shares_of_day_boundaries_and_of_empty_supports():
         assert empty == pytest.approx(zero, abs=4 * (0.25 / 2000) ** 0.5)
 
 
+def test_early_instants_are_drawn_among_the_first_rows():
+    rows = _rows([("a", 60 * second, 1) for second in range(40)])
+    for share, largest in ((1.0, 5), (0.0, 39)):
+        meta = {"day_boundary_probability": 0.0, "zero_support_probability": 0.0, "early_probability": share, "early_rows": 5}
+        specs = sample_tasks(rows, _config(meta=meta), np.random.default_rng(0), 1000)
+        assert {spec.support_size for spec in specs} == set(range(1, largest + 1))
+
+
 def test_an_entity_with_one_instant_gets_an_empty_support():
     rows = _rows([("a", 5, 1), ("a", 5, 0)])
     for shares in ((1.0, 0.0), (0.0, 0.0)):

@@ -150,6 +150,17 @@ def test_dropout_only_where_a_generator_is_given_and_repeatably():
     assert not torch.equal(dropped[0], plain)
 
 
+def test_dropout_keeps_the_mean():
+    """Of the last hidden layer, which the logit is linear in."""
+    network = build_network(_config(dropout=0.5, global_hidden=(6,)), DIMS)
+    rows, generator = _rows(num_tasks=1, width=1), torch.Generator().manual_seed(0)
+    plain = network(rows, torch.zeros(1, 3))
+    draws = torch.stack([network(rows, torch.zeros(1, 3), generator) for _ in range(4000)])
+    # Five standard errors of 4,000 draws.
+    assert (draws.mean() - plain).abs().item() < 5 * draws.std().item() / 4000**0.5
+    assert draws.std() > 0.01
+
+
 def test_weights_are_a_function_of_the_seed_and_leave_the_callers_randomness_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
