@@ -149,7 +149,7 @@ class Bootstrap:
         defined = ~np.isnan(values)
         weights_BU = self.weights_BU[:, defined]
         with np.errstate(invalid="ignore"):
-            means: Floats = weights_BU @ values[defined] / weights_BU.sum(axis=1)
+            means: Floats = (weights_BU * values[defined]).sum(axis=1) / weights_BU.sum(axis=1)
         return means
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from limaml import telemetry
 from limaml.config import Config
@@ -49,6 +50,8 @@ def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champio
     Split, protocols and model are those of the candidate's own configuration; storage and the gate's rules are `cfg`'s.
     Raises DataError or BundleError if the folder or the data behind it is not as training left it.
     """
+    # The networks are small: more threads than one only wait for each other, and starve whoever shares the cores.
+    torch.set_num_threads(1)
     started, folder = time.monotonic(), Path(candidate_dir)
     candidate = read_candidate(folder)
     bundle = bundles.load(folder / BUNDLE)

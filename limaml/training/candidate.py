@@ -5,6 +5,7 @@ history.json     training curves of both fits
 bundle/          the model version (limaml.models.bundle), with twin and refit
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -60,8 +61,12 @@ def fingerprint(cfg: Config, through: date) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@functools.cache
 def code_revision() -> str:
-    """SHA-256 (hex) of the sources that shape a model; an installed package has no other revision to tell."""
+    """SHA-256 (hex) of the sources that shape a model; an installed package has no other revision to tell.
+
+    Read once a process: what runs is what was imported, whatever happens to the files later.
+    """
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for part in _CODE:

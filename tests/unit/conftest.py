@@ -31,7 +31,7 @@ def make_logged(
         for _ in range(rows_per_user):
             if rng.random() < 0.15:
                 day = min(day + int(rng.integers(1, 4)), num_days - 1)
-            second = int(rng.integers(0, 600)) * 100
+            second = int(rng.integers(0, 40)) * 2000
             item = int(rng.integers(num_items))
             positive = rng.random() < 1 / (1 + np.exp(-(bias[item] + level[user] + taste[user] * kind[item])))
             rows.append((START + timedelta(days=day, seconds=second), f"u{user:03d}", f"i{item:02d}", int(positive)))

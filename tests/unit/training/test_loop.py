@@ -58,7 +58,9 @@ def test_a_seed_gives_the_same_model_twice_and_another_seed_another(planted_logg
 
 
 def test_a_run_resumed_from_any_checkpoint_equals_the_uninterrupted_one(planted_logged, small_config, tmp_path):
-    cfg = small_config(training={"validate_every": 4, "patience": 100})  # 4 and 5: checkpoints fall inside a window
+    cfg = small_config(
+        training={"validate_every": 4, "checkpoint_every": 3, "patience": 100}
+    )  # checkpoints fall inside windows
     data = prepare(planted_logged, cfg)
     folders = []
 

@@ -1,0 +1,161 @@
+"""A whole judgement on planted rows: what is written, what is compared, what is never read."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from limaml import schema
+from limaml.data.rows import Rows
+from limaml.data.splits import arrival_split
+from limaml.data.tasks import TaskRows, support_spec
+from limaml.errors import DataError, NothingToDo
+from limaml.evaluation.evaluate import Champion, evaluate_candidate
+from limaml.evaluation.judgement import judge_candidate
+from limaml.evaluation.quality import quality_table
+from limaml.evaluation.served import score_as_served
+from limaml.models import bundle as bundles
+from limaml.registry import DECISION, Registry
+from limaml.training.prepare import read_history
+from limaml.training.scoring import embed_specs
+
+METHODS = {"item_mean", "user_residual", "global_mlp", "wide_deep", "limaml"}
+
+
+def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_candidate):
+    cfg, folder, through = make_candidate("one")
+    result = evaluate_candidate(cfg, folder)
+
+    assert result == json.loads((folder / "evaluation.json").read_text())
+    assert bundles.load(folder / "bundle").metrics["evaluation"] == result
+    assert set(result["first_k"]) == {"0", "2", "5"}
+    tables = list(result["first_k"].values())
+    assert {(table["rows"], table["users"]) for table in tables} == {(tables[0]["rows"], tables[0]["users"])}
+    assert tables[0]["users"] > 5
+    for table in [*tables, *result["as_served"].values()]:
+        assert set(table["methods"]) == METHODS
+    # Item mean and global MLP do not read the support: the same value at every k.
+    for method in ("item_mean", "global_mlp"):
+        assert len({table["methods"][method]["pooled_auc"] for table in tables}) == 1
+    assert len({table["methods"]["limaml"]["pooled_auc"] for table in tables}) == 3
+    served = result["as_served"]
+    assert served["returning"]["rows"] + served["new"]["rows"] == served["all"]["rows"]
+    assert sum(table["rows"] for name, table in served.items() if name.startswith("support")) == served["all"]["rows"]
+
+    # As served starts where the last row that anything was chosen on ends.
+    logged = read_history(cfg, through)
+    split = arrival_split(logged, cfg.evaluation)
+    later = pc.greater_equal(logged["timestamp"].cast(pa.int64()), split.validation_end_us)
+    assert served["all"]["rows"] == pc.sum(later).as_py()
+    mine = logged.filter(later)
+    rate = np.clip(mine["item_positive_rate"].to_numpy(), 0.02, 0.98)
+    assert served["all"]["methods"]["item_mean"]["pooled_auc"] == pytest.approx(roc_auc_score(mine["label"], rate), abs=1e-9)
+
+
+def test_the_page_is_whole_and_loads_nothing(make_candidate):
+    cfg, folder, _ = make_candidate("one")
+    result = evaluate_candidate(cfg, folder)
+    page = (folder / "report.html").read_text()
+    assert page.count("src='data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)='?\"?https?:", page)
+    assert not re.search(r"<(script|link)", page)
+    for check in result["checks"]:
+        assert f">{check['outcome']}<" in page
+    value = result["first_k"]["5"]["methods"]["limaml"]["pooled_auc"]
+    assert f"{value:.4f}" in page
+    assert f"{value:.4f}" in quality_table(result, 5)
+
+
+def test_judging_twice_gives_the_same_numbers(make_candidate):
+    cfg, folder, _ = make_candidate("one")
+    one, two = evaluate_candidate(cfg, folder), evaluate_candidate(cfg, folder)
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidate):
+    cfg, new, through = make_candidate("new", promotion={"min_champion_rows": 10})
+    _, old, _ = make_candidate("old", days_less=6, training={"seed": 3})
+    result = evaluate_candidate(cfg, new, Champion("7", old / "bundle"))
+    check = next(check for check in result["checks"] if check["name"] == "champion")
+    assert check["outcome"] in ("passed", "failed")
+    logged = read_history(cfg, through)
+    ends = [bundles.load(folder / "bundle").lineage["validation_end"] for folder in (new, old)]
+    later = pc.greater_equal(logged["timestamp"], pa.scalar(max(ends)).cast(schema.TIMESTAMP))
+    assert "champion 7's twin" in check["reason"]
+    assert f"on the {pc.sum(later).as_py()} rows from {max(ends)}" in check["reason"]
+    # The same twin twice is exactly as good as itself.
+    same = evaluate_candidate(cfg, new, Champion("8", new / "bundle"))
+    assert "(+0.0000)" in next(check for check in same["checks"] if check["name"] == "champion")["reason"]
+
+
+def test_too_few_later_rows_skip_the_champion(make_candidate):
+    cfg, folder, _ = make_candidate("one")
+    result = evaluate_candidate(cfg, folder, Champion("7", folder / "bundle"))
+    check = next(check for check in result["checks"] if check["name"] == "champion")
+    assert check["outcome"] == "skipped"
+    assert "needs at least 2000 rows" in check["reason"]
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlflow")
+    return {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_root": str(folder / "artifacts")}
+
+
+def test_a_refused_candidate_is_registered_with_its_reasons_and_the_champion_stays(make_candidate, tracking):
+    # No refit scores exactly as its twin does.
+    cfg, folder, _ = make_candidate("one", registry=tracking, promotion={"max_refit_psi": 1e-9})
+    registry = Registry(cfg.registry)
+    run_id = registry.start_run("train")
+    candidate = json.loads((folder / "candidate.json").read_text())
+    (folder / "candidate.json").write_text(json.dumps({**candidate, "run_id": run_id}))
+    with pytest.raises(NothingToDo, match=r"candidate version 1 was refused: .*refit_psi: "):
+        judge_candidate(cfg, folder)
+    version = registry.get("1")
+    assert version.tags[DECISION] == "refused"
+    assert "refit_psi" in version.tags["limaml.reasons"]
+    assert registry.champion() is None
+    with pytest.raises(NothingToDo, match="candidate version 1 was refused"):  # judged again: updated, not doubled
+        judge_candidate(cfg, folder)
+    assert len(registry.versions()) == 1
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=cfg.registry.tracking_uri)
+    assert "first_k.5.limaml.pooled_auc" in client.get_run(run_id).data.metrics
+    assert {"evaluation.json", "report.html"} <= {file.path for file in client.list_artifacts(run_id)}
+
+
+def test_score_as_served_equals_the_plain_way(make_candidate):
+    """Row by row: embed the user's last rows before the day, score the row alone; in whatever order the rows are given."""
+    cfg, folder, through = make_candidate("one")
+    model = bundles.load(folder / "bundle").refit
+    logged = read_history(cfg, through)
+    at_day = pc.greater_equal(logged["timestamp"], schema.day_start(through))
+    day_rows, history = logged.filter(at_day), logged.filter(pc.invert(at_day))
+    shuffled = day_rows.take(np.random.default_rng(0).permutation(day_rows.num_rows))
+    scores = score_as_served(model.network, model.encoder, shuffled, history, day=through, kind=cfg.task_kind)
+    assert len(scores) > 5
+    rows = TaskRows.from_logged(history, model.encoder, cfg.task_kind)
+    for row, score in zip(shuffled.to_pylist(), scores, strict=True):
+        entity = rows.position(row["user_id"])
+        embedding = model.network.prior()[None]
+        if entity is not None:
+            spec = support_spec(rows, entity, schema.day_start(through), cfg.meta.support_rows)
+            embedding = embed_specs(model.network, rows, [spec])
+        encoded = model.encoder.encode_table(pa.Table.from_pylist([row], schema=schema.LOGGED_EVENTS.arrow))
+        logit = float(model.network(Rows.from_encoded(encoded), embedding).detach())
+        assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+def test_score_as_served_refuses_rows_of_another_day(make_candidate):
+    cfg, folder, through = make_candidate("one")
+    model = bundles.load(folder / "bundle").refit
+    logged = read_history(cfg, through)
+    with pytest.raises(
+        DataError, match=rf"rows of day {through} must lie within it, got \d+ of {logged.num_rows} rows that do not"
+    ):
+        score_as_served(model.network, model.encoder, logged, logged.slice(0, 0), day=through, kind=cfg.task_kind)
