@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2
+_PAIR_COLUMNS = 64
 NUM_PSI_BINS = 10  # deciles, the usual choice (Siddiqi 2006, "Credit Risk Scorecards")
 
 
@@ -35,7 +36,7 @@ class Interval:
 def auc(labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2; NaN with one class only."""
     labels, scores = np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64)
-    return float(_PooledAuc(labels, scores, np.zeros(len(labels), dtype=np.int64)).weighted(np.ones(1)))
+    return float(per_user_aucs(labels, scores, np.zeros(len(labels), dtype=np.int64), 1)[0])
 
 
 def per_user_aucs(labels_R: npt.ArrayLike, scores_R: npt.ArrayLike, users_R: npt.ArrayLike, num_users: int) -> Floats:
@@ -139,9 +140,19 @@ class Bootstrap:
             self.weights_BU = rng.multinomial(num_users, np.full(num_users, 1.0 / num_users), size=draws).astype(np.float64)
 
     def pooled_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
-        """AUC over all rows of each draw, shape (B,)."""
-        statistic = _PooledAuc(np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64), self.users)
-        return np.array([statistic.weighted(weights_U) for weights_U in self.weights_BU])
+        """AUC over all rows of each draw, shape (B,); NaN for a draw with one class only.
+
+        The AUC is a sum over pairs of rows, so a draw with weights w gives (w' A w) / (w'P * w'N) with A the ordered pairs of
+        every two users and P and N their positives and negatives: the rows are gone through once, not once a draw.
+        """
+        labels, scores = np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64)
+        pairs_UU = _ordered_pairs(labels, scores, self.users, self.num_users)
+        positives_U = np.bincount(self.users, weights=labels, minlength=self.num_users)
+        negatives_U = np.bincount(self.users, weights=1.0 - labels, minlength=self.num_users)
+        num_pairs_B = (self.weights_BU * positives_U).sum(axis=1) * (self.weights_BU * negatives_U).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            aucs: Floats = ((self.weights_BU @ pairs_UU) * self.weights_BU).sum(axis=1) / num_pairs_B
+        return np.where(num_pairs_B > 0, aucs, np.nan)
 
     def per_user_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
         """Mean per-user AUC of each draw, shape (B,); a user drawn twice counts twice."""
@@ -162,26 +173,22 @@ def interval(value: float, draws_B: Floats) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-class _PooledAuc:
-    """AUC of rows under changing weights of their users: one sort, then one pass over the rows for each weighting."""
+def _ordered_pairs(labels_R: Floats, scores_R: Floats, users_R: Ints, num_users: int) -> Floats:
+    """(U, U) number of pairs (positive row of u, negative row of v) with the positive scored higher, ties counting a half.
 
-    def __init__(self, labels_R: Floats, scores_R: Floats, users_R: Ints) -> None:
-        order = np.argsort(scores_R, kind="stable")
-        scores = scores_R[order]
-        self._labels = labels_R[order]
-        self._users = users_R[order]
-        starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]]) if len(scores) else np.zeros(0, dtype=np.int64)
-        self._group_starts = None if len(starts) == len(scores) else starts
-
-    def weighted(self, weights_U: Floats) -> np.float64:
-        weights_R = weights_U[self._users]
-        positive = weights_R * self._labels
-        negative = weights_R - positive
-        if self._group_starts is not None:
-            positive = np.add.reduceat(positive, self._group_starts)
-            negative = np.add.reduceat(negative, self._group_starts)
-        negatives_below_or_half = np.cumsum(negative) - negative / 2.0
-        num_pairs = positive.sum() * negative.sum()
-        # Not a dot product: BLAS would start threads for it, a thousand times.
-        ordered_pairs = (positive * negatives_below_or_half).sum()
-        return np.float64(ordered_pairs / num_pairs) if num_pairs > 0 else np.float64(np.nan)
+    Costs rows * users, in blocks of columns, so that memory stays at rows * 64.
+    """
+    groups_R = np.unique(scores_R, return_inverse=True)[1]
+    num_groups = int(groups_R.max(initial=-1)) + 1
+    positives = np.flatnonzero(labels_R > 0.5)
+    positives = positives[np.argsort(users_R[positives], kind="stable")]
+    owners, starts = np.unique(users_R[positives], return_index=True)
+    pairs_UU: Floats = np.zeros((num_users, num_users))
+    for first in range(0, num_users if len(positives) else 0, _PAIR_COLUMNS):
+        width = min(_PAIR_COLUMNS, num_users - first)
+        mine = np.flatnonzero((labels_R < 0.5) & (users_R >= first) & (users_R < first + width))
+        cells = groups_R[mine] * width + users_R[mine] - first
+        negatives_GV = np.bincount(cells, minlength=num_groups * width).reshape(num_groups, width)
+        below_GV = np.cumsum(negatives_GV, axis=0) - negatives_GV / 2.0
+        pairs_UU[owners, first : first + width] = np.add.reduceat(below_GV[groups_R[positives]], starts, axis=0)
+    return pairs_UU

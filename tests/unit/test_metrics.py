@@ -138,6 +138,18 @@ def test_bootstrap_is_paired_and_repeats_with_its_seed(rows):
     np.testing.assert_array_equal(one.pooled_auc(labels, scores), one.pooled_auc(labels, 2 * scores))
 
 
+def test_pairs_are_counted_across_blocks_of_users():
+    """More users than one block of columns holds, many of them without a positive or without a negative."""
+    rng = np.random.default_rng(4)
+    users = rng.integers(0, 150, 400)
+    labels, scores = rng.integers(0, 2, 400), rng.integers(0, 30, 400) / 30
+    bootstrap = metrics.Bootstrap(users, 150, draws=3, seed=1)
+    for draw, value in enumerate(bootstrap.pooled_auc(labels, scores)):
+        repeated = np.repeat(np.arange(400), bootstrap.weights_BU[draw].astype(int)[users])
+        assert value == pytest.approx(roc_auc_score(labels[repeated], scores[repeated]), abs=1e-12)
+    assert np.isnan(bootstrap.pooled_auc(np.ones(400), scores)).all()
+
+
 def test_a_bootstrap_of_nobody_has_no_value():
     nobody = metrics.Bootstrap([], 0, draws=3, seed=0)
     for draws in (nobody.pooled_auc([], []), nobody.per_user_auc([], [])):
