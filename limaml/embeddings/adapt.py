@@ -6,6 +6,7 @@ batch, gets the same vector to 1e-6, and the same entities in the same order on 
     T tasks (one an entity), D embedding width
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from limaml.errors import DataError
 
 if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
+    from limaml.models.network import LiMAML
 
 _THREADS = 1
 """Threads of torch and duckdb while adapting: another count sums in another order, and a re-run must give the same bytes."""
@@ -85,6 +87,8 @@ def _embed_chunks(
 ) -> Iterator[tuple[pa.Array, list[int], list[datetime | None]]]:
     """For `batch_entities` entities at a time: vectors end to end, support sizes, times of the last event."""
     support_rows = bundle.config.meta.support_rows
+    # In float32 the order of sums, so the batch, moved a row_mlp's embedding by 5e-6; contract 5 allows 1e-6.
+    network = copy.deepcopy(bundle.network).double()
     with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of))) as connection:
         connection.register("planned", pa.table({"entity": pa.array(planned, pa.string())}))
         query = (
@@ -97,11 +101,11 @@ def _embed_chunks(
         stream = _Stream(rows.to_arrow_reader(), kind.entity_column)
         for start in range(0, len(planned), batch_entities):
             chunk = planned[start : start + batch_entities]
-            yield _embed(bundle, kind, chunk, stream.take_through(chunk[-1]), as_of)
+            yield _embed(bundle, network, kind, chunk, stream.take_through(chunk[-1]), as_of)
 
 
 def _embed(
-    bundle: "Bundle", kind: TaskKindConfig, entities: list[str], logged: pa.Table, as_of: datetime
+    bundle: "Bundle", network: "LiMAML", kind: TaskKindConfig, entities: list[str], logged: pa.Table, as_of: datetime
 ) -> tuple[pa.Array, list[int], list[datetime | None]]:
     import numpy as np
     import torch
@@ -117,7 +121,8 @@ def _embed(
     if present:
         batch = build_batch(rows, specs)
         with torch.no_grad():
-            vectors_TD[present] = embed_tasks(bundle.network, batch.support, batch.entity_index_T).numpy()
+            support = batch.support.to(dtype=torch.float64)
+            vectors_TD[present] = embed_tasks(network, support, batch.entity_index_T).numpy()
     sizes = [specs[position[entity]].support_size if entity in position else 0 for entity in entities]
     stops = {entity: int(rows.timestamp_us[rows.offsets[at + 1] - 1]) for entity, at in position.items()}
     last = pa.array([stops.get(entity) for entity in entities], pa.int64()).cast(schema.TIMESTAMP).to_pylist()
