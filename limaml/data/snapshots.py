@@ -1,7 +1,8 @@
 """Daily snapshots of entities: their static features and aggregates over events before the day's end.
 
 `snapshots/{user,item}/dt=D/part.parquet` holds a row for every entity that changed on day D (an event, or a catalogue row
-that is new or different), stamped with the end of D. The catalogue as first delivered is stamped with the start of the
+that is new or different; events that a correction took away count, so that what they left online is replaced), stamped
+with the end of D. The catalogue as first delivered is stamped with the start of the
 first day, that is the end of the day before it. Everything is a pure function of the events and the catalogue's history,
 so writing a day again gives the same bytes.
 """
@@ -22,11 +23,13 @@ from limaml.data.storage import Storage
 _DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
 
-# steps: what each day added to an entity; a day of a catalogue change counts with nothing added. state: the running sums.
+# steps: what each day added to an entity; a catalogue change and a superseded event add nothing. state: the running sums.
 # The rate's prior is fixed by configuration, not estimated from other entities: a row depends on its entity's rows alone.
 _QUERY = """
 WITH steps AS (
     SELECT {key}, epoch_us("timestamp") // {day_us} AS day, count(*) AS n, sum(label) AS p FROM events GROUP BY ALL
+    UNION ALL
+    SELECT DISTINCT {key}, epoch_us("timestamp") // {day_us} AS day, 0 AS n, 0 AS p FROM superseded
     UNION ALL
     SELECT {key}, day, 0 AS n, 0 AS p FROM history
 ), touched AS (
@@ -91,6 +94,7 @@ def _write_kind(storage: Storage, cfg: Config, kind: Kind, first: date, through:
 def _compute(storage: Storage, cfg: Config, kind: Kind, first: date, through: date) -> pa.Table:
     """Snapshot rows of all entities that changed within the span, sorted by (event_timestamp, entity)."""
     events = storage.dataset(EventStore(storage).paths(through=through), schema.EVENTS.arrow)
+    superseded = storage.dataset(partition_files(storage, "events_superseded", through=through), schema.EVENTS.arrow)
     query = _QUERY.format(
         key=kind.key,
         day_us=_DAY_US,
@@ -106,6 +110,7 @@ def _compute(storage: Storage, cfg: Config, kind: Kind, first: date, through: da
     }
     with duckdb.connect() as connection:
         connection.register("events", events)
+        connection.register("superseded", superseded)
         connection.register("history", catalogue.history(storage, kind))
         rows = connection.sql(query, params=values).to_arrow_table()
     micros = rows["event_timestamp"].cast(schema.TIMESTAMP)

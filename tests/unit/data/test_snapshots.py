@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from limaml import schema
@@ -123,3 +124,18 @@ def test_profile_change_is_a_row_with_the_counts_so_far(world):
     snapshots.write(world.storage, world.cfg, world.days[-1], world.days[-1])
     after = snapshots.latest(world.storage, "user", world.days[-1], [rows[quiet]["user_id"]]).to_pylist()[0]
     assert after == before | {"occupation": "gardener", "event_timestamp": schema.day_end(world.days[-1])}
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_an_entity_that_a_correction_took_out_of_a_day_keeps_a_row_of_it(world, kind):
+    """Else the row that is online would never be replaced: its timestamp is the newest."""
+    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    last, key = world.days[-1], f"{kind}_id"
+    rows = world.source.read_day(last)
+    gone = rows[key][0].as_py()
+    kept = rows.filter(pc.not_equal(rows[key], gone))
+    EventStore(world.storage).place(last, canonical(kept), 2)
+    snapshots.write(world.storage, world.cfg, last, last)
+    before = snapshots.latest(world.storage, kind, world.days[-2], [gone]).to_pylist()[0]
+    after = snapshots.latest(world.storage, kind, last, [gone]).to_pylist()[0]
+    assert after == before | {"event_timestamp": schema.day_end(last)}
