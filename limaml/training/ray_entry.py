@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from limaml import telemetry
 from limaml.config import Config
 from limaml.data.encoding import Encoder
 from limaml.errors import TrainingError
@@ -25,6 +26,8 @@ from limaml.training.checkpoint import TrainState, load_state, save_state
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
 _SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
 _MAX_SOCKET_BYTES = 107
+
+_log = telemetry.get_logger(__name__)
 
 
 def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, name: str) -> TrainState:
@@ -68,19 +71,20 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
         outcome = result.return_value or {}
         if "error" in outcome:
             raise TrainingError(outcome["error"])
+        if "resumed" in outcome:
+            _log.info("training_resumed", run=name, resumed=outcome["resumed"])
         with result.checkpoint.as_directory() as folder:
             state = load_state(folder)
         _remove_run(result)
     return state
 
 
-def _worker(job: dict[str, Any]) -> dict[str, str]:
+def _worker(job: dict[str, Any]) -> dict[str, Any]:
     """What runs on every worker. A TrainingError is returned, not raised: trying again would end the same way."""
     import ray.train
     import ray.train.torch
     import torch
 
-    from limaml import telemetry
     from limaml.training.loop import train_twin_and_refit
     from limaml.training.prepare import load_training_data
     from limaml.training.step import Workers
@@ -91,10 +95,11 @@ def _worker(job: dict[str, Any]) -> dict[str, str]:
     encoders = [Encoder.from_dict(job[name]) for name in ("twin_encoder", "refit_encoder")]
     data = load_training_data(cfg, date.fromisoformat(job["through"]), *encoders)
     device = ray.train.torch.get_device() if cfg.training.use_gpu else torch.device("cpu")
-    resume = None
+    resume, outcome = None, {}
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             resume = load_state(folder)
+        outcome = {"resumed": f"{resume.phase} step {resume.progress.step}"}
 
     def save(state: TrainState) -> None:
         metrics = {"step": state.progress.step, "phase": state.phase}
@@ -109,7 +114,7 @@ def _worker(job: dict[str, Any]) -> dict[str, str]:
         train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save)
     except TrainingError as error:
         return {"error": str(error)}
-    return {}
+    return outcome
 
 
 @contextlib.contextmanager
