@@ -119,7 +119,7 @@ def _run(name: str, body: Body, config: Path, overrides: list[str], path: Path |
 
     telemetry.configure(level=logging.WARNING if spoken else logging.INFO)
     telemetry.bind(verb=name, run_id=_run_id())
-    log = telemetry.get_logger(__name__)
+    log = telemetry.get_logger("limaml.cli")
     started = time.monotonic()
     try:
         outcome: dict[str, Any] = {"status": "ok", **body(load(config, overrides))}

@@ -63,7 +63,7 @@ class BusyError(LimamlError):
     pass
 
 
-class NothingToDo(Exception):
+class NothingToDo(Exception):  # noqa: N818 - it is no error
     """The verb has nothing to do (`reason` says why); Airflow skips what follows and the run stays green."""
 
     exit_code = 99

@@ -59,7 +59,7 @@ def marked(stack_id: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if p.pid not in own and _marker(p) == stack_id]
 
 
-def end(recorded: Sequence[Recorded], stack_id: str, *, grace_s: float = 10.0) -> int:
+def end(recorded: Sequence[Recorded], stack_id: str, *, grace_s: float = 5.0) -> int:
     """End the recorded processes and all that inherited the stack's id; returns how many there were.
 
     SIGTERM to the recorded ones first, so that they end their own children; whatever is left after the grace gets SIGKILL.

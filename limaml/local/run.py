@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
@@ -128,8 +128,11 @@ def _run_dag(api: AirflowApi, running: Stack, steps: Steps, dag_id: str, conf: d
             run_id = api.trigger(dag_id, dict(conf))
             with Display(steps.console) as display:
                 timing = follow(api, dag_id, run_id, display, running.check_alive)
-        finally:
-            api.set_paused(dag_id, True)
+        except LimamlError:
+            with suppress(LimamlError):  # the error that matters is the first one
+                api.set_paused(dag_id, True)
+            raise
+        api.set_paused(dag_id, True)
     return timing
 
 
