@@ -56,23 +56,27 @@ def outer_step(
 
     Raises TrainingError on every worker, before any weight is changed, if the loss or its gradient is not finite.
     """
-    specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)[workers.rank :: workers.size]
-    device = next(network.parameters()).device
     optimizer.zero_grad(set_to_none=True)
-    outer = outer_loss(
-        network,
-        batch := build_batch(rows, specs).to(device),
-        generator=_dropout_generator(cfg.training.seed, step, workers.rank, device),
-        num_tasks=cfg.training.tasks_per_step,
-    )
-    torch.autograd.backward(outer.loss)
-    loss = reduce_gradients(network, outer.loss.detach(), workers)
+    outer, entities, loss = backward(network, rows, cfg, step, workers)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.training.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise _not_finite(outer, batch.entities, float(loss), float(norm), step, workers)
+        raise _not_finite(outer, entities, float(loss), float(norm), step, workers)
     set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
     optimizer.step()
     return float(loss)
+
+
+def backward(
+    network: LiMAML, rows: TaskRows, cfg: Config, step: int, workers: Workers
+) -> tuple[OuterLoss, tuple[str, ...], Tensor]:
+    """Leave the whole meta-batch's gradient in `network`; returns this worker's losses and entities, and the whole loss."""
+    weight = next(network.parameters())
+    specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)[workers.rank :: workers.size]
+    batch = build_batch(rows, specs).to(weight.device, weight.dtype)
+    generator = _dropout_generator(cfg.training.seed, step, workers.rank, weight.device)
+    outer = outer_loss(network, batch, generator=generator, num_tasks=cfg.training.tasks_per_step)
+    torch.autograd.backward(outer.loss)
+    return outer, batch.entities, reduce_gradients(network, outer.loss.detach(), workers)
 
 
 def reduce_gradients(network: LiMAML, loss: Tensor, workers: Workers) -> Tensor:

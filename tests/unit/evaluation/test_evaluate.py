@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -76,26 +77,39 @@ def test_judging_twice_gives_the_same_numbers(make_candidate):
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
+def champion_check(result):
+    return next(check for check in result["checks"] if check["name"] == "champion")
+
+
 def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidate):
     cfg, new, through = make_candidate("new", promotion={"min_champion_rows": 10})
-    _, old, _ = make_candidate("old", days_less=6, training={"seed": 3})
-    result = evaluate_candidate(cfg, new, Champion("7", old / "bundle"))
-    check = next(check for check in result["checks"] if check["name"] == "champion")
+    _, old, _ = make_candidate("old", days_less=12, promotion={"min_champion_rows": 10}, training={"seed": 3})
+    ends = [bundles.load(folder / "bundle").lineage["validation_end"] for folder in (old, new)]
+    assert ends[0] < ends[1]
+    stamps = read_history(cfg, through)["timestamp"]
+
+    def rows_between(first: str, last) -> int:
+        before = pc.less(stamps, schema.day_end(last))
+        return pc.sum(pc.and_(pc.greater_equal(stamps, pa.scalar(first).cast(schema.TIMESTAMP)), before)).as_py()
+
+    # An older champion: what the candidate itself was chosen on ends last, and decides.
+    check = champion_check(evaluate_candidate(cfg, new, Champion("7", old / "bundle")))
     assert check["outcome"] in ("passed", "failed")
-    logged = read_history(cfg, through)
-    ends = [bundles.load(folder / "bundle").lineage["validation_end"] for folder in (new, old)]
-    later = pc.greater_equal(logged["timestamp"], pa.scalar(max(ends)).cast(schema.TIMESTAMP))
     assert "champion 7's twin" in check["reason"]
-    assert f"on the {pc.sum(later).as_py()} rows from {max(ends)}" in check["reason"]
+    assert f"on the {rows_between(ends[1], through)} rows from {ends[1]}" in check["reason"]
+    # A champion that has seen more than the candidate: its own end decides.
+    seen = champion_check(evaluate_candidate(cfg, old, Champion("8", new / "bundle")))
+    count = rows_between(ends[1], through - timedelta(days=12)) or 0
+    assert f"from {ends[1]}" in seen["reason"]
+    assert str(count) in seen["reason"]
     # The same twin twice is exactly as good as itself.
-    same = evaluate_candidate(cfg, new, Champion("8", new / "bundle"))
-    assert "(+0.0000)" in next(check for check in same["checks"] if check["name"] == "champion")["reason"]
+    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, Champion("9", new / "bundle")))["reason"]
 
 
 def test_too_few_later_rows_skip_the_champion(make_candidate):
     cfg, folder, _ = make_candidate("one")
     result = evaluate_candidate(cfg, folder, Champion("7", folder / "bundle"))
-    check = next(check for check in result["checks"] if check["name"] == "champion")
+    check = champion_check(result)
     assert check["outcome"] == "skipped"
     assert "needs at least 2000 rows" in check["reason"]
 

@@ -14,10 +14,9 @@ import torch.distributed as dist
 
 from limaml.config import Config
 from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, build_batch, meta_batch
-from limaml.meta.engine import outer_loss
+from limaml.data.tasks import TaskRows
 from limaml.models.network import build_network
-from limaml.training.step import Workers, reduce_gradients
+from limaml.training.step import Workers, backward
 
 
 def gradient(cfg: Config, logged: pa.Table, workers: Workers) -> tuple[list[str], list[float], float]:
@@ -25,12 +24,9 @@ def gradient(cfg: Config, logged: pa.Table, workers: Workers) -> tuple[list[str]
     encoder = Encoder.fit(logged, cfg)
     rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
     network = build_network(cfg, encoder.dims, seed=1).double()
-    batch = build_batch(rows, meta_batch(rows, cfg, seed=0, step=3)[workers.rank :: workers.size]).to(dtype=torch.float64)
-    outer = outer_loss(network, batch, num_tasks=cfg.training.tasks_per_step)
-    outer.loss.backward()
-    loss = reduce_gradients(network, outer.loss.detach(), workers)
+    _, entities, loss = backward(network, rows, cfg, 3, workers)
     flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
-    return list(batch.entities), flat.tolist(), float(loss)
+    return list(entities), flat.tolist(), float(loss)
 
 
 def main(rank: int, folder: Path) -> None:

@@ -36,6 +36,7 @@ def fitted(planted_logged, small_config):
 def test_two_workers_draw_the_tasks_of_one_and_get_its_gradient(fitted, planted_logged, tmp_path):
     cfg, _, _ = fitted
     tasks, flat, loss = worker_script.gradient(cfg, planted_logged, Workers())
+    assert len(tasks) == cfg.training.tasks_per_step
     (tmp_path / "config.json").write_text(cfg.model_dump_json())
     pq.write_table(planted_logged, tmp_path / "logged.parquet")
     commands = [[sys.executable, worker_script.__file__, str(rank), str(tmp_path)] for rank in range(2)]
