@@ -27,6 +27,7 @@ os.environ.update(
     {
         "HOME": _HOME,
         "TZ": "UTC",
+        "OMP_NUM_THREADS": "1",
         "AIRFLOW_HOME": f"{_HOME}/airflow",
         "BENTOML_HOME": f"{_HOME}/bentoml",
         "MPLCONFIGDIR": f"{_HOME}/matplotlib",
