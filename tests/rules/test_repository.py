@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments"}
@@ -51,7 +53,22 @@ def test_every_pin_is_exact() -> None:
 
 
 def test_the_lock_has_no_gpu_build() -> None:
-    assert not [name for name in locked() if name.startswith(("nvidia-", "cuda-", "triton"))]
+    # nvidia-ml-py is one pure Python file, which BentoML imports on every machine.
+    assert not [name for name in set(locked()) - {"nvidia-ml-py"} if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_the_lock_holds_what_its_packages_require() -> None:
+    """The Makefile installs it without resolving. The data wheel is read, never imported: what it requires stays out."""
+    data = {line.partition("==")[0] for line in (ROOT / "requirements-data.lock").read_text().split()}
+    gpu = ("nvidia-", "cuda-", "triton")
+    missing = {
+        f"{name} requires {needed.name}"
+        for name in set(locked()) - data
+        for needed in map(Requirement, requires(name) or [])
+        if needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if normal(needed.name) not in locked() and not (name == "torch" and needed.name.startswith(gpu))
+    }
+    assert not missing
 
 
 def test_the_lock_contains_every_import() -> None:
