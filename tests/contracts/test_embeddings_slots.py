@@ -1,7 +1,8 @@
 """Filling a slot, cutting over, and the daily run, on a small delivered data set: nothing stands in for anything.
 
-Source files, gates, Feast on SQLite, MLflow on SQLite and an untrained network. The tests share one world and each leaves it
-consistent: the champion is complete through the last ingested day.
+Source files, gates, Feast on SQLite, MLflow on SQLite and an untrained network. The file is long because its tests share one
+world, which takes as long to build as all of them to run. Each leaves it consistent: the champion is complete through the
+last ingested day.
 """
 
 import sqlite3
