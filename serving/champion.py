@@ -91,7 +91,9 @@ class Champion:
         self.loaded = current
 
     def _poll_until_stopped(self) -> None:
-        import feast  # noqa: F401 - takes seconds: done before the first champion is there, not when it is
+        from limaml.data.feature_store import import_feast
+
+        import_feast()  # takes seconds: done before the first champion is there, not when it is
 
         while not self._stopping.is_set():
             try:
