@@ -54,7 +54,7 @@ started = time.process_time()
 sys.argv = ["limaml", "--help"]
 from limaml import cli
 try:
-    cli.main()
+    cli.app()
 except SystemExit:
     pass
 heavy = {"torch", "ray", "feast", "mlflow", "pandas", "pyarrow", "great_expectations", "numpy"} & set(sys.modules)
