@@ -47,10 +47,20 @@ START_DEADLINE_S = 120.0
 DEADLINE_S = 30.0
 
 
-def free_port():
-    with socket.socket() as probe:
+def unused_ports(count):
+    """Distinct loopback ports that nobody listens on."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    return unused_ports
 
 
 def wait_for(condition, what, deadline_s=DEADLINE_S):
@@ -76,7 +86,7 @@ class Server:
     """The real service on a free port, and a client for it."""
 
     def __init__(self, cfg, folder):
-        self.port = free_port()
+        (self.port,) = unused_ports(1)
         cfg = cfg.model_copy(update={"serving": cfg.serving.model_copy(update={"port": self.port})})
         self.config_path = folder / "config.json"
         self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
@@ -173,7 +183,7 @@ def redis_server(tmp_path_factory):
     program = shutil.which("redis-server")
     if program is None:
         pytest.fail("redis-server must be installed for this test: apt-get install redis-server")
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    (port,), folder = unused_ports(1), tmp_path_factory.mktemp("redis")
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 

@@ -35,11 +35,6 @@ class Split:
         """Rows on which steps, rates and shrinkages are chosen."""
         return logged.filter(_of(logged, self.validation_users, before_us=self.validation_end_us))
 
-    def seen_rows(self, logged: pa.Table) -> pa.Table:
-        """Training and validation rows, in the order of `logged`."""
-        train = _of(logged, self.train_users, before_us=self.train_end_us)
-        return logged.filter(pc.or_(train, _of(logged, self.validation_users, before_us=self.validation_end_us)))
-
 
 def arrival_split(logged: pa.Table, cfg: EvaluationConfig) -> Split:
     """Split the users of `logged` (at least user_id and timestamp) by the instant of their first event, ties by user id.

@@ -113,20 +113,6 @@ def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
     )
 
 
-def save_model(model: Model, directory: str | Path, part: str) -> None:
-    """Write `<part>.safetensors` and `<part>.encoder.json` into a folder, for a candidate in the making."""
-    for name, data in _model_files(part, model).items():
-        target = Path(directory) / name
-        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}")
-        temporary.write_bytes(data)
-        temporary.replace(target)
-
-
-def load_model(directory: str | Path, part: str, config: Config) -> Model:
-    """Inverse of `save_model`; checks shapes and finiteness, not checksums. Raises BundleError."""
-    return _read_model(_Files(Path(directory), None), part, config)
-
-
 class _Files:
     """Files of one folder, each checked against the manifest's checksum as it is read."""
 

@@ -5,10 +5,9 @@ One run (a module's fixture) for all tests here; the last one stops it.
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,18 +50,8 @@ class World:
         return json.loads((Path(self.cfg.local.run_root) / "stack.json").read_text())
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("e2e")
     run = folder / "run"
     airflow, mlflow, service = free_ports(3)

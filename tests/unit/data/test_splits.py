@@ -54,7 +54,6 @@ def test_users_are_split_by_arrival_and_rows_end_before_the_next_arrive():
     # a arrives at 3: d's row at exactly 3 is no training row; c arrives at 5: a's row at exactly 5 does not validate.
     assert hours(split.train_rows(table)) == [("b", 2), ("d", 1), ("e", 0), ("e", 2.5)]
     assert hours(split.validation_rows(table)) == [("a", 3), ("a", 4.9)]
-    assert hours(split.seen_rows(table)) == [("a", 3), ("a", 4.9), ("b", 2), ("d", 1), ("e", 0), ("e", 2.5)]
 
 
 def test_equal_arrivals_go_by_user_id_and_row_order_changes_nothing():

@@ -202,11 +202,3 @@ def test_a_network_that_is_not_finite_is_not_saved(bundle, tmp_path):
     with pytest.raises(BundleError, match=r"refit to be saved: meta\.vector must be finite, got 1 of 4"):
         bundles.save(bundle, tmp_path / "v1")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_one_model_of_a_candidate_in_the_making(bundle, tmp_path):
-    bundles.save_model(bundle.twin, tmp_path, "twin")
-    assert {path.name for path in tmp_path.iterdir()} == {"twin.safetensors", "twin.encoder.json"}
-    again = bundles.load_model(tmp_path, "twin", CONFIG)
-    assert again.encoder == bundle.twin.encoder
-    assert torch.equal(again.network.prior(), bundle.twin.network.prior())
