@@ -10,6 +10,7 @@ rows; the loss is the mean over tasks of the mean over their query rows, with e 
     T tasks, R rows (S support, Q query), F features, I items, K factors
 """
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -122,6 +123,9 @@ def limaml_network(work: Work) -> LiMAML:
     with torch.no_grad():
         for name, (parameter, transposed) in _parameters(network).items():
             parameter.copy_(work.weights[name].T if transposed else work.weights[name])
+        # Again, in the work's own precision.
+        for log_rate in network.log_rates.values():
+            log_rate.fill_(math.log(work.inner_lr))
         if work.model == "shipped":
             network.global_block.item[1:] = work.items_IK
     return network

@@ -1,8 +1,8 @@
 """learn2learn: `MAML` around the meta block, one clone a task.
 
 The class is the installed package's, unchanged; only its package's __init__, which imports every corner of the library, is
-not run: its vision part needs torchvision, whose wheels on PyPI are for CUDA and do not load beside a CPU build of torch, and its
-reinforcement learning needs gym.
+not run: its vision part needs torchvision, whose wheels on PyPI are for CUDA and do not load beside a CPU build of torch, and
+its reinforcement learning needs gym.
 """
 
 import importlib
@@ -27,15 +27,17 @@ def _package(name: str) -> None:
 
 
 def _maml() -> Any:
-    if "learn2learn" not in sys.modules:
-        _package("learn2learn")
-        _package("learn2learn.algorithms")
+    _package("learn2learn")
+    _package("learn2learn.algorithms")
     return importlib.import_module("learn2learn.algorithms.maml").MAML
+
+
+MAML = _maml()
 
 
 def prepare(work: Work, steps: int) -> Callable[[], Gradients]:
     problem = make_problem(work)
-    maml = _maml()(problem.meta, lr=work.inner_lr)
+    maml = MAML(problem.meta, lr=work.inner_lr)
 
     def run() -> Gradients:
         problem.zero()

@@ -1,8 +1,7 @@
-"""TorchOpt: differentiable SGD, functional, around the meta block."""
+"""TorchOpt: `MetaSGD` on the meta block, put back after each task (a few per cent faster here than `FuncOptimizer`)."""
 
 from collections.abc import Callable
 
-import torch
 import torchopt
 
 from benchmarks.peers.modules import make_problem
@@ -11,19 +10,20 @@ from benchmarks.work import Gradients, Work
 
 def prepare(work: Work, steps: int) -> Callable[[], Gradients]:
     problem = make_problem(work)
-    names = [name for name, _ in problem.meta.named_parameters()]
+    optimizer = torchopt.MetaSGD(problem.meta, lr=work.inner_lr)
 
     def run() -> Gradients:
         problem.zero()
         problem.begin()
+        theta = torchopt.extract_state_dict(problem.meta, by="reference")
+        start = torchopt.extract_state_dict(optimizer, by="reference")
         embeddings = []
         for task, x_SF in enumerate(problem.support):
-            optimizer = torchopt.FuncOptimizer(torchopt.sgd(lr=work.inner_lr))
-            phi = tuple(problem.meta.parameters())
             for _ in range(steps):
-                embedding_D = torch.func.functional_call(problem.meta, dict(zip(names, phi, strict=True)), (x_SF,))
-                phi = optimizer.step(problem.support_loss(task, embedding_D), phi)
-            embeddings.append(torch.func.functional_call(problem.meta, dict(zip(names, phi, strict=True)), (x_SF,)))
+                optimizer.step(problem.support_loss(task, problem.meta(x_SF)))
+            embeddings.append(problem.meta(x_SF))
+            torchopt.recover_state_dict(problem.meta, theta)
+            torchopt.recover_state_dict(optimizer, start)
         problem.outer_loss(embeddings).backward()
         return problem.gradients()
 
