@@ -43,10 +43,6 @@ class Grid:
     tasks: tuple[int, ...] = (32, 256)
     steps: tuple[int, ...] = (1, 3, 5)
 
-    @property
-    def cells(self) -> list[tuple[int, int]]:
-        return [(tasks, steps) for tasks in self.tasks for steps in self.steps]
-
 
 QUICK = Grid(tasks=(8,), steps=(1,))
 
@@ -75,10 +71,11 @@ def measure(peer: str, grid: Grid, device: str, budget_s: float, known_gflops: f
     gemm = GemmPeak(device, known_gflops)
     gemm.measure()
     part: dict[str, Any] = {"versions": {peer: version(PEERS[peer].distribution)}, "busy": []}
-    cells = [(model, tasks, steps) for model in MODELS for tasks, steps in grid.cells]
+    works = {(model, tasks): make_work(model, tasks).to(device) for model in MODELS for tasks in grid.tasks}
+    cells = [(model, tasks, steps) for model, tasks in works for steps in grid.steps]
     deadline, worst = time.monotonic() + budget_s, 0.0
     for done, (model, tasks, steps) in enumerate(cells):
-        work = make_work(model, tasks).to(device)
+        work = works[model, tasks]
         ours, peers = Ours(work, steps), prepare(work, steps)
         worst = max(worst, check_gradients(ours(), peers(), f"{peer}, {model}, {tasks} tasks, {steps} steps"))
         # What fast cells leave goes to the ones behind them; a slow peer's three rounds may take longer than their share.

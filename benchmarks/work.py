@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kinks import MARGIN, smallest_hidden
 from limaml.config import Config
 from limaml.data.encoding import CONTEXT_WIDTH, EncoderDims
 from limaml.data.rows import Rows, TaskBatch
@@ -93,7 +94,7 @@ class Work:
 
 
 def make_work(model: Model, num_tasks: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Work:
-    """The same arguments give the same numbers, whichever library reads them."""
+    """The same arguments give the same numbers, whichever library reads them; no task comes near a ReLU's kink (kinks.py)."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, std: float = 1.0) -> Tensor:
@@ -106,15 +107,29 @@ def make_work(model: Model, num_tasks: int, seed: int = 0, dtype: torch.dtype = 
             found[f"{block}.bias{layer}"] = normal(fan_out, std=0.1)
         return found
 
-    def side() -> Side:
-        item_TR = torch.randint(NUM_ITEMS, (num_tasks, ROWS), generator=generator)
-        label_TR = (torch.rand(num_tasks, ROWS, generator=generator) < 0.5).to(dtype)
-        return Side(normal(num_tasks, ROWS, _FEATURES[model]), item_TR, label_TR)
+    def side(num: int) -> Side:
+        item_TR = torch.randint(NUM_ITEMS, (num, ROWS), generator=generator)
+        label_TR = (torch.rand(num, ROWS, generator=generator) < 0.5).to(dtype)
+        return Side(normal(num, ROWS, _FEATURES[model]), item_TR, label_TR)
 
     meta = layers("meta", _META[model]) or {"meta.vector": normal(_EMBEDDING[model], std=0.3)}
     weights = meta | layers("global", _GLOBAL[model])
     items_IK = normal(NUM_ITEMS, _EMBEDDING[model] - 1 if model == "shipped" else 0, std=0.3)
-    return Work(model, _INNER_LR[model], weights, items_IK, side(), side())
+    work = Work(model, _INNER_LR[model], weights, items_IK, side(num_tasks), side(num_tasks))
+    again_N = torch.arange(num_tasks if model == "reference" else 0)
+    while len(again_N := again_N[_near_kink(work, again_N)]):
+        work.support.x_TRF[again_N] = normal(len(again_N), ROWS, _FEATURES[model])
+        work.query.x_TRF[again_N] = normal(len(again_N), ROWS, _FEATURES[model])
+    return work
+
+
+def _near_kink(work: Work, tasks_N: Tensor) -> Tensor:
+    """(N,) whether a task comes so near a ReLU's kink that correct engines may differ in float32; it is drawn again."""
+    if not len(tasks_N):
+        return tasks_N.bool()
+    support, query = work.support, work.query
+    rows = support.x_TRF[tasks_N], support.label_TR[tasks_N], query.x_TRF[tasks_N]
+    return smallest_hidden(work.weights, work.inner_lr, *rows) < MARGIN
 
 
 def limaml_network(work: Work) -> LiMAML:

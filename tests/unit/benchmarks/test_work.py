@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.engine_peers import check_gradients
+from benchmarks.kinks import MARGIN, smallest_hidden
 from benchmarks.options import BenchmarkError
 from benchmarks.peers import modules, torch_func
 from benchmarks.work import MODELS, ROWS, limaml_batch, limaml_gradients, limaml_network, make_work
@@ -58,6 +59,19 @@ def test_the_modules_adapt_on_the_mean_support_loss(plain):
         embeddings.append(torch.func.functional_call(problem.meta, phi, (x_SF,)))
     problem.outer_loss(embeddings).backward()
     assert error(problem.gradients(), plain(work, 1)) < EXACT
+
+
+def test_no_task_comes_near_a_kink():
+    """A task put on a kink by hand is found; what make_work draws has none."""
+    work = make_work("reference", num_tasks=32)
+    rows = work.support.x_TRF, work.support.label_TR, work.query.x_TRF
+    assert smallest_hidden(work.weights, work.inner_lr, *rows).min() >= MARGIN
+    # Moves row 0 of task 3 along a hidden unit's weights until the unit's input is 0.
+    weight_F, bias = work.weights["meta.weight0"][:, 5], work.weights["meta.bias0"][5]
+    x_F = work.support.x_TRF[3, 0]
+    x_F -= weight_F * (x_F @ weight_F + bias) / (weight_F @ weight_F)
+    found = smallest_hidden(work.weights, work.inner_lr, *rows) < MARGIN
+    assert found.nonzero().flatten().tolist() == [3]
 
 
 def test_the_work_is_a_function_of_its_arguments():
