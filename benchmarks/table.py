@@ -23,6 +23,9 @@ def print_tables(results: Results, console: Console) -> None:
         for engine, by_tasks in engines.items():
             row = []
             for tasks, steps in cells:
+                if steps not in by_tasks.get(tasks, {}):
+                    row.append("-")
+                    continue
                 ratio = ratios[model].get(engine, {}).get(tasks, {}).get(steps)
                 row.append(f"{by_tasks[tasks][steps]:,.0f}" + (f" ({ratio:.1f}x)" if ratio else ""))
             table.add_row(engine, *row, style="bold" if engine == "limaml" else "")
@@ -31,6 +34,8 @@ def print_tables(results: Results, console: Console) -> None:
         console.print(f"GEMM peak, {name}: {gflops:.0f} GFLOP/s")
     for peer, reason in results.get("not_run", {}).items():
         console.print(f"[yellow]{peer} could not run here:[/] {reason}", soft_wrap=True)
+    if results.get("skipped"):
+        console.print(f"[yellow]No time was left for[/] {', '.join(results['skipped'])}", soft_wrap=True)
     if results.get("busy"):
         console.print(
             f"[yellow]The machine was never free during[/] {', '.join(results['busy'])}: read these as lower bounds",

@@ -78,6 +78,15 @@ def test_the_table_says_who_could_not_run_and_when_the_machine_was_busy(joined):
         assert wanted in text, wanted
 
 
+def test_a_cell_without_time_is_a_gap(joined):
+    """jax has no figure for 256 tasks, and the table says so."""
+    joined["tasks_per_s"]["shipped"]["limaml"]["256"] = {"1": 5000.0}
+    joined["skipped"] = ["jax.shipped.256.1"]
+    console = Console(record=True, width=200)
+    table.print_tables(joined, console)
+    assert "No time was left for jax.shipped.256.1" in console.export_text()
+
+
 def test_the_plot_is_an_image(joined, tmp_path):
     table.plot(joined, tmp_path / "engine.png")
     assert (tmp_path / "engine.png").read_bytes().startswith(b"\x89PNG")
