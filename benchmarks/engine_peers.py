@@ -32,6 +32,8 @@ Prepare = Callable[[Work, int], Callable[[], Gradients]]
 
 THREADS = 2
 NOT_RUN = 3
+GRACE_S = 40.0
+"""Cells that have not begun this long after the budget are left out."""
 MAX_ERROR = 1e-4
 """||g - ours|| / ||ours|| per tensor, float32. Correct engines differ by 1e-6 here; a wrong term by 1e-2 and more."""
 
@@ -77,7 +79,7 @@ def measure(peer: str, grid: Grid, device: str, budget_s: float, known_gflops: f
     for done, (model, tasks, steps) in enumerate(cells):
         name = f"{peer}.{model}.{tasks}.{steps}"
         # A slow peer on a busy machine: what it has no time for is named, never estimated.
-        if time.monotonic() > deadline + budget_s:
+        if time.monotonic() > deadline + GRACE_S:
             part["skipped"].append(name)
             continue
         work = works[model, tasks]

@@ -11,7 +11,7 @@ from benchmarks.options import ROOT, BenchmarkError, Options
 from benchmarks.peers import PEERS
 from benchmarks.results import Results, merge
 
-# Five peers in about four minutes on a free machine; twice that at most on a busy one (`skipped`).
+# Five peers in about four minutes on a free machine; twice that on a busy one, where GRACE_S ends it (`skipped`).
 BUDGET_S = 40.0
 QUICK_BUDGET_S = 1.0
 # Imports, JAX's compilations, and slow peers' three rounds come on top of the budget.
