@@ -29,6 +29,8 @@ CONFIG_VARIABLE = "LIMAML_CONFIG"
 
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _APPLY_WAIT_S = 60.0
+_ONLINE = "limaml.data.online"
+"""Feast's own online stores with a bulk path; a reader may as well have Feast's plain `sqlite` or `redis`."""
 
 
 def import_feast() -> None:
@@ -64,12 +66,12 @@ def repo_config(feast: FeastConfig) -> "RepoConfig":
 
     online: dict[str, Any]
     if feast.online_store == "sqlite":
-        online = {"type": "sqlite", "path": str(Path(feast.online_connection).absolute())}
+        online = {"type": f"{_ONLINE}.sqlite.BulkSqliteOnlineStore", "path": str(Path(feast.online_connection).absolute())}
     else:
         # Without skip_dedup Feast drops a row whose timestamp is not newer, silently; which row wins is decided by the
         # publisher, under its lease, for every store alike (contract 5).
         connection = _with_secrets(feast.online_connection, "feast.online_connection")
-        online = {"type": "redis", "connection_string": connection, "skip_dedup": True}
+        online = {"type": f"{_ONLINE}.redis.BulkRedisOnlineStore", "connection_string": connection, "skip_dedup": True}
     registry = _with_secrets(feast.registry, "feast.registry")
     if feast.registry_type == "file" and "://" not in registry:
         registry = str(Path(registry).absolute())

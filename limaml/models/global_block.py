@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from limaml.config import ModelConfig
 from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows
-from limaml.models.dense import linear, linear_relu
+from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
 
 if TYPE_CHECKING:
@@ -148,6 +148,13 @@ class GlobalBlock(nn.Module):
         return logit_TR1
 
     def _items(self, rows: Rows) -> Tensor:
-        unknown_TR1 = (rows.item_index_TR == UNKNOWN).unsqueeze(-1)
-        new_TRK = rows.item_dense_TRF[..., : self.num_genres] @ self.genre + self.unknown_item
-        return torch.where(unknown_TR1, new_TRK, F.embedding(rows.item_index_TR, self.item))
+        vector_TRK = F.embedding(rows.item_index_TR, self.item)
+        unknown_TR = rows.item_index_TR == UNKNOWN
+        if is_plain():
+            return torch.where(unknown_TR.unsqueeze(-1), self._unknown(rows.item_dense_TRF), vector_TRK)
+        # Few rows hold an unknown item: a vector for each of the others would cost more than everything else here.
+        at = unknown_TR.nonzero(as_tuple=True)
+        return vector_TRK.index_put(at, self._unknown(rows.item_dense_TRF[at])) if len(at[0]) else vector_TRK
+
+    def _unknown(self, item_dense: Tensor) -> Tensor:
+        return item_dense[..., : self.num_genres] @ self.genre + self.unknown_item

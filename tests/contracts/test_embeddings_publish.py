@@ -3,10 +3,7 @@
 Every test runs on SQLite; the same tests run on a real Redis server with `-m services` (make test-services).
 """
 
-import shutil
-import socket
-import subprocess
-import time
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,48 +13,15 @@ import pytest
 
 from limaml import schema
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, ModelConfig, SourceConfig, StorageConfig
-from limaml.data.feature_store import apply, open_store
+from limaml.data.feature_store import apply, open_store, repo_config
+from limaml.data.online.rows import OnlineRow
 from limaml.embeddings.lease import Held, lease
-from limaml.embeddings.publish import OnlineRow, OnlineView, publish, replaces, require_published, sample
+from limaml.embeddings.publish import OnlineView, publish, replaces, require_published, sample
 from limaml.errors import BusyError, StoreError
 
 DIM = 3
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)
-DEADLINE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port` of a Redis server of our own, empty and without files."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.fail("redis-server must be installed for this test: apt-get install redis-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
-    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        wait_for_redis(port, process)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-
-
-def wait_for_redis(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                if connection.recv(16) == b"+PONG\r\n":
-                    return
-        except ConnectionRefusedError:
-            continue
-    pytest.fail(f"redis-server on port {port} did not answer within {DEADLINE_S:g} s (exit code {process.poll()})")
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("redis", marks=pytest.mark.services)])
@@ -186,35 +150,147 @@ def test_nothing_is_written_without_the_lease(view: OnlineView, cfg: Config) -> 
     assert stored(view, "u") == [None]
 
 
+def items_snapshot(at: datetime, events: int) -> pa.Table:
+    rows = [
+        {"item_id": "i1", "event_timestamp": at, "year": None, "genres": [], "item_events": events, "item_positive_rate": 0.1},
+        {
+            "item_id": "i2",
+            "event_timestamp": at,
+            "year": 1995,
+            "genres": ["Drama", "War"],
+            "item_events": events,
+            "item_positive_rate": 0.7,
+        },
+    ]
+    return pa.Table.from_pylist(rows, schema=schema.ITEM_FEATURES.arrow)
+
+
+def users_snapshot() -> pa.Table:
+    plain = {"event_timestamp": NOW, "user_events": 0, "user_positive_rate": 0.0}
+    rows = [
+        plain | {"user_id": "ü", "age_band": None, "gender": "", "occupation": "écrivaine"},
+        plain | {"user_id": "v", "age_band": "25_34", "gender": "F", "occupation": None},
+    ]
+    return pa.Table.from_pylist(rows, schema=schema.USER_FEATURES.arrow)
+
+
+def mixed_embeddings() -> pa.Table:
+    """Keys of many scripts and lengths in several chunks, a null, a negative zero, two instants, two versions."""
+    empty = embeddings("", "never").set_column(6, "last_event_at", pa.array([None, None], schema.TIMESTAMP))
+    return pa.concat_tables(
+        [
+            embeddings("u", "ü", "用户-1", "🙂", "a" * 300, first=-0.0),
+            empty.cast(schema.embeddings("user_id", DIM).arrow),
+            embeddings("v", version="11", as_of=NOW + DAY, first=float("inf")),
+        ]
+    )
+
+
 def test_snapshots_follow_the_same_rule(store: Any, held: Held) -> None:
     """They have no version: newer, or equal and different. Nulls and lists come back as they were."""
     items = OnlineView(store, schema.ITEM_FEATURES.name)
     items.clear()
-
-    def snapshot(at: datetime, events: int) -> pa.Table:
-        rows = [
-            {
-                "item_id": "i1",
-                "event_timestamp": at,
-                "year": None,
-                "genres": [],
-                "item_events": events,
-                "item_positive_rate": 0.1,
-            },
-            {
-                "item_id": "i2",
-                "event_timestamp": at,
-                "year": 1995,
-                "genres": ["Drama", "War"],
-                "item_events": events,
-                "item_positive_rate": 0.7,
-            },
-        ]
-        return pa.Table.from_pylist(rows, schema=schema.ITEM_FEATURES.arrow)
-
     for at, events, written in [(NOW, 3, 2), (NOW, 3, 0), (NOW - DAY, 9, 0), (NOW, 4, 2), (NOW + DAY, 4, 2)]:
-        assert publish(items, snapshot(at, events), held, 10).num_rows == written
-    require_published(items, snapshot(NOW + DAY, 4), 10)
+        assert publish(items, items_snapshot(at, events), held, 10).num_rows == written
+    require_published(items, items_snapshot(NOW + DAY, 4), 10)
+
+
+def contents(cfg: Config, store: Any, view: OnlineView) -> Any:
+    """Everything that the store holds for the view, read without Feast's or our code for reading."""
+    if cfg.feast.online_store == "sqlite":
+        with sqlite3.connect(cfg.feast.online_connection) as connection:
+            table = f'"{cfg.feast.project}_{view.name}"'
+            return connection.execute(f"SELECT * FROM {table} ORDER BY entity_key, feature_name").fetchall()
+    from feast.infra.online_stores.helpers import _mmh3
+
+    client = store.provider.online_store._get_client(store.config.online_store)
+    fields = {_mmh3(f"{view.name}:{name}") for name in view.codec.names} | {f"_ts:{view.name}".encode()}
+    rows = {key: {name: value for name, value in client.hgetall(key).items() if name in fields} for key in client.scan_iter()}
+    return {key: row for key, row in rows.items() if row}
+
+
+TABLES = [
+    pytest.param(schema.embedding_view("user", "blue"), mixed_embeddings(), id="embeddings"),
+    pytest.param(schema.embedding_view("user", "blue"), embeddings("one"), id="one row"),
+    pytest.param(schema.ITEM_FEATURES.name, items_snapshot(NOW, 3), id="items"),
+    pytest.param(schema.USER_FEATURES.name, users_snapshot(), id="users"),
+]
+
+
+@pytest.mark.parametrize(("name", "table"), TABLES)
+@pytest.mark.parametrize("over", [False, True], ids=["into an empty view", "over other rows"])
+def test_the_store_holds_what_feasts_own_write_puts_there(
+    cfg: Config, store: Any, held: Held, name: str, table: pa.Table, over: bool
+) -> None:
+    view = OnlineView(store, name)
+    view.clear()
+    if over:
+        column = view._view.batch_source.timestamp_field
+        older = pa.array([NOW - DAY] * table.num_rows, schema.TIMESTAMP)
+        table_before = table.take(list(reversed(range(table.num_rows))))
+        at = table.schema.get_field_index(column)
+        publish(view, table_before.set_column(at, table.schema.field(at), older), held, 100)
+    assert publish(view, table, held, 3).num_rows == table.num_rows
+    ours = contents(cfg, store, view)
+    view.clear()
+    assert not contents(cfg, store, view)
+    store.write_to_online_store(name, table.to_pandas())
+    assert contents(cfg, store, view) == ours
+    assert len(ours) == table.num_rows * (len(view.codec.names) if cfg.feast.online_store == "sqlite" else 1)
+    require_published(view, table, 3)
+
+
+def test_a_store_without_the_bulk_path_serves_the_same(cfg: Config, store: Any, view: OnlineView, held: Held) -> None:
+    """Values, statuses and timestamps, a missing entity's too, by Feast's plain `sqlite` or `redis` store."""
+    from feast import FeatureStore, RepoConfig
+
+    ours = repo_config(cfg.feast)
+    online = ours.online_store.model_dump() | {"type": cfg.feast.online_store}
+    settings = ours.model_dump(include={"project", "provider", "entity_key_serialization_version"})
+    plain = FeatureStore(
+        config=RepoConfig(
+            **settings, registry=ours.registry.model_dump(), online_store=online, offline_store={"type": "duckdb"}
+        )
+    )
+    assert type(plain.provider.online_store).__module__.startswith("feast.")
+    table, features = mixed_embeddings(), [f"{view.name}:{name}" for name in schema.EMBEDDING_FEATURE_NAMES]
+    asked = {"user_id": [*table["user_id"].to_pylist(), "nobody"]}
+    publish(view, table, held, 3)
+    answers = [reader.get_online_features(features, asked).proto for reader in (store, plain)]
+    view.clear()
+    plain.write_to_online_store(view.name, table.to_pandas())
+    expected = plain.get_online_features(features, asked).proto
+    names = list(expected.metadata.feature_names.val)
+    assert set(names) == {"user_id", *schema.EMBEDDING_FEATURE_NAMES}
+    for answer in answers:
+        assert by_name(answer) == by_name(expected)
+    at = names.index("embedding")
+    vectors = [list(value.float_list_val.val) for value in expected.results[at].values]
+    assert vectors == [*table["embedding"].to_pylist(), []]
+
+
+def by_name(answer: Any) -> dict[str, bytes]:
+    """Each feature's values, statuses and timestamps; their order in an answer is not the order asked for."""
+    vectors = zip(answer.metadata.feature_names.val, answer.results, strict=True)
+    return {name: vector.SerializeToString(deterministic=True) for name, vector in vectors}
+
+
+def test_publishing_nothing_writes_nothing(cfg: Config, store: Any, view: OnlineView, held: Held) -> None:
+    empty = mixed_embeddings().slice(0, 0)
+    assert publish(view, empty, held, 10).equals(empty)
+    require_published(view, empty, 10)
+    assert not contents(cfg, store, view)
+
+
+def test_a_batch_that_fails_leaves_no_row_in_part(cfg: Config, store: Any, view: OnlineView, held: Held) -> None:
+    """The last feature of the second row cannot be written."""
+    publish(view, embeddings("u"), held, 10)
+    before = contents(cfg, store, view)
+    rows = view.rows(embeddings("u", "v", first=9.0))
+    rows[1] = rows[1]._replace(values=(*rows[1].values[:-1], object()))  # type: ignore[arg-type]
+    with pytest.raises(Exception, match=r"type 'object' is not supported|must be str, int, float or bytes"):
+        view.write(view.keys(embeddings("u", "v")), rows)
+    assert contents(cfg, store, view) == before
 
 
 def test_what_feast_serves_is_what_was_published(store: Any, view: OnlineView, held: Held) -> None:
@@ -232,7 +308,7 @@ def test_an_unknown_view_names_the_remedy(store: Any) -> None:
 
 
 def test_a_new_row_always_replaces_nothing() -> None:
-    assert replaces(OnlineRow(NOW, {}), None)
+    assert replaces(OnlineRow(0, None, ()), None)
 
 
 def test_a_sample_is_spread_over_the_table() -> None:
