@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml import telemetry
+from limaml.allocator import keep_freed_memory
 from limaml.config import Config
 from limaml.data.encoding import Encoder
 from limaml.errors import TrainingError
@@ -90,6 +91,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     from limaml.training.step import Workers
 
     telemetry.configure()
+    keep_freed_memory()
     cfg = Config.model_validate(job["config"])
     workers = Workers.current()
     encoders = [Encoder.from_dict(job[name]) for name in ("twin_encoder", "refit_encoder")]
