@@ -189,9 +189,10 @@ _COLUMN_TYPES: dict[str, pa.DataType] = {
 }
 
 
-def timestamps_us(logged: pa.Table | pa.RecordBatch) -> Indices:
-    """(R,) microseconds since 1970 (UTC)."""
-    values: Indices = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None) -> Indices:
+    """(R,) microseconds since 1970 (UTC); `missing` for a null, if one is given."""
+    column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
     return values
 
 

@@ -4,12 +4,24 @@ T tasks, R rows (S support, Q query), F features
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from limaml.data.encoding import EncodedRows
+from limaml.data.encoding import UNKNOWN, EncodedRows, Floats, Indices
+
+
+class SourceRows(Protocol):
+    """Rows that tasks are gathered from, of any number of entities end to end."""
+
+    @property
+    def encoded(self) -> EncodedRows: ...
+    @property
+    def label(self) -> Floats: ...
+    @property
+    def timestamp_us(self) -> Indices: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,21 @@ class Rows:
             if tensor is not None:
                 moved[field.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
         return replace(self, **moved)
+
+    @classmethod
+    def gather(cls, source: SourceRows, at_TR: Indices, mask_TR: Floats, as_of_us_T: Indices) -> Self:
+        """Padded rows of `source`, numbered by `at_TR`; where the mask is 0 the number is any row's and all values become 0."""
+        encoded, real = source.encoded, mask_TR > 0
+        gap_s = (as_of_us_T[:, None] - source.timestamp_us[at_TR]) / 1e6
+        return cls(
+            item_index_TR=torch.from_numpy(np.where(real, encoded.item_index[at_TR], UNKNOWN)),
+            item_dense_TRF=torch.from_numpy(encoded.item_dense[at_TR] * mask_TR[:, :, None]),
+            user_dense_TRF=torch.from_numpy(encoded.user_dense[at_TR] * mask_TR[:, :, None]),
+            context_TRF=torch.from_numpy(encoded.context[at_TR] * mask_TR[:, :, None]),
+            mask_TR=torch.from_numpy(mask_TR),
+            gap_s_TR=torch.from_numpy((gap_s * real).astype(np.float32)),
+            label_TR=torch.from_numpy(source.label[at_TR] * mask_TR),
+        )
 
     @classmethod
     def from_encoded(cls, encoded: EncodedRows) -> Self:

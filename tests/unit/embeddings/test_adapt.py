@@ -5,8 +5,8 @@ Logged events made by hand and a small untrained model on them; no ingestion, no
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from limaml.data.encoding import Encoder
 from limaml.data.logged import read_logged, write_logged
 from limaml.data.storage import Storage
 from limaml.data.tasks import TaskRows, build_batch, support_spec
-from limaml.embeddings.adapt import _Stream, active_entities, adapt, shard_of
+from limaml.data.supports import cut_by_entity
+from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted, shard_of
 from limaml.errors import DataError
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle, Model
@@ -96,12 +97,18 @@ KIND = TaskKindConfig()
 BATCH_TOLERANCE = 1e-6
 
 
+def adapted(
+    storage: Storage, bundle: Bundle, entities: Sequence[str] = USERS, as_of: datetime = AS_OF, batch_entities: int = 8
+) -> pa.Table:
+    return adapt(storage, bundle, "7", KIND, entities, as_of, batch_entities).read_all()
+
+
 def vectors(table: pa.Table) -> npt.NDArray[np.float32]:
     return np.array(table["embedding"].to_pylist(), np.float32)
 
 
 def test_the_rows_follow_the_schema_and_are_sorted_by_entity(storage: Storage, bundle: Bundle) -> None:
-    table = adapt(storage, bundle, "7", KIND, USERS[::-1], AS_OF, 8)
+    table = adapted(storage, bundle, USERS[::-1], batch_entities=8)
     assert table.schema.equals(schema.embeddings("user_id", 4).arrow)
     assert table["user_id"].to_pylist() == USERS
     assert set(table["model_version"].to_pylist()) == {"7"}
@@ -119,7 +126,7 @@ def test_the_rows_follow_the_schema_and_are_sorted_by_entity(storage: Storage, b
 )
 def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(storage: Storage, bundle: Bundle, as_of: datetime) -> None:
     """Against the plain path: all of a user's events in memory, one task at a time."""
-    table = adapt(storage, bundle, "7", KIND, USERS, as_of, 4)
+    table = adapted(storage, bundle, as_of=as_of, batch_entities=4)
     rows = TaskRows.from_logged(read_logged(storage, through=LAST_DAY), bundle.encoder, KIND)
     for at, user in enumerate(USERS):
         spec = support_spec(rows, rows.entities.index(user), as_of, SUPPORT_ROWS)
@@ -135,21 +142,21 @@ def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(storage: Sto
 
 
 def test_an_embedding_does_not_depend_on_its_batch(storage: Storage, bundle: Bundle) -> None:
-    whole = vectors(adapt(storage, bundle, "7", KIND, USERS, AS_OF, 512))
+    whole = vectors(adapted(storage, bundle, USERS, batch_entities=512))
     for batch_entities in (1, 5):
-        parts = vectors(adapt(storage, bundle, "7", KIND, USERS, AS_OF, batch_entities))
+        parts = vectors(adapted(storage, bundle, USERS, batch_entities=batch_entities))
         np.testing.assert_allclose(parts, whole, atol=BATCH_TOLERANCE, rtol=0)
 
 
 def test_a_later_day_changes_nothing_before_it(storage: Storage, bundle: Bundle) -> None:
     as_of = schema.day_end(LAST_DAY - timedelta(days=1))
-    before = adapt(storage, bundle, "7", KIND, USERS, as_of, 8)
+    before = adapted(storage, bundle, as_of=as_of, batch_entities=8)
     write_logged(storage, LAST_DAY, events_of(LAST_DAY, seed=99), 2)
-    assert adapt(storage, bundle, "7", KIND, USERS, as_of, 8).equals(before)
+    assert adapted(storage, bundle, as_of=as_of, batch_entities=8).equals(before)
 
 
 def test_an_entity_without_events_gets_the_prior(storage: Storage, bundle: Bundle) -> None:
-    table = adapt(storage, bundle, "7", KIND, ["a-stranger", "u12", "zz-stranger"], AS_OF, 2)
+    table = adapted(storage, bundle, ["a-stranger", "u12", "zz-stranger"], batch_entities=2)
     prior = bundle.prior["user"].numpy()
     assert table["support_size"].to_pylist() == [0, SUPPORT_ROWS, 0]
     assert table["last_event_at"].null_count == 2
@@ -158,7 +165,7 @@ def test_an_entity_without_events_gets_the_prior(storage: Storage, bundle: Bundl
 
 
 def test_no_entity_gives_an_empty_table(storage: Storage, bundle: Bundle) -> None:
-    table = adapt(storage, bundle, "7", KIND, [], AS_OF, 8)
+    table = adapted(storage, bundle, [], batch_entities=8)
     assert table.num_rows == 0
     assert table.schema.equals(schema.embeddings("user_id", 4).arrow)
 
@@ -179,18 +186,17 @@ def test_shards_partition_the_entities_the_same_way_in_every_process() -> None:
     assert other.stdout.strip() == str(mine)
 
 
-@pytest.mark.parametrize("rows_per_batch", [1, 3, 1000])
-def test_a_stream_is_cut_at_entities_however_its_batches_fall(rows_per_batch: int) -> None:
+@pytest.mark.parametrize("rows_per_batch", [1, 3, 7, 1000])
+@pytest.mark.parametrize("num_entities", [1, 4, 23, 100])
+def test_a_stream_is_cut_at_entities_however_its_batches_fall(rows_per_batch: int, num_entities: int) -> None:
     table = events_of(FIRST_DAY, seed=0)
-    batches = table.to_batches(max_chunksize=rows_per_batch)
-    stream = _Stream(pa.RecordBatchReader.from_batches(table.schema, batches), "user_id")
-    cuts = ["a-before-all", "u10", "u10a", "u22", "zz-after-all"]
-    parts = [stream.take_through(cut) for cut in cuts]
+    parts = list(cut_by_entity(table.to_batches(max_chunksize=rows_per_batch), "user_id", num_entities))
     assert pa.concat_tables(parts).equals(table)
-    for (low, high), part in zip(pairwise(["", *cuts]), parts, strict=True):
-        assert all(low < user <= high for user in part["user_id"].to_pylist())
+    found = [pc.unique(part["user_id"]).to_pylist() for part in parts]
+    assert [len(users) for users in found[:-1]] == [num_entities] * (len(parts) - 1)
+    assert [user for users in found for user in users] == USERS
 
 
 def test_nothing_ingested_is_named(tmp_path: Path, bundle: Bundle) -> None:
     with pytest.raises(DataError, match=r"logged must hold a partition to adapt from, got none; run limaml ingest first"):
-        adapt(Storage(str(tmp_path)), bundle, "7", KIND, USERS, AS_OF, 8)
+        adapted(Storage(str(tmp_path)), bundle)
