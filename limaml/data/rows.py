@@ -4,9 +4,10 @@ T tasks, R rows (S support, Q query), F features
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,6 +70,25 @@ class Rows:
             mask_TR=torch.from_numpy(mask_TR),
             gap_s_TR=torch.from_numpy((gap_s * real).astype(np.float32)),
             label_TR=torch.from_numpy(source.label[at_TR] * mask_TR),
+        )
+
+    @classmethod
+    def consecutive(cls, source: SourceRows, first: int, num_tasks: int, num_rows: int, as_of_us: int) -> Self:
+        """What `gather` makes of tasks whose rows stand one after another from `first` on, none missing; nothing is copied."""
+        encoded, part = source.encoded, slice(first, first + num_tasks * num_rows)
+        shape = (num_tasks, num_rows)
+
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values[part]).view(*shape, *values.shape[1:])
+
+        return cls(
+            item_index_TR=tensor(encoded.item_index),
+            item_dense_TRF=tensor(encoded.item_dense),
+            user_dense_TRF=tensor(encoded.user_dense),
+            context_TRF=tensor(encoded.context),
+            mask_TR=torch.ones(shape),
+            gap_s_TR=torch.from_numpy(((as_of_us - source.timestamp_us[part]) / 1e6).astype(np.float32)).view(shape),
+            label_TR=tensor(source.label),
         )
 
     @classmethod

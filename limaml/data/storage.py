@@ -147,8 +147,8 @@ def _hidden(target: str) -> str:
 
 
 def _write_row_groups(stream: Any, batches: pa.RecordBatchReader) -> int:
-    # A dictionary pays where strings repeat; of float vectors it would hold nearly all.
-    repeated = [field.name for field in batches.schema if pa.types.is_string(field.type) or pa.types.is_timestamp(field.type)]
+    # A dictionary pays where values repeat; of floats it would hold nearly all.
+    repeated = [_leaf(field) for field in batches.schema if not pa.types.is_floating(getattr(field.type, "value_type", field.type))]
     num_rows, group = 0, []
     with pq.ParquetWriter(stream, batches.schema, compression="zstd", use_dictionary=repeated) as writer:
         for batch in batches:
@@ -158,6 +158,12 @@ def _write_row_groups(stream: Any, batches: pa.RecordBatchReader) -> int:
                 group = []
         num_rows += _write_row_group(writer, group)
     return num_rows
+
+
+def _leaf(field: pa.Field) -> str:
+    """Parquet's name of what a column, or a list of it, holds."""
+    nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    return f"{field.name}.list.element" if nested else str(field.name)
 
 
 def _write_row_group(writer: pq.ParquetWriter, group: list[pa.RecordBatch]) -> int:

@@ -118,14 +118,13 @@ class Supports:
                 yield tasks, self._rows(tasks, num_tasks, num_rows), torch.from_numpy(entity_index)
 
     def _rows(self, tasks: Indices, num_tasks: int, num_rows: int) -> Rows:
-        size = np.zeros((num_tasks, 1), np.int64)
-        size[: len(tasks), 0] = self.size[tasks]
-        first = np.zeros((num_tasks, 1), np.int64)
-        first[: len(tasks), 0] = self.first[tasks]
-        step = np.arange(num_rows)
-        mask = step < size
-        as_of_us = np.full(num_tasks, self.as_of_us)
-        return Rows.gather(self, np.where(mask, first + step, 0), mask.astype(np.float32), as_of_us)
+        first, size = self.first[tasks], self.size[tasks]
+        if len(tasks) == num_tasks and size.sum() == num_tasks * num_rows == first[-1] - first[0] + num_rows:
+            return Rows.consecutive(self, int(first[0]), num_tasks, num_rows, self.as_of_us)
+        step, missing = np.arange(num_rows), num_tasks - len(tasks)
+        mask = np.pad(step < size[:, None], ((0, missing), (0, 0)))
+        at = np.where(mask, np.pad(first, (0, missing))[:, None] + step, 0)
+        return Rows.gather(self, at, mask.astype(np.float32), np.full(num_tasks, self.as_of_us))
 
 
 def _plain(keys: pa.Array) -> pa.Array:
