@@ -82,9 +82,15 @@ class ModelConfig(Section):
     embedding_dim: Annotated[int, Field(ge=2, le=1024)] = 17
     """D, width of the meta embedding: D - 1 factors, which are multiplied with the item's vector, and the task's level."""
     meta_hidden: tuple[PositiveCount, ...] = (32,)
+    row_age: bool = True
+    """`row_mlp`: the row's age is one of its inputs."""
     id_dim: PositiveCount = 16
     """Width of the entity-ID embedding of `id_mlp`."""
     global_hidden: tuple[PositiveCount, ...] = (64, 32)
+    interaction: Literal["product", "concat", "both"] = "product"
+    """How the embedding meets the row. product: <embedding, [item vector, 1]> beside the MLP's logit. concat: an input of the
+    global block's MLP (Wang et al. 2024, section 3), which then has ReLUs instead of SiLUs: with second derivatives of zero,
+    inner steps through it cost half. Items are then known by their features only, unless both."""
     item_vectors: Literal["fitted", "learned"] = "fitted"
     """fitted: a factor model gives them before meta-training, and they stay. learned: trained with the rest from random."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -94,6 +100,15 @@ class ModelConfig(Section):
     """Share of training rows whose item is replaced by the unknown row, which trains it."""
     unknown_entity_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """`id_mlp`: share of training tasks whose entity is replaced by the unknown row."""
+
+    @model_validator(mode="after")
+    def _concat_has_a_hidden_layer(self) -> Self:
+        if self.interaction != "product" and not self.global_hidden:
+            raise ValueError(
+                f"global_hidden must hold at least one width where interaction is {self.interaction}, got none; "
+                "without a hidden layer an embedding beside the features could only shift all scores alike"
+            )
+        return self
 
 
 class MetaConfig(Section):

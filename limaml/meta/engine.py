@@ -1,11 +1,14 @@
-"""Inner and outer loop batched over tasks: per-task parameters are tensors whose leading dimension is the task.
+"""Inner and outer loop of T tasks at once. Equal to `limaml.meta.reference` (a plain loop over tasks), which is the truth.
 
-Tasks do not touch each other inside the loop, so the gradient of the sum of their losses holds each task's own gradient.
-Equal to `limaml.meta.reference` (a plain loop over tasks), which is the truth.
+Tasks do not touch each other inside the loop. The inner gradient is written out, by the global block down to the embedding
+and by the meta block from there (`GlobalBlock.pull`, `Adapted.pull`), so the outer gradient takes one backward pass and no
+graph of a graph.
 
     T tasks, S support rows, Q query rows, D embedding width
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limaml.data.rows import Rows, TaskBatch
-from limaml.models.meta_blocks import Params
 from limaml.models.network import LiMAML
 
 
@@ -31,24 +33,36 @@ class OuterLoss:
 
 def adapt(
     network: LiMAML, support: Rows, entity_index_T: Tensor, *, num_steps: int | None = None, second_order: bool | None = None
-) -> Params:
-    """phi of every task after `num_steps` inner steps, still a function of theta; unset arguments come from the configuration.
+) -> Tensor:
+    """(T, D) embeddings of T supports after `num_steps` inner steps; unset arguments come from the configuration.
 
     phi_{k+1} = phi_k - rate / (rows + c) * grad (sum of the support rows' losses at phi_k)
     (Finn et al. 2017, algorithm 1; rate per parameter: Li et al. 2017; so is c)
-    First order treats the gradient as a constant.
+    The embeddings are a function of theta through the steps; first order treats each gradient as a constant. Raises ValueError
+    if the rows have no labels.
     """
     steps = network.meta_config.inner_steps if num_steps is None else num_steps
     second = network.meta_config.second_order if second_order is None else second_order
-    return _adapt(network, support, entity_index_T, steps, keep_graph=True, second_order=second)
+    if support.label_TR is None:
+        raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
+    gradients: AbstractContextManager[object] = nullcontext() if second else torch.no_grad()
+    sizes = network.step_sizes(support.mask_TR.sum(dim=1))
+    block = network.meta.start(entity_index_T, support.unlabelled(), sizes)
+    with gradients:
+        state = network.global_block.encode(support)
+    for _ in range(steps):
+        with gradients:
+            embeddings = {network.kind: block.embed()}
+            grad_TD = network.global_block.pull(state, embeddings, network.kind, support.label_TR, support.mask_TR)
+            moves = block.pull(grad_TD)
+        block.move(moves)
+    return block.embed()
 
 
+@torch.no_grad()
 def embed_tasks(network: LiMAML, support: Rows, entity_index_T: Tensor, *, num_steps: int | None = None) -> Tensor:
     """(T, D) embeddings of T supports, with no graph kept: adaptation as it runs offline. Same values as `outer_loss`'s."""
-    steps = network.meta_config.inner_steps if num_steps is None else num_steps
-    phi = _adapt(network, support, entity_index_T, steps, keep_graph=False, second_order=False)
-    with torch.no_grad():
-        return network.meta.embed(phi, support.unlabelled())
+    return adapt(network, support, entity_index_T, num_steps=num_steps)
 
 
 def outer_loss(
@@ -65,36 +79,16 @@ def outer_loss(
     Dropout on the query rows only where a generator is given. `num_tasks` divides the sum over tasks; by default the tasks
     that have query rows.
     """
-    phi = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second_order)
-    embedding_TD = network.meta.embed(phi, batch.support.unlabelled())
-    per_task_T = query_loss(network, batch.query, embedding_TD, generator)
+    embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second_order)
+    per_task_T = query_loss(network, batch.query, embedding_TD, network.global_block.draw_dropout(batch.query, generator))
     count = num_tasks if num_tasks is not None else int((batch.query.mask_TR.sum(dim=1) > 0).sum())
     return OuterLoss(per_task_T.sum() / max(count, 1), per_task_T.detach(), embedding_TD)
 
 
-def query_loss(network: LiMAML, query: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def query_loss(network: LiMAML, query: Rows, embedding_TD: Tensor, keep: Sequence[Tensor] = ()) -> Tensor:
     """(T,) mean cross-entropy of each task's query rows; 0 for a task without any. Raises ValueError without labels."""
     if query.label_TR is None:
         raise ValueError("query rows must carry labels to have a loss, got none; build them with build_batch")
-    logits_TQ = network(query, embedding_TD, generator)
+    logits_TQ = network.global_block(query, {network.kind: embedding_TD}, keep)
     loss_TQ = F.binary_cross_entropy_with_logits(logits_TQ, query.label_TR, reduction="none") * query.mask_TR
     return loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1).clamp(min=1.0)
-
-
-def _adapt(
-    network: LiMAML, support: Rows, entity_index_T: Tensor, num_steps: int, *, keep_graph: bool, second_order: bool
-) -> Params:
-    features = support.unlabelled()
-    with torch.set_grad_enabled(keep_graph):
-        phi = network.meta.initial(entity_index_T)
-        sizes = network.step_sizes(support.mask_TR.sum(dim=1))
-        state = network.global_block.encode(features)
-    with torch.enable_grad():
-        for _ in range(num_steps):
-            at = phi if second_order else {name: p.detach().requires_grad_() for name, p in phi.items()}
-            loss_T = network.support_loss(network.meta.embed(at, features), state if second_order else state.detach(), support)
-            gradient = torch.autograd.grad(loss_T.sum(), list(at.values()), create_graph=second_order)
-            phi = {name: p - sizes[name] * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
-            if not keep_graph:
-                phi = {name: p.detach() for name, p in phi.items()}
-    return phi

@@ -66,25 +66,34 @@ def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
     assert isinstance(block, RowMlp)
     if len(support.item_R) == 0:
         return block.empty
-    age_days_R = support.gap_s_R / 86_400.0
-    features = [support.item_dense_RF, support.user_dense_RF, support.context_RF, torch.log1p(age_days_R)[:, None]]
+    features = [support.item_dense_RF, support.user_dense_RF, support.context_RF]
+    if block.row_age:
+        features.append(torch.log1p(support.gap_s_R / 86_400.0)[:, None])
     return _mlp(phi, torch.cat(features, dim=1)).mean(dim=0)
 
 
 def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
-    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>; an unknown item's vector comes from its genres."""
+    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>, or MLP(features, embedding), or both.
+
+    An unknown item's vector comes from its genres.
+    """
     block = network.global_block
     x = torch.cat([rows.item_dense_RF, rows.user_dense_RF, rows.context_RF], dim=1)
+    if block.has_concat:
+        x = torch.cat([x, embedding_D.expand(len(x), -1)], dim=1)
     *hidden, last = block.layers
     for layer in hidden:
-        x = F.silu(layer(x))
-    logits = []
-    for row, base in enumerate(last(x)[:, 0]):
+        x = F.relu(layer(x)) if block.has_concat else F.silu(layer(x))
+    logits_R: Tensor = last(x)[:, 0]
+    if not block.has_product:
+        return logits_R
+    products = []
+    for row in range(len(x)):
         genres = rows.item_dense_RF[row, : block.num_genres]
         unknown = genres @ block.genre + block.unknown_item
         item_K = block.item[rows.item_R[row]] if rows.item_R[row] > 0 else unknown
-        logits.append(base + embedding_D[:-1] @ item_K + embedding_D[-1])
-    return torch.stack(logits)
+        products.append(embedding_D[:-1] @ item_K + embedding_D[-1])
+    return logits_R + torch.stack(products) if products else logits_R
 
 
 def initial(network: LiMAML, entity_index: int) -> Params:

@@ -27,7 +27,7 @@ class GlobalMlp(nn.Module):
 
     def forward(self, rows: Rows, _vector_TV: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, R)."""
-        logits_TR: Tensor = self.global_block(rows, {}, generator)
+        logits_TR: Tensor = self.global_block(rows, {}, self.global_block.draw_dropout(rows, generator))
         return logits_TR
 
 
@@ -58,7 +58,8 @@ class WideDeep(nn.Module):
 
     def forward(self, rows: Rows, vector_TV: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, R) of rows scored with their tasks' vectors."""
-        deep_TR: Tensor = self.global_block(rows, {self.kind: vector_TV[:, :-1]}, generator)
+        keep = self.global_block.draw_dropout(rows, generator)
+        deep_TR: Tensor = self.global_block(rows, {self.kind: vector_TV[:, :-1]}, keep)
         wide_TR: Tensor = self.items(rows.item_index_TR).squeeze(-1) + vector_TV[:, -1:]
         return deep_TR + wide_TR
 

@@ -6,7 +6,7 @@ T tasks, R rows, F features, D embedding width, K = D - 1 factors, H hidden widt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from limaml.config import ModelConfig
 from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows
+from limaml.models.dense import linear, linear_relu, pull_relu
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors
@@ -24,34 +25,43 @@ if TYPE_CHECKING:
 class RowState:
     """What the rows alone give, computed once however many embeddings they are scored with."""
 
-    logit_TR: Tensor
-    item_TRD: Tensor
-
-    def detach(self) -> "RowState":
-        return RowState(self.logit_TR.detach(), self.item_TRD.detach())
+    logit_TR1: Tensor | None
+    """The MLP's logit; None if the embedding is one of its inputs."""
+    first_TRH: Tensor | None
+    """What the first layer makes of the features, if the embedding is an input beside them."""
+    item_TRK: Tensor | None
+    """Item vectors, if the embedding is multiplied with them."""
 
 
 class GlobalBlock(nn.Module):
-    """logit = MLP(features) + sum over kinds of <meta embedding, item embedding>.
+    """logit = MLP(features) + sum over kinds of <meta embedding, [item vector, 1]>, or MLP(features, embeddings), or both.
 
-    The last entry of every item embedding is 1, so that the last entry of a meta embedding is the task's level; the other K
-    are the item's vector. The item id reaches the score through that product alone: with an id embedding inside the MLP, and
-    with the product there, training rows were learnt by heart (per-user AUC of MovieLens' validation users 66 instead of 74).
-    An item outside the vocabulary gets a vector from its genres plus a trained one.
+    The last entry of a meta embedding is then the task's level. Within the product the item id reaches the score through its
+    vector alone: with an id embedding inside the MLP, and with the product there, training rows were learnt by heart (per-user
+    AUC of MovieLens' validation users 66 instead of 74). An item outside the vocabulary gets a vector from its genres plus a
+    trained one.
     """
 
     def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Sequence[str]) -> None:
         super().__init__()
         self.kinds = tuple(kinds)
         self.dropout = cfg.dropout
+        self.has_product = cfg.interaction in ("product", "both")
+        self.has_concat = cfg.interaction in ("concat", "both") and len(kinds) > 0
         self.num_genres = dims.num_genres
         num_factors, learned = cfg.embedding_dim - 1, cfg.item_vectors == "learned"
         # Row 0 is never read: the unknown item has its own parameters.
         self.item = nn.Parameter(torch.randn(dims.num_items + 1, num_factors) * 0.1, requires_grad=learned)
         self.genre = nn.Parameter(torch.zeros(dims.num_genres, num_factors), requires_grad=learned)
         self.unknown_item = nn.Parameter(torch.zeros(num_factors))
-        widths = (dims.item_dense + dims.user_dense + dims.context, *cfg.global_hidden, 1)
+        self.num_features = dims.item_dense + dims.user_dense + dims.context
+        beside = len(kinds) * cfg.embedding_dim if self.has_concat else 0
+        widths = (self.num_features + beside, *cfg.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
+
+    @property
+    def _layers(self) -> Sequence[nn.Linear]:
+        return cast(Sequence[nn.Linear], self.layers)
 
     def set_item_vectors(self, found: "ItemVectors") -> None:
         """Put fitted vectors in place of the initial ones."""
@@ -60,33 +70,80 @@ class GlobalBlock(nn.Module):
             self.genre.copy_(found.genre_weights_GK)
             self.unknown_item.copy_(found.bias_K)
 
-    def encode(self, rows: Rows, generator: torch.Generator | None = None) -> RowState:
-        """The rows' own logits and their item embeddings. Dropout only where a generator is given."""
+    def forward(self, rows: Rows, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
+        """Logits (T, R) of `rows`; `embeddings` maps each kind to (T, D). Padded rows get one too, which the caller masks."""
+        return self.score(self.encode(rows, keep), embeddings, keep)
+
+    def draw_dropout(self, rows: Rows, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """`keep` of a pass over `rows`: for every hidden layer (T, R, H), 0 where dropped, else 1 / (1 - dropout).
+
+        Nothing is dropped without a generator.
+        """
+        if generator is None or self.dropout == 0.0:
+            return ()
+        like = rows.item_dense_TRF
+        shapes = [(*like.shape[:2], layer.out_features) for layer in list(self._layers)[:-1]]
+        drawn = [torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype) for shape in shapes]
+        return tuple((draw >= self.dropout).to(like.dtype) / (1.0 - self.dropout) for draw in drawn)
+
+    def encode(self, rows: Rows, keep: Sequence[Tensor] = ()) -> RowState:
+        """What does not depend on the embeddings."""
         x = torch.cat([rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF], dim=-1)
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = self._drop(F.silu(layer(x)), generator)
-        return RowState(last(x).squeeze(-1), self._items(rows))
+        item_TRK = self._items(rows) if self.has_product else None
+        if self.has_concat:
+            weight_HF = self._layers[0].weight[:, : self.num_features]
+            return RowState(None, linear(x, weight_HF, self._layers[0].bias), item_TRK)
+        *hidden, last = self._layers
+        for number, layer in enumerate(hidden):
+            x = F.silu(linear(x, layer.weight, layer.bias))
+            x = x * keep[number] if keep else x
+        return RowState(linear(x, last.weight, last.bias), None, item_TRK)
 
-    def score(self, state: RowState, embeddings: Mapping[str, Tensor]) -> Tensor:
-        """Logits (T, R); `embeddings` maps each kind to (T, D)."""
-        logit_TR = state.logit_TR
-        for kind in self.kinds:
-            logit_TR = logit_TR + torch.bmm(state.item_TRD, embeddings[kind].unsqueeze(-1)).squeeze(-1)
-        return logit_TR
+    def score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
+        """Logits (T, R) of rows encoded with the same `keep`."""
+        return self._score(state, embeddings, keep)[0]
 
-    def forward(self, rows: Rows, embeddings: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Logits (T, R) of `rows`; padded rows get one too, which the caller masks."""
-        return self.score(self.encode(rows, generator), embeddings)
+    def pull(self, state: RowState, embeddings: Mapping[str, Tensor], kind: str, label_TR: Tensor, mask_TR: Tensor) -> Tensor:
+        """(T, D) gradient of each task's summed cross-entropy by its embedding of `kind`, written out.
+
+        The residual sigmoid(logit) - label of every row goes back through the product and through the MLP.
+        """
+        logit_TR, hidden = self._score(state, embeddings, ())
+        residual_TR1 = ((torch.sigmoid(logit_TR) - label_TR) * mask_TR).unsqueeze(-1)
+        gradients = []
+        if state.item_TRK is not None:
+            by_vector_TK = torch.bmm(residual_TR1.transpose(1, 2), state.item_TRK).squeeze(1)
+            gradients.append(torch.cat([by_vector_TK, residual_TR1.sum(dim=1)], dim=-1))
+        if state.first_TRH is not None:
+            d = residual_TR1
+            for layer, x in zip(reversed(self._layers[1:]), reversed(hidden), strict=True):
+                d = pull_relu(d, layer.weight, x)
+            width, number = embeddings[kind].shape[1], self.kinds.index(kind)
+            start = self.num_features + number * width
+            gradients.append(d.sum(dim=1) @ self._layers[0].weight[:, start : start + width])
+        return sum(gradients[1:], gradients[0])
+
+    def _score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Logits (T, R) and, if the embeddings go through the MLP, its hidden layers."""
+        logit_TR1, hidden = state.logit_TR1, list[Tensor]()
+        if state.first_TRH is not None:
+            beside_TE = torch.cat([embeddings[kind] for kind in self.kinds], dim=-1)
+            shift_TH = beside_TE @ self._layers[0].weight[:, self.num_features :].t()
+            x = F.relu(state.first_TRH + shift_TH.unsqueeze(1))
+            for number, layer in enumerate(self._layers[1:]):
+                x = x * keep[number] if keep else x
+                hidden.append(x)
+                last = number == len(self._layers) - 2
+                x = (linear if last else linear_relu)(x, layer.weight, layer.bias)
+            logit_TR1 = x
+        assert logit_TR1 is not None
+        if state.item_TRK is not None:
+            for kind in self.kinds:
+                vector_TD1 = embeddings[kind].unsqueeze(-1)
+                logit_TR1 = logit_TR1 + torch.bmm(state.item_TRK, vector_TD1[:, :-1]) + vector_TD1[:, -1:]
+        return logit_TR1.squeeze(-1), hidden
 
     def _items(self, rows: Rows) -> Tensor:
         unknown_TR1 = (rows.item_index_TR == UNKNOWN).unsqueeze(-1)
         new_TRK = rows.item_dense_TRF[..., : self.num_genres] @ self.genre + self.unknown_item
-        vector_TRK = torch.where(unknown_TR1, new_TRK, F.embedding(rows.item_index_TR, self.item))
-        return torch.cat([vector_TRK, torch.ones_like(vector_TRK[..., :1])], dim=-1)
-
-    def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None or self.dropout == 0.0:
-            return x
-        keep = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= self.dropout
-        return x * keep / (1.0 - self.dropout)
+        return torch.where(unknown_TR1, new_TRK, F.embedding(rows.item_index_TR, self.item))

@@ -42,7 +42,7 @@ class ItemVectors:
 
 def warm_start(network: LiMAML, rows: TaskRows, cfg: Config) -> None:
     """Give a new network item vectors fitted to its training rows, if it is configured to have them."""
-    if cfg.model.item_vectors == "fitted":
+    if cfg.model.item_vectors == "fitted" and network.global_block.has_product:
         network.global_block.set_item_vectors(fit_item_vectors(rows, cfg, network.dims.num_items, network.dims.num_genres))
 
 

@@ -1,26 +1,24 @@
 """The meta block (theta_meta): what is adapted on one task's support, and how its output, the meta embedding, is computed.
 
-A block is four functions: `rates` (the shape of one task's parameters), `initial` (theta for each of T tasks), `embed`
-(phi, support) -> (T, D), and `prior` (the embedding of an empty support). `embed` gets support rows without labels: a label
-reaches the block only through the inner gradient, never while that row's own inner loss is taken.
+A block is three functions: `rates` (the shape of one task's parameters), `start` (theta for each of T tasks, ready to be
+adapted) and `prior` (the embedding of an empty support). `start` gets support rows without labels: a label reaches the block
+only through the inner gradient, never while that row's own inner loss is taken.
 
-    T tasks, S support rows, F features, D embedding width, H hidden width
+    T tasks, S support rows, F features, D embedding width
 """
 
 from itertools import pairwise
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import ModelConfig
 from limaml.data.encoding import EncoderDims
 from limaml.data.rows import Rows
 from limaml.errors import DataError
-
-Params = dict[str, Tensor]
-"""Parameters of T tasks: the task is every tensor's leading dimension."""
+from limaml.models.adapted import Adapted, AdaptedMlp, AdaptedVector, Params
+from limaml.models.dense import linear, linear_relu
 
 FACTORS = "vector"
 """Name of the task vector among the adapted parameters: factors first, the level last."""
@@ -32,8 +30,7 @@ class MetaBlock(Protocol):
     """What the inner loop asks of a block."""
 
     def rates(self) -> dict[str, torch.Size]: ...
-    def initial(self, entity_index_T: Tensor) -> Params: ...
-    def embed(self, phi: Params, support: Rows) -> Tensor: ...
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params) -> Adapted: ...
     def prior(self) -> Tensor: ...
 
 
@@ -47,12 +44,9 @@ class TaskVector(nn.Module):
     def rates(self) -> dict[str, torch.Size]:
         return {FACTORS: self.vector.shape}
 
-    def initial(self, entity_index_T: Tensor) -> Params:
-        return {FACTORS: self.vector.expand(len(entity_index_T), -1)}
-
-    def embed(self, phi: Params, support: Rows) -> Tensor:  # noqa: ARG002
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params) -> AdaptedVector:  # noqa: ARG002
         """The vector; the rows speak through the inner gradient alone."""
-        return phi[FACTORS]
+        return AdaptedVector(self.vector.expand(len(entity_index_T), -1), sizes[FACTORS])
 
     def prior(self) -> Tensor:
         return self.vector
@@ -72,47 +66,37 @@ class IdMlp(nn.Module):
     def rates(self) -> dict[str, torch.Size]:
         return {"id": self.table.shape[1:]} | {name: p.shape for name, p in self.mlp.items()}
 
-    def initial(self, entity_index_T: Tensor) -> Params:
-        return {"id": self.table[entity_index_T]} | _expand(self.mlp, len(entity_index_T))
-
-    def embed(self, phi: Params, support: Rows) -> Tensor:  # noqa: ARG002
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params) -> AdaptedMlp:  # noqa: ARG002
         """What the MLP makes of the entity's row; the support rows speak through the inner gradient alone."""
-        return _mlp(phi, phi["id"].unsqueeze(1)).squeeze(1)
+        return AdaptedMlp(dict(self.mlp.items()), sizes, self.table[entity_index_T].unsqueeze(1), input_moves=True)
 
     def prior(self) -> Tensor:
-        phi = {"id": self.table[:1]} | _expand(self.mlp, 1)
-        return _mlp(phi, phi["id"].unsqueeze(1))[0, 0]
+        return _mlp(self.mlp, self.table[:1])[0]
 
 
 class RowMlp(nn.Module):
     """An MLP over each support row's features, averaged over the support; an empty support gives a learned vector."""
 
-    def __init__(self, num_features: int, hidden: tuple[int, ...], embedding_dim: int) -> None:
+    def __init__(self, num_features: int, hidden: tuple[int, ...], embedding_dim: int, *, row_age: bool) -> None:
         super().__init__()
+        self.row_age = row_age
         self.mlp = _mlp_parameters((num_features, *hidden, embedding_dim))
         self.empty = nn.Parameter(torch.zeros(embedding_dim))
 
-    @staticmethod
-    def num_features(dims: EncoderDims) -> int:
-        return dims.item_dense + dims.user_dense + dims.context + 1
-
-    @staticmethod
-    def features(support: Rows) -> Tensor:
+    def features(self, support: Rows) -> Tensor:
         """(T, S, F): items, profile and context, and the row's age in days on a logarithmic scale."""
-        gap_TS1 = torch.log1p(support.gap_s_TR / _SECONDS_PER_DAY).unsqueeze(-1)
-        return torch.cat([support.item_dense_TRF, support.user_dense_TRF, support.context_TRF, gap_TS1], dim=-1)
+        columns = [support.item_dense_TRF, support.user_dense_TRF, support.context_TRF]
+        if self.row_age:
+            columns.append(torch.log1p(support.gap_s_TR / _SECONDS_PER_DAY).unsqueeze(-1))
+        return torch.cat(columns, dim=-1)
 
     def rates(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.mlp.items()}
 
-    def initial(self, entity_index_T: Tensor) -> Params:
-        return _expand(self.mlp, len(entity_index_T))
-
-    def embed(self, phi: Params, support: Rows) -> Tensor:
-        rows_TSD = _mlp(phi, self.features(support))
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params) -> AdaptedMlp:  # noqa: ARG002
         count_T1 = support.mask_TR.sum(dim=1, keepdim=True)
-        pooled_TD = (rows_TSD * support.mask_TR.unsqueeze(-1)).sum(dim=1) / count_T1.clamp(min=1.0)
-        return torch.where(count_T1 > 0, pooled_TD, self.empty)
+        pool_T1S = (support.mask_TR / count_T1.clamp(min=1.0)).unsqueeze(1)
+        return AdaptedMlp(dict(self.mlp.items()), sizes, self.features(support), pool_T1S=pool_T1S, empty_D=self.empty)
 
     def prior(self) -> Tensor:
         return self.empty
@@ -125,7 +109,8 @@ def build_meta_block(cfg: ModelConfig, dims: EncoderDims) -> TaskVector | IdMlp 
     if cfg.meta_block == "id_mlp":
         return IdMlp(dims.num_entities, cfg.id_dim, cfg.meta_hidden, cfg.embedding_dim)
     if cfg.meta_block == "row_mlp":
-        return RowMlp(RowMlp.num_features(dims), cfg.meta_hidden, cfg.embedding_dim)
+        num_features = dims.item_dense + dims.user_dense + dims.context + int(cfg.row_age)
+        return RowMlp(num_features, cfg.meta_hidden, cfg.embedding_dim, row_age=cfg.row_age)
     raise DataError(f"model.meta_block must be task_vector, id_mlp or row_mlp, got {cfg.meta_block!r}")
 
 
@@ -138,15 +123,8 @@ def _mlp_parameters(widths: tuple[int, ...]) -> nn.ParameterDict:
     return params
 
 
-def _expand(params: nn.ParameterDict, num_tasks: int) -> Params:
-    return {name: p.expand(num_tasks, *p.shape) for name, p in params.items()}
-
-
-def _mlp(phi: Params, x_TSF: Tensor) -> Tensor:
-    """Each task's rows through that task's own weights: (T, S, F) -> (T, S, D)."""
-    num_layers = sum(name.startswith("weight") for name in phi)
-    for layer in range(num_layers):
-        x_TSF = torch.baddbmm(phi[f"bias{layer}"].unsqueeze(1), x_TSF, phi[f"weight{layer}"])
-        if layer < num_layers - 1:
-            x_TSF = F.relu(x_TSF)
-    return x_TSF
+def _mlp(params: nn.ParameterDict, x: Tensor) -> Tensor:
+    last = len(params) // 2 - 1
+    for layer in range(last):
+        x = linear_relu(x, params[f"weight{layer}"].t(), params[f"bias{layer}"])
+    return linear(x, params[f"weight{last}"].t(), params[f"bias{last}"])

@@ -4,15 +4,15 @@ T tasks, S support rows, R rows, D embedding width
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import Config, MetaConfig
 from limaml.data.encoding import EncoderDims
 from limaml.data.rows import Rows
 from limaml.errors import ConfigError
-from limaml.models.global_block import GlobalBlock, RowState
-from limaml.models.meta_blocks import FACTORS, MetaBlock, Params, build_meta_block
+from limaml.models.adapted import Params
+from limaml.models.global_block import GlobalBlock
+from limaml.models.meta_blocks import FACTORS, MetaBlock, build_meta_block
 
 
 class LiMAML(nn.Module):
@@ -50,27 +50,33 @@ class LiMAML(nn.Module):
         """(D,) embedding of an empty support."""
         return self.meta.prior()
 
-    def support_loss(self, embedding_TD: Tensor, state: RowState, support: Rows) -> Tensor:
-        """(T,) sum of the support rows' cross-entropies. Raises ValueError if the rows have no labels."""
-        if support.label_TR is None:
-            raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
-        logits_TS = self.global_block.score(state, {self.kind: embedding_TD})
-        loss_TS = F.binary_cross_entropy_with_logits(logits_TS, support.label_TR, reduction="none") * support.mask_TR
-        return loss_TS.sum(dim=1)
-
     def step_sizes(self, count_T: Tensor) -> Params:
-        """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T."""
-        damping, sizes = self.damping(), {}
-        for name, rate in self.rates().items():
-            rows = count_T.view(-1, *[1] * rate.ndim) + damping[name]
+        """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T.
+
+        Where rate and c are one number and not learned, of shape (T, 1, ...): the inner loop has a cheaper form for it.
+        """
+        sizes = {}
+        for name, log_rate in self.log_rates.items():
+            pair = log_rate, self.log_damping[name]
+            rate, damping = (_one(log).exp() for log in pair) if all(map(_is_one, pair)) else (log.exp() for log in pair)
+            rows = count_T.view(-1, *[1] * rate.ndim) + damping
             # An empty support with c = 0 would divide by 0; its gradient is 0.
             sizes[name] = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
         return sizes
 
     def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (T, R) of rows scored with their tasks' embeddings."""
-        logits_TR: Tensor = self.global_block(rows, {self.kind: embedding_TD}, generator)
+        """Logits (T, R) of rows scored with their tasks' embeddings; dropout only where a generator is given."""
+        keep = self.global_block.draw_dropout(rows, generator)
+        logits_TR: Tensor = self.global_block(rows, {self.kind: embedding_TD}, keep)
         return logits_TR
+
+
+def _is_one(log: Tensor) -> bool:
+    return not log.requires_grad and bool((log == log.flatten()[0]).all())
+
+
+def _one(log: Tensor) -> Tensor:
+    return log.flatten()[:1].view([1] * log.ndim)
 
 
 def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> LiMAML:

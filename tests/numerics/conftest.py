@@ -38,7 +38,7 @@ def make_network(cfg: Config, seed: int = 0) -> LiMAML:
     return network
 
 
-def make_rows(lengths: Sequence[int], seed: int, padding: int = 0) -> Rows:
+def make_rows(lengths: Sequence[int], seed: int, padding: int = 0, dims: EncoderDims = DIMS) -> Rows:
     """Rows of len(lengths) tasks; padding holds random values too, which must change nothing."""
     generator = torch.Generator().manual_seed(seed)
     num_tasks, width = len(lengths), max(1, *lengths, 1) + padding
@@ -47,10 +47,10 @@ def make_rows(lengths: Sequence[int], seed: int, padding: int = 0) -> Rows:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return Rows(
-        item_index_TR=torch.randint(0, DIMS.num_items + 1, (num_tasks, width), generator=generator),
-        item_dense_TRF=normal(num_tasks, width, DIMS.item_dense),
-        user_dense_TRF=normal(num_tasks, width, DIMS.user_dense),
-        context_TRF=normal(num_tasks, width, DIMS.context),
+        item_index_TR=torch.randint(0, dims.num_items + 1, (num_tasks, width), generator=generator),
+        item_dense_TRF=normal(num_tasks, width, dims.item_dense),
+        user_dense_TRF=normal(num_tasks, width, dims.user_dense),
+        context_TRF=normal(num_tasks, width, dims.context),
         mask_TR=(torch.arange(width)[None] < torch.tensor(lengths)[:, None]).double(),
         gap_s_TR=normal(num_tasks, width).exp() * 86_400,
         label_TR=(normal(num_tasks, width) > 0).double(),

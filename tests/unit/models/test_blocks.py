@@ -40,12 +40,17 @@ def _randomise(network):
     return network
 
 
+def _embed(network, entity_index, rows):
+    """Embeddings before any inner step."""
+    return network.meta.start(entity_index, rows, network.step_sizes(rows.mask_TR.sum(dim=1))).embed()
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_embedding_of_an_empty_support_is_the_prior(block):
     """For every task, whatever stands in its padding; an entity unseen in training for the ID block."""
     network = _randomise(build_network(_config(meta_block=block), DIMS))
     unknown = torch.zeros(2, dtype=torch.long)
-    embedding = network.meta.embed(network.meta.initial(unknown), _rows(real=[0, 0]))
+    embedding = _embed(network, unknown, _rows(real=[0, 0]))
     assert embedding.shape == (2, 3)
     assert network.prior().shape == (3,)
     torch.testing.assert_close(embedding, network.prior().expand(2, 3))
@@ -55,8 +60,25 @@ def test_embedding_of_an_empty_support_is_the_prior(block):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_rates_have_the_shape_of_one_tasks_parameters(block):
     network = build_network(_config(meta_block=block), DIMS)
-    phi = network.meta.initial(torch.tensor([1, 2]))
-    assert {name: rate.shape for name, rate in network.rates().items()} == {name: p.shape[1:] for name, p in phi.items()}
+    rows = _rows()
+    adapted = network.meta.start(torch.tensor([1, 2]), rows, network.step_sizes(rows.mask_TR.sum(dim=1)))
+    moves = adapted.pull(torch.ones_like(adapted.embed()))
+    adapted.move(moves)
+    assert adapted.embed().shape == (2, 3)
+    assert len(moves) == {"task_vector": 1, "id_mlp": 3, "row_mlp": 2}[block]
+    assert sum(rate.numel() for rate in network.rates().values()) == sum(
+        p.numel() // (len(p) if name.endswith("table") else 1)
+        for name, p in network.meta.named_parameters()
+        if not name.endswith("empty")
+    )
+
+
+def test_one_step_size_for_all_weights_is_kept_as_one_number():
+    """A Gram matrix can then stand for a task's own weights; sizes that are learned keep one number a weight."""
+    meta = {"learn_inner_lr": False, "learn_damping": False}
+    for learned, shape in ((meta, (2, 1, 1)), ({}, (2, 9, 4))):
+        network = build_network(_config(meta_block="row_mlp").model_copy(update={"meta": MetaConfig(**learned)}), DIMS)
+        assert network.step_sizes(torch.tensor([1.0, 2.0]))["weight0"].shape == shape
 
 
 def test_a_step_is_the_rate_over_the_damped_number_of_rows():
@@ -73,35 +95,38 @@ def test_a_step_is_the_rate_over_the_damped_number_of_rows():
 
 def test_the_id_block_reads_the_entitys_own_row():
     network = build_network(_config(meta_block="id_mlp"), DIMS)
-    phi = network.meta.initial(torch.tensor([3, 0]))
-    assert torch.equal(phi["id"], network.meta.table[[3, 0]])
-    embedding = network.meta.embed(phi, _rows())
+    embedding = _embed(network, torch.tensor([3, 0, 3]), _rows(num_tasks=3))
     assert not torch.allclose(embedding[0], embedding[1])
+    torch.testing.assert_close(embedding[0], embedding[2])
+    torch.testing.assert_close(embedding[1], network.prior())
 
 
 def test_the_row_block_averages_real_rows():
     network = _randomise(build_network(_config(meta_block="row_mlp"), DIMS))
-    phi, rows = network.meta.initial(torch.tensor([1, 1])), _rows(real=[2, 4])
-    embedding = network.meta.embed(phi, rows)
+    entity, rows = torch.tensor([1, 1]), _rows(real=[2, 4])
+    embedding = _embed(network, entity, rows)
     cut = {name: value[:, :2] for name in rows.__dataclass_fields__ if (value := getattr(rows, name)) is not None}
-    torch.testing.assert_close(embedding[0], network.meta.embed(phi, replace(rows, **cut))[0])
+    torch.testing.assert_close(embedding[0], _embed(network, entity, replace(rows, **cut))[0])
 
 
-def test_the_row_block_reads_the_rows_age():
-    network = _randomise(build_network(_config(meta_block="row_mlp"), DIMS))
-    phi, rows = network.meta.initial(torch.tensor([1, 1])), _rows()
+@pytest.mark.parametrize("row_age", [True, False])
+def test_the_row_block_reads_the_rows_age_if_told_to(row_age):
+    network = _randomise(build_network(_config(meta_block="row_mlp", row_age=row_age), DIMS))
+    entity, rows = torch.tensor([1, 1]), _rows()
     older = replace(rows, gap_s_TR=rows.gap_s_TR + 30 * 86_400)
-    assert not torch.allclose(network.meta.embed(phi, rows), network.meta.embed(phi, older))
+    assert torch.allclose(_embed(network, entity, rows), _embed(network, entity, older)) != row_age
 
 
-def test_scores_follow_every_input():
-    network = _randomise(build_network(_config(), DIMS))
+@pytest.mark.parametrize("interaction", ["product", "concat", "both"])
+def test_scores_follow_every_input(interaction):
+    network = _randomise(build_network(_config(interaction=interaction), DIMS))
     rows, embedding = _rows(), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     logits = network(rows, embedding)
     assert logits.shape == (2, 4)
     for name in ("item_dense_TRF", "user_dense_TRF", "context_TRF"):
         assert not torch.allclose(network(replace(rows, **{name: getattr(rows, name) + 1.0}), embedding), logits), name
-    assert not torch.allclose(network(replace(rows, item_index_TR=torch.zeros(2, 4, dtype=torch.long)), embedding), logits)
+    anonymous = network(replace(rows, item_index_TR=torch.zeros(2, 4, dtype=torch.long)), embedding)
+    assert torch.allclose(anonymous, logits) == (interaction == "concat")
     assert not torch.allclose(network(rows, embedding + 1.0), logits)
 
 
@@ -121,12 +146,11 @@ def test_an_unknown_item_gets_its_vector_from_its_genres():
     """Two new items of the same genres score alike however they are told apart; of other genres they do not."""
     network = _randomise(build_network(_config(), DIMS))
     rows, embedding = replace(_rows(num_tasks=1, width=2), item_index_TR=torch.zeros(1, 2, dtype=torch.long)), torch.ones(1, 3)
-    vectors = network.global_block.encode(rows).item_TRD[0]
+    vectors = network.global_block.encode(rows).item_TRK[0]
     expected = rows.item_dense_TRF[0, :, :2] @ network.global_block.genre + network.global_block.unknown_item
-    torch.testing.assert_close(vectors[:, :2], expected)
-    assert vectors[:, 2].tolist() == [1.0, 1.0]
+    torch.testing.assert_close(vectors, expected)
     known = replace(rows, item_index_TR=torch.tensor([[2, 5]]))
-    torch.testing.assert_close(network.global_block.encode(known).item_TRD[0, :, :2], network.global_block.item[[2, 5]])
+    torch.testing.assert_close(network.global_block.encode(known).item_TRK[0], network.global_block.item[[2, 5]])
     assert not torch.allclose(network(rows, embedding), network(known, embedding))
 
 
@@ -177,6 +201,12 @@ def test_several_task_kinds_are_refused_by_name():
     cfg = Config.model_validate({"source": {"kind": "synthetic"}, "task_kinds": kinds})
     with pytest.raises(ConfigError, match=r"task_kinds must hold one kind for now, got \['user', 'item'\]"):
         build_network(cfg, DIMS)
+
+
+@pytest.mark.parametrize("interaction", ["concat", "both"])
+def test_an_embedding_beside_the_features_needs_a_hidden_layer(interaction):
+    with pytest.raises(ValueError, match=rf"at least one width where interaction is {interaction}, got none"):
+        _config(interaction=interaction, global_hidden=())
 
 
 @pytest.mark.parametrize(

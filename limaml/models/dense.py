@@ -1,0 +1,150 @@
+"""Dense layers with hand-written gradients: one matrix product each, the rest fused into it or done in place.
+
+In float32 on a CPU the products go through oneDNN, elsewhere through `torch.mm`: the same numbers up to the order of sums.
+Derivatives are first order only; the inner loop's own gradients are written out with `pull_relu` and differentiated once.
+Inside `plain_layers()` the same functions are ordinary differentiable operations, which `torch.func` can batch.
+
+    N rows, I inputs, O outputs
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Use ordinary operations, slower and open to `torch.func`."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b for x of shape (..., I)."""
+    if _plain.get():
+        return F.linear(x, weight_OI, bias_O)
+    out: Tensor = _Linear.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+    return out
+
+
+def linear_relu(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+    """relu(x W^T + b) for x of shape (..., I)."""
+    if _plain.get():
+        return F.relu(F.linear(x, weight_OI, bias_O))
+    out: Tensor = _LinearRelu.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+    return out
+
+
+def pull_relu(d: Tensor, weight_OI: Tensor, hidden: Tensor) -> Tensor:
+    """(d W) where hidden > 0, else 0: what the gradient d (..., O) of a layer is before the layer's input `hidden` (..., I).
+
+    Differentiable in d and W; the derivative by `hidden` is 0 almost everywhere.
+    """
+    if _plain.get():
+        return (d @ weight_OI) * (hidden.detach() > 0)
+    out: Tensor = _PullRelu.apply(d, weight_OI, hidden.detach())  # type: ignore[no-untyped-call]
+    return out
+
+
+def gate(d: Tensor, hidden: Tensor) -> Tensor:
+    """d where hidden > 0, else 0. Differentiable in d."""
+    if _plain.get():
+        return d * (hidden.detach() > 0)
+    out: Tensor = _Gate.apply(d, hidden.detach())  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_OI)
+        return _product(x, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI = ctx.saved_tensors
+        return _gradients(ctx.needs_input_grad, x, weight_OI, grad)
+
+
+class _LinearRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+        out = _product(x, weight_OI, bias_O, relu=True)
+        ctx.save_for_backward(x, weight_OI, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI, out = ctx.saved_tensors
+        return _gradients(ctx.needs_input_grad, x, weight_OI, torch.ops.aten.threshold_backward(grad, out, 0))
+
+
+class _PullRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, weight_OI: Tensor, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(d, weight_OI, hidden)
+        return _zero_where_idle(_product(d, weight_OI.t()), hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        d, weight_OI, hidden = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
+        by_d = _product(grad, weight_OI) if ctx.needs_input_grad[0] else None
+        by_weight = _rows(d).t() @ _rows(grad) if ctx.needs_input_grad[1] else None
+        return by_d, by_weight, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden)
+        out: Tensor = torch.ops.aten.threshold_backward(d, hidden, 0)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.aten.threshold_backward(grad, ctx.saved_tensors[0], 0), None
+
+
+def _gradients(needed: tuple[bool, ...], x: Tensor, weight_OI: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    by_x = _product(grad, weight_OI.t()) if needed[0] else None
+    by_weight = _rows(grad).t() @ _rows(x) if needed[1] else None
+    return by_x, by_weight, _rows(grad).sum(0) if needed[2] else None
+
+
+def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """x W^T + b, and relu of it."""
+    if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN:
+        # MKL, behind torch.mm, reached 0.9 of oneDNN's speed on one AMD processor, 0.5 on another (make bench measures both).
+        # A block cut out of a larger matrix would be multiplied by a plain loop, 400 times slower.
+        if not (weight_OI.is_contiguous() or weight_OI.t().is_contiguous()):
+            weight_OI = weight_OI.contiguous()
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "relu" if relu else "none", [], "")
+        return out
+    out = F.linear(x, weight_OI, bias_O)
+    return out.relu_() if relu else out
+
+
+def _zero_where_idle(x: Tensor, hidden: Tensor) -> Tensor:
+    torch.ops.aten.threshold_backward.grad_input(x, hidden, 0, grad_input=x)
+    return x
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
