@@ -9,13 +9,15 @@ graph of a graph.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from limaml.data.rows import Rows, TaskBatch
+from limaml.models.dense import plain_layers
 from limaml.models.network import LiMAML
 
 
@@ -92,3 +94,62 @@ def query_loss(network: LiMAML, query: Rows, embedding_TD: Tensor, keep: Sequenc
     logits_TQ = network.global_block(query, {network.kind: embedding_TD}, keep)
     loss_TQ = F.binary_cross_entropy_with_logits(logits_TQ, query.label_TR, reduction="none") * query.mask_TR
     return loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1).clamp(min=1.0)
+
+
+def task_gradients(
+    network: LiMAML,
+    batch: TaskBatch,
+    *,
+    max_norm: float | None = None,
+    num_steps: int | None = None,
+    second_order: bool | None = None,
+    keep: Sequence[Tensor] = (),
+    chunk_tasks: int | None = None,
+) -> dict[str, Tensor]:
+    """(T, ...) gradient of each task's own outer loss by every trained parameter of both blocks, before any sum over tasks.
+
+    With `max_norm`, each task's gradient over all parameters is scaled down to that norm if it is longer. Their sum divided by
+    the number of tasks with query rows is the gradient of `outer_loss`. `keep` as drawn by `GlobalBlock.draw_dropout` for the
+    query. Memory grows with tasks times parameters; `chunk_tasks` at a time are computed.
+    """
+    task = _TaskLoss(network, num_steps, second_order)
+    trained = {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
+
+    def loss(values: dict[str, Tensor], *one: Any) -> Tensor:
+        found: Tensor = torch.func.functional_call(task, values, one)
+        return found
+
+    # Batched by torch.func, which knows ordinary operations only.
+    with plain_layers():
+        per_task = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0), chunk_size=chunk_tasks)
+        arguments = _tensors(batch.support), _tensors(batch.query), batch.entity_index_T, tuple(keep)
+        found: dict[str, Tensor] = per_task(trained, *arguments)
+    gradients = {name.removeprefix("network."): gradient for name, gradient in found.items()}
+    return gradients if max_norm is None else _clipped(gradients, max_norm)
+
+
+class _TaskLoss(nn.Module):
+    """The outer loss of one task, as a function of its tensors without their leading dimension."""
+
+    def __init__(self, network: LiMAML, num_steps: int | None, second_order: bool | None) -> None:
+        super().__init__()
+        self.network, self.num_steps, self.second_order = network, num_steps, second_order
+
+    def forward(
+        self, support: dict[str, Tensor], query: dict[str, Tensor], entity_index: Tensor, keep: tuple[Tensor, ...]
+    ) -> Tensor:
+        rows, asked = (Rows(**{name: value.unsqueeze(0) for name, value in each.items()}) for each in (support, query))
+        order = {"num_steps": self.num_steps, "second_order": self.second_order}
+        embedding_TD = adapt(self.network, rows, entity_index.unsqueeze(0), **order)  # type: ignore[arg-type]
+        return query_loss(self.network, asked, embedding_TD, [mask.unsqueeze(0) for mask in keep]).sum()
+
+
+def _tensors(rows: Rows) -> dict[str, Tensor]:
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _clipped(gradients: dict[str, Tensor], max_norm: float) -> dict[str, Tensor]:
+    norm_T = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients.values()]).norm(dim=0)
+    scale_T = max_norm / norm_T.clamp(min=max_norm)
+    return {name: g * scale_T.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}

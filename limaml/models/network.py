@@ -53,12 +53,13 @@ class LiMAML(nn.Module):
     def step_sizes(self, count_T: Tensor) -> Params:
         """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T.
 
-        Where rate and c are one number and not learned, of shape (T, 1, ...): the inner loop has a cheaper form for it.
+        Where neither is learned and all of a parameter's are equal, of shape (T, 1, ...): the inner loop has a cheaper form.
         """
+        learned = self.meta_config.learn_inner_lr or self.meta_config.learn_damping
         sizes = {}
         for name, log_rate in self.log_rates.items():
-            pair = log_rate, self.log_damping[name]
-            rate, damping = (_one(log).exp() for log in pair) if all(map(_is_one, pair)) else (log.exp() for log in pair)
+            logs = log_rate, self.log_damping[name]
+            rate, damping = (log.exp() if learned else _one_if_equal(log).exp() for log in logs)
             rows = count_T.view(-1, *[1] * rate.ndim) + damping
             # An empty support with c = 0 would divide by 0; its gradient is 0.
             sizes[name] = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
@@ -71,12 +72,9 @@ class LiMAML(nn.Module):
         return logits_TR
 
 
-def _is_one(log: Tensor) -> bool:
-    return not log.requires_grad and bool((log == log.flatten()[0]).all())
-
-
-def _one(log: Tensor) -> Tensor:
-    return log.flatten()[:1].view([1] * log.ndim)
+def _one_if_equal(values: Tensor) -> Tensor:
+    first = values.flatten()[:1].view([1] * values.ndim)
+    return first if bool((values == first).all()) else values
 
 
 def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> LiMAML:

@@ -211,3 +211,56 @@ def test_unlabelled_rows_are_refused(config, network, batch):
         engine.embed_tasks(net, tasks.support.unlabelled(), tasks.entity_index_T)
     with pytest.raises(ValueError, match="query rows must carry labels"):
         engine.outer_loss(net, replace(tasks, query=tasks.query.unlabelled()))
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("learned", [True, False])
+def test_each_tasks_gradient_is_that_of_its_own_loss(config, network, batch, block, interaction, second_order, learned):
+    """Of both blocks, rates and damping: against the reference, one task at a time; their mean is the meta-batch's gradient."""
+    meta = {"learn_inner_lr": learned, "learn_damping": learned}
+    net = network(config({"meta_block": block, "interaction": interaction}, meta))
+    tasks = batch([3, 0, 1, 5], [2, 1, 4, 0])
+    found = engine.task_gradients(net, tasks, num_steps=2, second_order=second_order, chunk_tasks=3)
+    for task in range(3):
+        alone = _only(tasks, task)
+        loss, _ = reference.outer_loss(net, alone, num_steps=2, second_order=second_order)
+        for name, gradient in _gradients(net, loss).items():
+            torch.testing.assert_close(found[name][task], gradient, rtol=1e-9, atol=1e-11)
+    assert all(not gradient[3].any() for gradient in found.values())
+    whole = engine.outer_loss(net, tasks, num_steps=2, second_order=second_order)
+    for name, gradient in _gradients(net, whole.loss).items():
+        torch.testing.assert_close(found[name].sum(dim=0) / 3, gradient, rtol=1e-9, atol=1e-11)
+
+
+def _only(tasks, task):
+    def cut(rows):
+        return replace(rows, **{name: getattr(rows, name)[task : task + 1] for name in rows.__dataclass_fields__})
+
+    parts = {"entity_index_T": tasks.entity_index_T[task : task + 1], "entities": tasks.entities[task : task + 1]}
+    return replace(tasks, support=cut(tasks.support), query=cut(tasks.query), **parts)
+
+
+def test_task_gradients_see_the_same_dropout(config, network, batch):
+    net = network(config({"dropout": 0.5, "interaction": "both"}))
+    tasks = batch([3, 2], [4, 4])
+    drawn = [torch.Generator().manual_seed(3) for _ in range(2)]
+    found = engine.task_gradients(net, tasks, keep=net.global_block.draw_dropout(tasks.query, drawn[0]))
+    for name, gradient in _gradients(net, engine.outer_loss(net, tasks, generator=drawn[1]).loss).items():
+        torch.testing.assert_close(found[name].mean(dim=0), gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_task_gradients_are_clipped_over_all_parameters_before_they_are_summed(config, network, batch):
+    net = network(config({"meta_block": "row_mlp"}))
+    tasks = batch([3, 2, 4], [2, 1, 0])
+    plain = engine.task_gradients(net, tasks)
+    norms = torch.stack([g.flatten(1).square().sum(dim=1) for g in plain.values()]).sum(dim=0).sqrt()
+    bound = float(norms[:2].mean())
+    clipped = engine.task_gradients(net, tasks, max_norm=bound)
+    after = torch.stack([g.flatten(1).square().sum(dim=1) for g in clipped.values()]).sum(dim=0).sqrt()
+    torch.testing.assert_close(after, norms.clamp(max=bound))
+    short, long = int(norms[:2].argmin()), int(norms[:2].argmax())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(clipped[name][short], gradient[short])
+        torch.testing.assert_close(clipped[name][long], gradient[long] * bound / norms[long])
