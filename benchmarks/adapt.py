@@ -77,6 +77,8 @@ def _config(steps: int) -> Config:
                 "embedding_dim": 32,
                 "meta_hidden": (64,),
                 "global_hidden": (128, 64),
+                "interaction": "concat",
+                "row_age": False,
                 "dropout": 0.0,
             },
             "meta": {
