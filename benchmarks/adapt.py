@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from limaml import schema
+from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.data.encoding import Encoder
 from limaml.data.storage import Storage
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--adapt", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    telemetry.configure()
     found = _adapt(options.adapt, options.steps) if options.adapt else measure(options.entities, options.steps)
     print(json.dumps(found))
 

@@ -247,7 +247,8 @@ class EmbeddingsConfig(Section):
 
     num_shards: Annotated[int, Field(ge=1, le=256)] = 2
     """Mapped Airflow tasks of one fill; stays under Airflow's map limit of 1,024 and far below where it slows."""
-    batch_entities: PositiveCount = 512
+    batch_entities: PositiveCount = 2048
+    """Entities that one thread encodes and adapts at a time; memory follows it, embeddings do not."""
     write_batch_rows: PositiveCount = 500
     """Rows per write to the online store: short, so that readers are never blocked for long."""
     read_back_rows: PositiveCount = 100

@@ -20,9 +20,10 @@ from limaml.data.encoding import UNKNOWN, EncodedRows, Encoder, Floats, Indices,
 from limaml.data.rows import Rows
 from limaml.errors import DataError
 
-MAX_TASKS = 512
-"""Tasks that are adapted at once, and the rows of them at most: enough for efficient sums, few enough for the cache."""
-MAX_ROWS = 16_384
+MAX_TASKS = 256
+"""Tasks that are adapted at once, and the rows they may hold. 16 rows a task, reference network, one core: 32 us a task with 64
+of them, 25 with 128, 20 with 256, 21 with 512, and 41 with 1024, whose activations do not fit the cache."""
+MAX_ROWS = 8192
 
 
 def cut_by_entity(batches: Iterable[pa.RecordBatch], column: str, num_entities: int) -> Iterator[pa.Table]:
