@@ -104,12 +104,13 @@ class Storage:
         with self._fs.open_input_file(f"{self._base}/{relative}") as source:
             leaves = pq.read_metadata(source).schema
             strings = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if str(leaf.logical_type) == "String"]
-            with pq.ParquetFile(source, read_dictionary=strings, buffer_size=_READ_BUFFER_BYTES) as file:
+            # pre_buffer would keep all that was read until the file is closed.
+            with pq.ParquetFile(source, read_dictionary=strings, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as file:
                 yield from file.iter_batches(batch_rows, columns=list(columns), use_threads=False)
 
     def read_row_groups(self, relative: str) -> Iterator[pa.Table]:
         """A Parquet file's row groups, one at a time; one empty table if it has none."""
-        with self._fs.open_input_file(f"{self._base}/{relative}") as source, pq.ParquetFile(source) as file:
+        with self._fs.open_input_file(f"{self._base}/{relative}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
             groups = (file.read_row_group(number) for number in range(file.num_row_groups))
             yield from groups if file.num_row_groups else [file.schema_arrow.empty_table()]
 
