@@ -1,7 +1,7 @@
 """Adapting entities in a stream: entities a second and peak memory, from a sorted Parquet file to a Parquet file.
 
-The reference work: 16 support rows an entity, 64 features a row, meta block 64 -> 64 -> 32, global block (32 + 64) -> 128 -> 64 -> 1.
-The network is untrained and the rows are random, both from a seed: neither changes what there is to compute.
+The reference work: 16 support rows an entity, 64 features a row, meta block 64 -> 64 -> 32, global block (32 + 64) -> 128 -> 64
+-> 1. The network is untrained and the rows are random, both from a seed: neither changes what there is to compute.
 
     python -m benchmarks.adapt --entities 1000000 --steps 1     prints one JSON object
 """

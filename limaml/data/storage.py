@@ -121,6 +121,13 @@ class Storage:
         paths = [f"{self._base}/{name}" for name in relative]
         return ds.dataset(paths, schema=schema, filesystem=self._fs, format="parquet")
 
+    def scanner(self, relative: Sequence[str], schema: pa.Schema) -> ds.Scanner:
+        """`dataset`, to be read once, in flat memory: a dataset reads files ahead, 1.3 GB of a span of 9.6 million rows."""
+        options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=_READ_BUFFER_BYTES)
+        return self.dataset(relative, schema).scanner(
+            batch_readahead=1, fragment_readahead=1, use_threads=False, fragment_scan_options=options
+        )
+
     def move(self, source: str, target: str) -> None:
         absolute = f"{self._base}/{target}"
         self._fs.create_dir(os.path.dirname(absolute), recursive=True)
@@ -149,7 +156,8 @@ def _hidden(target: str) -> str:
 
 def _write_row_groups(stream: Any, batches: pa.RecordBatchReader) -> int:
     # A dictionary pays where values repeat; of floats it would hold nearly all.
-    repeated = [_leaf(field) for field in batches.schema if not pa.types.is_floating(getattr(field.type, "value_type", field.type))]
+    values = {field: getattr(field.type, "value_type", field.type) for field in batches.schema}
+    repeated = [_leaf(field) for field, of in values.items() if not pa.types.is_floating(of)]
     num_rows, group = 0, []
     with pq.ParquetWriter(stream, batches.schema, compression="zstd", use_dictionary=repeated) as writer:
         for batch in batches:

@@ -118,7 +118,7 @@ def _duckdb(storage: Storage, files: list[str]) -> Iterator[Any]:
         duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
     ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.dataset(files, schema.LOGGED_EVENTS.arrow))
+        connection.register("logged", storage.scanner(files, schema.LOGGED_EVENTS.arrow))
         yield connection
 
 

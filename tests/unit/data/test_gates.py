@@ -109,7 +109,10 @@ def check(*pieces, planned=("u1", "u2"), dim=2):
         (embeddings(model_version=["7", "6"]), ("expect_column_values_to_be_in_set(model_version)",)),
         (embeddings(kind=["user", "item"]), ("expect_column_values_to_be_in_set(kind)",)),
         (embeddings(support_size=[0, -1]), ("expect_column_values_to_be_between(support_size)",)),
-        (embeddings(user_id=["u1", "u1"]), ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_in_set(entity_ascending)")),
+        (
+            embeddings(user_id=["u1", "u1"]),
+            ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_in_set(entity_ascending)"),
+        ),
         (embeddings(user_id=["u1", "u9"]), ("expect_column_values_to_be_in_set(entity_planned)",)),
         (embeddings().slice(0, 1), ("expect_table_row_count_to_equal",)),
         (embeddings().drop_columns("as_of"), ("expect_table_columns_to_match_set",)),

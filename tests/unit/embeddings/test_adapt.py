@@ -22,8 +22,8 @@ from limaml.config import Config, MetaConfig, ModelConfig, SourceConfig, TaskKin
 from limaml.data.encoding import Encoder
 from limaml.data.logged import read_logged, write_logged
 from limaml.data.storage import Storage
-from limaml.data.tasks import TaskRows, build_batch, support_spec
 from limaml.data.supports import cut_by_entity
+from limaml.data.tasks import TaskRows, build_batch, support_spec
 from limaml.embeddings import stream
 from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted, shard_of
 from limaml.embeddings.stream import precision
@@ -206,15 +206,15 @@ def test_a_sorted_file_gives_what_the_day_partitions_give(storage: Storage, any_
     """Rows at and after the instant, and more rows than a support holds, are in the file too."""
     as_of = schema.day_end(LAST_DAY - timedelta(days=2))
     logged = read_logged(storage, through=LAST_DAY)
-    storage.write_batches("sorted.parquet", pa.RecordBatchReader.from_batches(logged.schema, logged.to_batches(max_chunksize=7)))
+    storage.write_batches(
+        "sorted.parquet", pa.RecordBatchReader.from_batches(logged.schema, logged.to_batches(max_chunksize=7))
+    )
     found = adapt_sorted(storage, any_bundle, "7", KIND, "sorted.parquet", as_of, 4).read_all()
     assert found.equals(adapted(storage, any_bundle, as_of=as_of, batch_entities=8))
 
 
 @pytest.mark.parametrize("column", ["user_id", "timestamp"])
-def test_rows_out_of_order_are_refused_and_nothing_half_written_is_seen(
-    storage: Storage, bundle: Bundle, column: str
-) -> None:
+def test_rows_out_of_order_are_refused_and_nothing_half_written_is_seen(storage: Storage, bundle: Bundle, column: str) -> None:
     logged = read_logged(storage, through=LAST_DAY)
     order = np.arange(logged.num_rows)
     # The last user's rows first, or in reverse: many batches of embeddings are written before that is found.
