@@ -4,6 +4,7 @@ T tasks, R rows (S support, Q query), F features
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -43,6 +44,11 @@ class Rows:
     @property
     def num_tasks(self) -> int:
         return int(self.mask_TR.shape[0])
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """(T, R, F) features of item, user and context side by side."""
+        return torch.cat([self.item_dense_TRF, self.user_dense_TRF, self.context_TRF], dim=-1)
 
     def unlabelled(self) -> Self:
         """The same rows without their labels."""

@@ -24,6 +24,8 @@ from limaml.errors import DataError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
 _NO_ROWS: Indices = np.zeros(0, np.int64)
+_PASS_ROWS = 1500
+"""What one more pass costs, in rows of a large pass: T = 1 to T = 256 of the benchmark's networks (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,33 @@ def _sample_instant(rows: TaskRows, cfg: Config, rng: np.random.Generator, entit
     if rng.random() < cfg.meta.early_probability:
         inside = inside[: cfg.meta.early_rows]
     return int(inside[int(position * len(inside))]) if len(inside) else first
+
+
+def by_length(specs: Sequence[TaskSpec]) -> list[TaskSpec]:
+    """The specs in order of their support's and query's rows."""
+    return sorted(specs, key=lambda spec: (spec.support_size, len(spec.query)))
+
+
+def length_groups(specs: Sequence[TaskSpec]) -> list[list[TaskSpec]]:
+    """Specs in order of length, divided into runs that are cheapest to pad, each to its own longest support and query.
+
+    The cost of a run is its padded rows and `_PASS_ROWS`; the division is the best one (dynamic programming over its last run).
+    Gradients are summed over the runs of one meta-batch, so how it is divided changes no task's weight.
+    """
+    ordered = by_length(specs)
+    support, query = np.array([(spec.support_size, len(spec.query)) for spec in ordered], np.int64).reshape(-1, 2).T
+    cost, starts = np.zeros(len(ordered) + 1), np.zeros(len(ordered) + 1, np.int64)
+    for stop in range(1, len(ordered) + 1):
+        widest_query = np.maximum.accumulate(query[stop - 1 :: -1] if stop > 1 else query[:1])[::-1]
+        padded = np.arange(stop, 0, -1) * (support[stop - 1] + widest_query)
+        total = cost[:stop] + padded + _PASS_ROWS
+        starts[stop] = int(np.argmin(total))
+        cost[stop] = total[starts[stop]]
+    groups, stop = [], len(ordered)
+    while stop:
+        groups.append(ordered[starts[stop] : stop])
+        stop = int(starts[stop])
+    return groups[::-1]
 
 
 def build_batch(rows: TaskRows, specs: Sequence[TaskSpec]) -> TaskBatch:

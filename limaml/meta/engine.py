@@ -49,9 +49,10 @@ def adapt(
         raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
     gradients: AbstractContextManager[object] = nullcontext() if second else torch.no_grad()
     sizes = network.step_sizes(support.mask_TR.sum(dim=1))
-    block = network.meta.start(entity_index_T, support.unlabelled(), sizes)
+    features = support.unlabelled()
+    block = network.meta.start(entity_index_T, features, sizes)
     with gradients:
-        state = network.global_block.encode(support)
+        state = network.global_block.encode(features)
     for _ in range(steps):
         with gradients:
             embeddings = {network.kind: block.embed()}

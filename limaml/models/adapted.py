@@ -132,7 +132,7 @@ class BuiltLayer:
             weight_IO, bias_O = self._shared
             return (linear_relu if relu else linear)(x_TSI, weight_IO.t(), bias_O)
         out_TSO = torch.baddbmm(self._bias_TO.unsqueeze(1), x_TSI, self._weight_TIO)
-        return out_TSO.relu() if relu else out_TSO
+        return out_TSO.relu_() if relu else out_TSO
 
     def pull(self, d_TSO: Tensor) -> Tensor:
         if self._shared is not None:
@@ -168,7 +168,9 @@ class GramLayer:
         out_TSO = self._base(x_TSI)
         for inputs_TSI, d_TSO in self._moves:
             out_TSO = torch.baddbmm(out_TSO, self._kernel(x_TSI, inputs_TSI), d_TSO, alpha=-1)
-        return out_TSO.relu() if relu else out_TSO
+        if not relu:
+            return out_TSO
+        return out_TSO.relu_() if self._moves else out_TSO.relu()
 
     def pull(self, d_TSO: Tensor) -> Tensor:
         out_TSI = linear(d_TSO, self._weight_IO)

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_ONEDNN_ROWS = 512
+"""MKL, behind torch.mm, reaches 0.5 to 0.9 of oneDNN's speed on AMD processors, but a call of oneDNN costs 12 us more."""
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -97,7 +99,9 @@ class _PullRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, d: Tensor, weight_OI: Tensor, hidden: Tensor) -> Tensor:
         ctx.save_for_backward(d, weight_OI, hidden)
-        return _zero_where_idle(_product(d, weight_OI.t()), hidden)
+        pulled = d * weight_OI if len(weight_OI) == 1 else _product(d, weight_OI.t())
+        torch.ops.aten.threshold_backward.grad_input(pulled, hidden, 0, grad_input=pulled)
+        return pulled
 
     @staticmethod
     @once_differentiable
@@ -130,8 +134,7 @@ def _gradients(needed: tuple[bool, ...], x: Tensor, weight_OI: Tensor, grad: Ten
 
 def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """x W^T + b, and relu of it."""
-    if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN:
-        # MKL, behind torch.mm, reached 0.9 of oneDNN's speed on one AMD processor, 0.5 on another (make bench measures both).
+    if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN and x.numel() >= _ONEDNN_ROWS * x.shape[-1]:
         # A block cut out of a larger matrix would be multiplied by a plain loop, 400 times slower.
         if not (weight_OI.is_contiguous() or weight_OI.t().is_contiguous()):
             weight_OI = weight_OI.contiguous()
@@ -139,11 +142,6 @@ def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu
         return out
     out = F.linear(x, weight_OI, bias_O)
     return out.relu_() if relu else out
-
-
-def _zero_where_idle(x: Tensor, hidden: Tensor) -> Tensor:
-    torch.ops.aten.threshold_backward.grad_input(x, hidden, 0, grad_input=x)
-    return x
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class GlobalBlock(nn.Module):
 
     def encode(self, rows: Rows, keep: Sequence[Tensor] = ()) -> RowState:
         """What does not depend on the embeddings."""
-        x = torch.cat([rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF], dim=-1)
+        x = rows.dense
         item_TRK = self._items(rows) if self.has_product else None
         if self.has_concat:
             weight_HF = self._layers[0].weight[:, : self.num_features]
@@ -129,7 +129,7 @@ class GlobalBlock(nn.Module):
         if state.first_TRH is not None:
             beside_TE = torch.cat([embeddings[kind] for kind in self.kinds], dim=-1)
             shift_TH = beside_TE @ self._layers[0].weight[:, self.num_features :].t()
-            x = F.relu(state.first_TRH + shift_TH.unsqueeze(1))
+            x = (state.first_TRH + shift_TH.unsqueeze(1)).relu_()
             for number, layer in enumerate(self._layers[1:]):
                 x = x * keep[number] if keep else x
                 hidden.append(x)

@@ -85,10 +85,9 @@ class RowMlp(nn.Module):
 
     def features(self, support: Rows) -> Tensor:
         """(T, S, F): items, profile and context, and the row's age in days on a logarithmic scale."""
-        columns = [support.item_dense_TRF, support.user_dense_TRF, support.context_TRF]
-        if self.row_age:
-            columns.append(torch.log1p(support.gap_s_TR / _SECONDS_PER_DAY).unsqueeze(-1))
-        return torch.cat(columns, dim=-1)
+        if not self.row_age:
+            return support.dense
+        return torch.cat([support.dense, torch.log1p(support.gap_s_TR / _SECONDS_PER_DAY).unsqueeze(-1)], dim=-1)
 
     def rates(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.mlp.items()}

@@ -1,7 +1,8 @@
 """One outer step: this worker's share of the meta-batch, one all-reduce over all gradients, clip, optimizer.
 
-Every worker draws the same meta-batch and takes every `size`-th task of it; each worker's loss is its sum over tasks divided by
-the tasks of all workers, so the all-reduced sum is the mean over tasks however many workers there are.
+Every worker draws the same meta-batch and, in order of length, takes every `size`-th task of it: as many tasks as the others,
+and about as many rows. Its loss is its sum over tasks divided by the tasks of all workers, so the all-reduced sum is the mean
+over tasks however many workers there are, and however a worker's tasks are divided into runs of like length.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from limaml.config import Config
-from limaml.data.tasks import TaskRows, build_batch, meta_batch
+from limaml.data.tasks import TaskRows, build_batch, by_length, length_groups, meta_batch
 from limaml.errors import TrainingError
-from limaml.meta.engine import OuterLoss, outer_loss
+from limaml.meta.engine import outer_loss
 from limaml.models.network import LiMAML
 from limaml.training.optimizer import set_learning_rate
 
@@ -57,10 +58,10 @@ def outer_step(
     Raises TrainingError on every worker, before any weight is changed, if the loss or its gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    outer, entities, loss = backward(network, rows, cfg, step, workers)
+    losses, loss = backward(network, rows, cfg, step, workers)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.training.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise _not_finite(outer, entities, float(loss), float(norm), step, workers)
+        raise _not_finite(losses, float(loss), float(norm), step, workers)
     set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
     optimizer.step()
     return float(loss)
@@ -68,15 +69,20 @@ def outer_step(
 
 def backward(
     network: LiMAML, rows: TaskRows, cfg: Config, step: int, workers: Workers
-) -> tuple[OuterLoss, tuple[str, ...], Tensor]:
-    """Leave the whole meta-batch's gradient in `network`; returns this worker's losses and entities, and the whole loss."""
+) -> tuple[list[tuple[str, Tensor]], Tensor]:
+    """Leave the whole meta-batch's gradient in `network`; returns this worker's tasks with their losses, and the whole loss."""
     weight = next(network.parameters())
-    specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)[workers.rank :: workers.size]
-    batch = build_batch(rows, specs).to(weight.device, weight.dtype)
+    specs = by_length(meta_batch(rows, cfg, seed=cfg.training.seed, step=step))[workers.rank :: workers.size]
     generator = _dropout_generator(cfg.training.seed, step, workers.rank, weight.device)
-    outer = outer_loss(network, batch, generator=generator, num_tasks=cfg.training.tasks_per_step)
-    torch.autograd.backward(outer.loss)
-    return outer, batch.entities, reduce_gradients(network, outer.loss.detach(), workers)
+    losses: list[tuple[str, Tensor]] = []
+    total = torch.zeros((), dtype=weight.dtype, device=weight.device)
+    for group in length_groups(specs):
+        batch = build_batch(rows, group).to(weight.device, weight.dtype)
+        outer = outer_loss(network, batch, generator=generator, num_tasks=cfg.training.tasks_per_step)
+        torch.autograd.backward(outer.loss)
+        total += outer.loss.detach()
+        losses += zip(batch.entities, outer.per_task_T, strict=True)
+    return losses, reduce_gradients(network, total, workers)
 
 
 def reduce_gradients(network: LiMAML, loss: Tensor, workers: Workers) -> Tensor:
@@ -103,11 +109,8 @@ def _dropout_generator(seed: int, step: int, rank: int, device: torch.device) ->
     return torch.Generator(device).manual_seed(int(state[0]) >> 1)
 
 
-def _not_finite(
-    outer: OuterLoss, entities: tuple[str, ...], loss: float, norm: float, step: int, workers: Workers
-) -> TrainingError:
-    finite = torch.isfinite(outer.per_task_T)
-    mine = [entity for entity, ok in zip(entities, finite.tolist(), strict=True) if not ok]
+def _not_finite(losses: list[tuple[str, Tensor]], loss: float, norm: float, step: int, workers: Workers) -> TrainingError:
+    mine = [entity for entity, value in losses if not torch.isfinite(value)]
     names = workers.gather(mine)
     if names:
         whose = f"tasks {', '.join(names[:_NAMED_TASKS])}" + (

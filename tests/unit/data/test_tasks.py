@@ -1,6 +1,7 @@
 """Tasks: what is support and what is query, and that the draw is a function of the seed and the step alone."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,16 @@ import torch
 from limaml import schema
 from limaml.config import Config
 from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch, meta_batch, microseconds, sample_tasks, support_spec
+from limaml.data.tasks import (
+    TaskRows,
+    TaskSpec,
+    build_batch,
+    length_groups,
+    meta_batch,
+    microseconds,
+    sample_tasks,
+    support_spec,
+)
 from limaml.errors import DataError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -165,6 +175,39 @@ def test_a_tasks_tensors_do_not_depend_on_the_others_in_its_batch():
         for part in ("support", "query"):
             own = getattr(getattr(alone, part), name)[0]
             assert torch.equal(getattr(getattr(together, part), name)[9, : len(own)], own), (part, name)
+
+
+def _of_lengths(*pairs):
+    return [TaskSpec(0, 0, 0, support, query=np.arange(query)) for support, query in pairs]
+
+
+def test_tasks_of_like_length_share_a_group_and_every_task_is_in_one():
+    specs = _of_lengths(*[(n % 200 + 1, n % 7) for n in range(0, 997, 3)])
+    groups = length_groups(specs)
+    assert sorted(map(id, (spec for group in groups for spec in group))) == sorted(map(id, specs))
+    sizes = [[spec.support_size for spec in group] for group in groups]
+    assert len(groups) > 2
+    assert all(max(shorter) <= min(longer) for shorter, longer in pairwise(sizes))
+    padded = sum(len(group) * max(group) for group in sizes)
+    # Two lengths of padding to 200 are the whole of 333 tasks; in groups less than a third of it is left.
+    assert padded - sum(map(sum, sizes)) < (333 * 200 - sum(map(sum, sizes))) / 3
+
+
+def test_the_groups_are_the_cheapest_of_all_divisions(monkeypatch):
+    monkeypatch.setattr("limaml.data.tasks._PASS_ROWS", 12)
+    specs = _of_lengths((1, 3), (2, 1), (9, 2), (9, 9), (0, 1), (30, 4), (12, 0))
+
+    def cost(groups):
+        return sum(len(g) * (max(s.support_size for s in g) + max(len(s.query) for s in g)) + 12 for g in groups)
+
+    ordered = sorted(specs, key=lambda s: (s.support_size, len(s.query)))
+    divisions = []
+    for cuts in range(2 ** (len(ordered) - 1)):
+        edges = [0, *(n + 1 for n in range(len(ordered) - 1) if cuts >> n & 1), len(ordered)]
+        divisions.append([ordered[a:b] for a, b in pairwise(edges)])
+    assert cost(length_groups(specs)) == min(map(cost, divisions))
+    assert 1 < len(length_groups(specs)) < len(specs)
+    assert length_groups([]) == []
 
 
 def test_hidden_profiles_items_and_entities():

@@ -1,6 +1,6 @@
-"""One worker's gradient of one outer step: imported by test_step, and run as a process for each of two workers.
+"""One worker's gradient of one outer step: imported by test_step, and run as a process for each of several workers.
 
-Usage: gradient_of_worker.py RANK FOLDER, where FOLDER holds config.json and logged.parquet; writes FOLDER/RANK.json.
+Usage: gradient_of_worker.py RANK SIZE FOLDER, where FOLDER holds config.json and logged.parquet; writes FOLDER/RANK.json.
 """
 
 import json
@@ -24,14 +24,14 @@ def gradient(cfg: Config, logged: pa.Table, workers: Workers) -> tuple[list[str]
     encoder = Encoder.fit(logged, cfg)
     rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
     network = build_network(cfg, encoder.dims, seed=1).double()
-    _, entities, loss = backward(network, rows, cfg, 3, workers)
+    losses, loss = backward(network, rows, cfg, 3, workers)
     flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
-    return list(entities), flat.tolist(), float(loss)
+    return [entity for entity, _ in losses], flat.tolist(), float(loss)
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
         cfg = Config.model_validate(json.loads((folder / "config.json").read_text()))
         found = gradient(cfg, pq.read_table(folder / "logged.parquet"), Workers.current())
@@ -42,4 +42,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

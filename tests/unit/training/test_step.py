@@ -16,7 +16,7 @@ from limaml.errors import TrainingError
 from limaml.meta.engine import outer_loss
 from limaml.models.network import build_network
 from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
-from limaml.training.step import Workers, outer_step
+from limaml.training.step import Workers, backward, outer_step
 
 _spec = importlib.util.spec_from_file_location("gradient_of_worker", Path(__file__).with_name("gradient_of_worker.py"))
 worker_script = importlib.util.module_from_spec(_spec)
@@ -33,25 +33,52 @@ def fitted(planted_logged, small_config):
     return cfg, encoder, TaskRows.from_logged(planted_logged, encoder, cfg.task_kind)
 
 
-def test_two_workers_draw_the_tasks_of_one_and_get_its_gradient(fitted, planted_logged, tmp_path):
+@pytest.mark.parametrize("size", [2, 4])
+def test_workers_divide_the_tasks_of_one_and_get_its_gradient(fitted, planted_logged, tmp_path, size):
     cfg, _, _ = fitted
     tasks, flat, loss = worker_script.gradient(cfg, planted_logged, Workers())
     assert len(tasks) == cfg.training.tasks_per_step
     (tmp_path / "config.json").write_text(cfg.model_dump_json())
     pq.write_table(planted_logged, tmp_path / "logged.parquet")
-    commands = [[sys.executable, worker_script.__file__, str(rank), str(tmp_path)] for rank in range(2)]
+    commands = [[sys.executable, worker_script.__file__, str(rank), str(size), str(tmp_path)] for rank in range(size)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert found[0][0] == tasks[0::2]
-    assert found[1][0] == tasks[1::2]
-    for _, theirs, their_loss in found:
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
+    for rank, (mine, theirs, their_loss) in enumerate(found):
+        assert mine == tasks[rank::size]
         # float64 sums in another order: 1e-12 is far above rounding, far below any re-weighting of a task.
         assert theirs == pytest.approx(flat, abs=1e-12, rel=0)
         assert their_loss == pytest.approx(loss, abs=1e-12, rel=0)
     assert max(map(abs, flat)) > 1e-3
+
+
+@pytest.mark.parametrize("pass_rows", [0, 40, 10**9])
+def test_the_gradient_of_an_epoch_does_not_depend_on_how_tasks_are_grouped(fitted, monkeypatch, pass_rows):
+    """Every task of every meta-batch has the same weight, however long: each step's gradient is the unpadded tasks' mean."""
+    cfg, encoder, rows = fitted
+    monkeypatch.setattr("limaml.data.tasks._PASS_ROWS", pass_rows)
+    network = build_network(cfg, encoder.dims, seed=1).double()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    epoch = [torch.zeros_like(p) for p in parameters]
+    expected = [torch.zeros_like(p) for p in parameters]
+    sizes = set()
+    for step in range(5):
+        network.zero_grad()
+        backward(network, rows, cfg, step, Workers())
+        specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)
+        sizes |= {spec.support_size for spec in specs}
+        for spec in specs:
+            alone = outer_loss(network, build_batch(rows, [spec]).to(dtype=torch.float64)).loss
+            gradients = torch.autograd.grad(alone, parameters, allow_unused=True)
+            for total, gradient in zip(expected, gradients, strict=True):
+                total += 0 if gradient is None else gradient / len(specs)
+        for total, p in zip(epoch, parameters, strict=True):
+            total += p.grad
+    assert len(sizes) > 5
+    for found, wanted in zip(epoch, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
 
 
 def test_steps_lower_the_loss_and_repeat_exactly(fitted):
