@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services check
+.PHONY: help run stop test test-services check bench
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -38,6 +38,18 @@ check: .venv/installed  ## Lint, format, types and import rules
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/installed benchmarks/.venv/installed  ## Speed against peers in the same runs; writes benchmarks/results (ARGS=--quick for a look)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Peers have an environment of their own. One of them, learn2learn, may fail to build: its part then says why it is missing.
+benchmarks/.venv/installed: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv benchmarks/.venv
+	grep -v '^learn2learn' $< | benchmarks/.venv/bin/python -m pip install --quiet --no-deps --progress-bar off -r /dev/stdin
+	grep '^learn2learn' $< | CYTHON_FORCE_REGEN=1 xargs benchmarks/.venv/bin/python -m pip install --quiet --no-deps \
+		--no-build-isolation --global-option=build_ext > benchmarks/.venv/learn2learn.log 2>&1 \
+		|| echo "learn2learn did not build (benchmarks/.venv/learn2learn.log); its figures will be missing"
+	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.
 .venv/installed: requirements.lock requirements-data.lock pyproject.toml

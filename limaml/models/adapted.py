@@ -4,7 +4,7 @@
 `move` takes the step. All of it is ordinary arithmetic on tensors, differentiated once for the outer gradient: no double
 backward. A caller who computes the gradients without a graph gets first order.
 
-    T tasks, S rows, I inputs, O outputs, H hidden width, D embedding width
+    T tasks, S rows, M rows of the steps taken so far, I inputs, O outputs, D embedding width
 """
 
 from collections.abc import Callable, Mapping
@@ -161,36 +161,40 @@ class GramLayer:
         self._weight_size_T11, self._bias_size_T11 = weight_size_T11, bias_size_T1.unsqueeze(2)
         self._constant_TSI = constant_TSI
         self._kept: dict[tuple[str, bool], Tensor] = {}
-        self._moves: list[tuple[Tensor, Tensor]] = []
-        """Inputs and gradients of the steps taken; steps at the constant inputs are one, with their gradients' sum."""
+        self._moved: tuple[Tensor, Tensor] | None = None
+        """Inputs and gradients of the steps taken, side by side as rows; steps at the constant inputs are summed."""
 
     def forward(self, x_TSI: Tensor, *, relu: bool = False) -> Tensor:
         out_TSO = self._base(x_TSI)
-        for inputs_TSI, d_TSO in self._moves:
-            out_TSO = torch.baddbmm(out_TSO, self._kernel(x_TSI, inputs_TSI), d_TSO, alpha=-1)
-        if not relu:
-            return out_TSO
-        return out_TSO.relu_() if self._moves else out_TSO.relu()
+        if self._moved is None:
+            return out_TSO.relu() if relu else out_TSO
+        inputs_TMI, d_TMO = self._moved
+        out_TSO = torch.baddbmm(out_TSO, self._kernel(x_TSI, inputs_TMI), d_TMO, alpha=-1)
+        return out_TSO.relu_() if relu else out_TSO
 
     def pull(self, d_TSO: Tensor) -> Tensor:
         out_TSI = linear(d_TSO, self._weight_IO)
-        for inputs_TSI, earlier_TSO in self._moves:
-            gram_TSS = torch.bmm(d_TSO, earlier_TSO.transpose(1, 2))
-            out_TSI = torch.baddbmm(out_TSI, gram_TSS * self._weight_size_T11, inputs_TSI, alpha=-1)
-        return out_TSI
+        if self._moved is None:
+            return out_TSI
+        inputs_TMI, d_TMO = self._moved
+        gram_TSM = torch.bmm(d_TSO, d_TMO.transpose(1, 2))
+        return torch.baddbmm(out_TSI, gram_TSM * self._weight_size_T11, inputs_TMI, alpha=-1)
 
     def move(self, x_TSI: Tensor, d_TSO: Tensor) -> None:
-        if self._moves and x_TSI is self._constant_TSI:
-            d_TSO = self._moves.pop()[1] + d_TSO
-        self._moves.append((x_TSI, d_TSO))
+        if self._moved is None:
+            self._moved = x_TSI, d_TSO
+        elif x_TSI is self._constant_TSI:
+            self._moved = x_TSI, self._moved[1] + d_TSO
+        else:
+            self._moved = torch.cat([self._moved[0], x_TSI], dim=1), torch.cat([self._moved[1], d_TSO], dim=1)
 
     def _base(self, x_TSI: Tensor) -> Tensor:
         return self._keep("base", x_TSI, lambda: linear(x_TSI, self._weight_IO.t(), self._bias_O))
 
-    def _kernel(self, x_TSI: Tensor, inputs_TSI: Tensor) -> Tensor:
+    def _kernel(self, x_TSI: Tensor, inputs_TMI: Tensor) -> Tensor:
         def kernel() -> Tensor:
-            gram_TSS = torch.bmm(x_TSI, inputs_TSI.transpose(1, 2))
-            return torch.addcmul(self._bias_size_T11, gram_TSS, self._weight_size_T11)
+            gram_TSM = torch.bmm(x_TSI, inputs_TMI.transpose(1, 2))
+            return torch.addcmul(self._bias_size_T11, gram_TSM, self._weight_size_T11)
 
         return self._keep("kernel", x_TSI, kernel)
 

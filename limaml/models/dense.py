@@ -1,7 +1,7 @@
 """Dense layers with hand-written gradients: one matrix product each, the rest fused into it or done in place.
 
 In float32 on a CPU the products go through oneDNN, elsewhere through `torch.mm`: the same numbers up to the order of sums.
-Derivatives are first order only; the inner loop's own gradients are written out with `pull_relu` and differentiated once.
+Derivatives are first order only: the inner loop's own gradients are written out, and differentiated once.
 Inside `plain_layers()` the same functions are ordinary differentiable operations, which `torch.func` can batch.
 
     N rows, I inputs, O outputs
@@ -33,9 +33,13 @@ def plain_layers() -> Iterator[None]:
         _plain.reset(token)
 
 
+def is_plain() -> bool:
+    return _plain.get()
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b for x of shape (..., I)."""
-    if _plain.get():
+    if is_plain():
         return F.linear(x, weight_OI, bias_O)
     out: Tensor = _Linear.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return out
@@ -43,26 +47,15 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 def linear_relu(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """relu(x W^T + b) for x of shape (..., I)."""
-    if _plain.get():
+    if is_plain():
         return F.relu(F.linear(x, weight_OI, bias_O))
     out: Tensor = _LinearRelu.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return out
 
 
-def pull_relu(d: Tensor, weight_OI: Tensor, hidden: Tensor) -> Tensor:
-    """(d W) where hidden > 0, else 0: what the gradient d (..., O) of a layer is before the layer's input `hidden` (..., I).
-
-    Differentiable in d and W; the derivative by `hidden` is 0 almost everywhere.
-    """
-    if _plain.get():
-        return (d @ weight_OI) * (hidden.detach() > 0)
-    out: Tensor = _PullRelu.apply(d, weight_OI, hidden.detach())  # type: ignore[no-untyped-call]
-    return out
-
-
 def gate(d: Tensor, hidden: Tensor) -> Tensor:
     """d where hidden > 0, else 0. Differentiable in d."""
-    if _plain.get():
+    if is_plain():
         return d * (hidden.detach() > 0)
     out: Tensor = _Gate.apply(d, hidden.detach())  # type: ignore[no-untyped-call]
     return out
@@ -72,7 +65,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
-        return _product(x, weight_OI, bias_O)
+        return product(x, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
@@ -84,7 +77,7 @@ class _Linear(torch.autograd.Function):
 class _LinearRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-        out = _product(x, weight_OI, bias_O, relu=True)
+        out = product(x, weight_OI, bias_O, relu=True)
         ctx.save_for_backward(x, weight_OI, out)
         return out
 
@@ -93,24 +86,6 @@ class _LinearRelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI, out = ctx.saved_tensors
         return _gradients(ctx.needs_input_grad, x, weight_OI, torch.ops.aten.threshold_backward(grad, out, 0))
-
-
-class _PullRelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, d: Tensor, weight_OI: Tensor, hidden: Tensor) -> Tensor:
-        ctx.save_for_backward(d, weight_OI, hidden)
-        pulled = d * weight_OI if len(weight_OI) == 1 else _product(d, weight_OI.t())
-        torch.ops.aten.threshold_backward.grad_input(pulled, hidden, 0, grad_input=pulled)
-        return pulled
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d, weight_OI, hidden = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
-        by_d = _product(grad, weight_OI) if ctx.needs_input_grad[0] else None
-        by_weight = _rows(d).t() @ _rows(grad) if ctx.needs_input_grad[1] else None
-        return by_d, by_weight, None
 
 
 class _Gate(torch.autograd.Function):
@@ -127,12 +102,12 @@ class _Gate(torch.autograd.Function):
 
 
 def _gradients(needed: tuple[bool, ...], x: Tensor, weight_OI: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-    by_x = _product(grad, weight_OI.t()) if needed[0] else None
-    by_weight = _rows(grad).t() @ _rows(x) if needed[1] else None
-    return by_x, by_weight, _rows(grad).sum(0) if needed[2] else None
+    by_x = product(grad, weight_OI.t()) if needed[0] else None
+    by_weight = rows(grad).t() @ rows(x) if needed[1] else None
+    return by_x, by_weight, rows(grad).sum(0) if needed[2] else None
 
 
-def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
+def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """x W^T + b, and relu of it."""
     if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN and x.numel() >= _ONEDNN_ROWS * x.shape[-1]:
         # A block cut out of a larger matrix would be multiplied by a plain loop, 400 times slower.
@@ -144,5 +119,6 @@ def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu
     return out.relu_() if relu else out
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
+    """(..., I) as (N, I)."""
     return x.reshape(-1, x.shape[-1])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from limaml.config import ModelConfig
 from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows
-from limaml.models.dense import linear, linear_relu, pull_relu
+from limaml.models.dense import linear, linear_relu
+from limaml.models.relu_pull import relu_pull
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class RowState:
     """What the rows alone give, computed once however many embeddings they are scored with."""
 
-    logit_TR1: Tensor | None
-    """The MLP's logit; None if the embedding is one of its inputs."""
+    logit_TR1: Tensor
+    """The MLP's logit; 0 if the embedding is one of its inputs."""
     first_TRH: Tensor | None
     """What the first layer makes of the features, if the embedding is an input beside them."""
     item_TRK: Tensor | None
@@ -92,7 +93,7 @@ class GlobalBlock(nn.Module):
         item_TRK = self._items(rows) if self.has_product else None
         if self.has_concat:
             weight_HF = self._layers[0].weight[:, : self.num_features]
-            return RowState(None, linear(x, weight_HF, self._layers[0].bias), item_TRK)
+            return RowState(torch.zeros_like(x[..., :1]), linear(x, weight_HF, self._layers[0].bias), item_TRK)
         *hidden, last = self._layers
         for number, layer in enumerate(hidden):
             x = F.silu(linear(x, layer.weight, layer.bias))
@@ -101,47 +102,50 @@ class GlobalBlock(nn.Module):
 
     def score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (T, R) of rows encoded with the same `keep`."""
-        return self._score(state, embeddings, keep)[0]
+        product_TR1 = self._product(state, embeddings)
+        if state.first_TRH is None:
+            return product_TR1.squeeze(-1)
+        x = (state.first_TRH + self._shift(embeddings).unsqueeze(1)).relu_()
+        *hidden, last = self._layers[1:]
+        for number, layer in enumerate(hidden):
+            x = linear_relu(x * keep[number] if keep else x, layer.weight, layer.bias)
+        logit_TR1 = linear(x * keep[-1] if keep else x, last.weight, last.bias)
+        return (logit_TR1 + product_TR1).squeeze(-1)
 
     def pull(self, state: RowState, embeddings: Mapping[str, Tensor], kind: str, label_TR: Tensor, mask_TR: Tensor) -> Tensor:
         """(T, D) gradient of each task's summed cross-entropy by its embedding of `kind`, written out.
 
         The residual sigmoid(logit) - label of every row goes back through the product and through the MLP.
         """
-        logit_TR, hidden = self._score(state, embeddings, ())
-        residual_TR1 = ((torch.sigmoid(logit_TR) - label_TR) * mask_TR).unsqueeze(-1)
+        product_TR1 = self._product(state, embeddings)
         gradients = []
+        if state.first_TRH is None:
+            residual_TR1 = ((torch.sigmoid(product_TR1.squeeze(-1)) - label_TR) * mask_TR).unsqueeze(-1)
+        else:
+            layers = [(layer.weight, layer.bias) for layer in self._layers[1:]]
+            shift_TH = self._shift(embeddings)
+            by_shift_TH, residual_TR1 = relu_pull(state.first_TRH, shift_TH, layers, product_TR1, label_TR, mask_TR)
+            width, number = embeddings[kind].shape[1], self.kinds.index(kind)
+            start = self.num_features + number * width
+            gradients.append(by_shift_TH @ self._layers[0].weight[:, start : start + width])
         if state.item_TRK is not None:
             by_vector_TK = torch.bmm(residual_TR1.transpose(1, 2), state.item_TRK).squeeze(1)
             gradients.append(torch.cat([by_vector_TK, residual_TR1.sum(dim=1)], dim=-1))
-        if state.first_TRH is not None:
-            d = residual_TR1
-            for layer, x in zip(reversed(self._layers[1:]), reversed(hidden), strict=True):
-                d = pull_relu(d, layer.weight, x)
-            width, number = embeddings[kind].shape[1], self.kinds.index(kind)
-            start = self.num_features + number * width
-            gradients.append(d.sum(dim=1) @ self._layers[0].weight[:, start : start + width])
         return sum(gradients[1:], gradients[0])
 
-    def _score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Logits (T, R) and, if the embeddings go through the MLP, its hidden layers."""
-        logit_TR1, hidden = state.logit_TR1, list[Tensor]()
-        if state.first_TRH is not None:
-            beside_TE = torch.cat([embeddings[kind] for kind in self.kinds], dim=-1)
-            shift_TH = beside_TE @ self._layers[0].weight[:, self.num_features :].t()
-            x = (state.first_TRH + shift_TH.unsqueeze(1)).relu_()
-            for number, layer in enumerate(self._layers[1:]):
-                x = x * keep[number] if keep else x
-                hidden.append(x)
-                last = number == len(self._layers) - 2
-                x = (linear if last else linear_relu)(x, layer.weight, layer.bias)
-            logit_TR1 = x
-        assert logit_TR1 is not None
+    def _shift(self, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """(T, H) what the embeddings add to the first layer."""
+        beside_TE = torch.cat([embeddings[kind] for kind in self.kinds], dim=-1)
+        return beside_TE @ self._layers[0].weight[:, self.num_features :].t()
+
+    def _product(self, state: RowState, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """(T, R, 1) logits but for what goes through the MLP together with the embeddings."""
+        logit_TR1 = state.logit_TR1
         if state.item_TRK is not None:
             for kind in self.kinds:
                 vector_TD1 = embeddings[kind].unsqueeze(-1)
                 logit_TR1 = logit_TR1 + torch.bmm(state.item_TRK, vector_TD1[:, :-1]) + vector_TD1[:, -1:]
-        return logit_TR1.squeeze(-1), hidden
+        return logit_TR1
 
     def _items(self, rows: Rows) -> Tensor:
         unknown_TR1 = (rows.item_index_TR == UNKNOWN).unsqueeze(-1)

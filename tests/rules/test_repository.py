@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments"}
+PEERS = Path("benchmarks", "peers")
 MAX_COMMITTED_BYTES = 1_000_000
 MAX_LINES = 400
 
@@ -28,13 +29,18 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def pins(*files: str) -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for name in files for line in (ROOT / name).read_text().splitlines()]
+    return {normal(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
 def locked() -> dict[str, str]:
-    lines = [
-        *(ROOT / "requirements.lock").read_text().splitlines(),
-        *(ROOT / "requirements-data.lock").read_text().splitlines(),
-    ]
-    pins = [line.split("#")[0].strip() for line in lines]
-    return {normal(name): version for name, _, version in (pin.partition("==") for pin in pins if pin)}
+    return pins("requirements.lock", "requirements-data.lock")
+
+
+def peers_locked() -> dict[str, str]:
+    """The peers' own environment (benchmarks/.venv)."""
+    return pins("benchmarks/requirements-peers.txt")
 
 
 def imported(path: Path) -> set[str]:
@@ -49,12 +55,14 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_pin_is_exact() -> None:
-    assert not [name for name, version in locked().items() if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
+    every = [*locked().items(), *peers_locked().items()]
+    assert not [name for name, version in every if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
 
 
 def test_the_lock_has_no_gpu_build() -> None:
     # nvidia-ml-py is one pure Python file, which BentoML imports on every machine.
-    assert not [name for name in set(locked()) - {"nvidia-ml-py"} if name.startswith(("nvidia-", "cuda-", "triton"))]
+    every = (set(locked()) | set(peers_locked())) - {"nvidia-ml-py"}
+    assert not [name for name in every if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
 def test_the_lock_holds_what_its_packages_require() -> None:
@@ -77,10 +85,30 @@ def test_the_lock_contains_every_import() -> None:
     missing = {
         f"{path}: {name}"
         for path in python_files()
+        if not path.is_relative_to(PEERS)
         for name in imported(path) - OWN - local - set(sys.stdlib_module_names)
         if not {normal(found) for found in distributions.get(name, [])} & set(locked())
     }
     assert not missing
+
+
+def test_the_peers_lock_contains_every_import_of_a_peer() -> None:
+    """Their packages are not installed here: a module must be called as its distribution is."""
+    missing = {
+        f"{path}: {name}"
+        for path in python_files()
+        if path.is_relative_to(PEERS)
+        for name in imported(path) - OWN - set(sys.stdlib_module_names)
+        if normal(name) not in peers_locked()
+    }
+    assert not missing
+
+
+def test_ours_runs_beside_the_peers_on_the_same_versions() -> None:
+    """So that a ratio compares engines, not versions of what they stand on."""
+    shared = set(locked()) & set(peers_locked())
+    assert {"torch", "numpy", "pydantic", "pyarrow"} <= shared
+    assert not {name: (locked()[name], peers_locked()[name]) for name in shared if locked()[name] != peers_locked()[name]}
 
 
 def test_no_data_set_model_or_large_file_is_committed() -> None:

@@ -1,0 +1,1 @@
+"""Speed, beside what people would use instead, in the same run."""
