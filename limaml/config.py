@@ -247,7 +247,8 @@ class EmbeddingsConfig(Section):
 
     num_shards: Annotated[int, Field(ge=1, le=256)] = 2
     """Mapped Airflow tasks of one fill; stays under Airflow's map limit of 1,024 and far below where it slows."""
-    batch_entities: PositiveCount = 512
+    batch_entities: PositiveCount = 2048
+    """Entities that one thread encodes and adapts at a time; memory follows it, embeddings do not."""
     write_batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 2000
     """Rows per write to the online store, short: 2,000 rows take SQLite 40 ms. With 500, 2,000 and 4,000 rows a write, a row
     costs 30, 26 and 25 us there, and 22, 19 and 18 us on Redis. At most 10,000: SQLite binds 32,766 values a read."""

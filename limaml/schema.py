@@ -124,6 +124,13 @@ LOGGED_EVENTS = Table(
     ),
 )
 
+
+def support_columns(entity_column: str) -> list[str]:
+    """What adaptation reads of LOGGED_EVENTS, the entity first."""
+    features = (*USER_FEATURE_NAMES, *ITEM_FEATURE_NAMES)
+    return [entity_column, *(name for name in ("item_id", "timestamp", "label", *features) if name != entity_column)]
+
+
 # Request context the model reads; an event's context is derived from its timestamp by `context_hour`.
 CONTEXT = Table("context", (Column("hour", pa.int64(), nullable=True, minimum=0, maximum=23),))
 

@@ -129,47 +129,55 @@ class Encoder:
         A column is a sequence or array of `num_rows` values, any of them None; one plain value stands for all rows, and a
         column that is not there is None throughout. Raises ValueError for a column of another length.
         """
-        column = {name: _column(columns, name, num_rows) for name in _COLUMN_TYPES}
+        return self._encode(columns, num_rows, _context(_column(columns, "hour", num_rows)))
+
+    def encode_table(self, logged: pa.Table | pa.RecordBatch) -> EncodedRows:
+        """Encode logged events; the context's hour is the timestamp's (UTC). Strings may be dictionary-encoded."""
+        columns = {name: logged[name] for name in _COLUMN_TYPES if name in logged.schema.names}
+        # Looked up: the same bits as `_context`, without a sine a row.
+        context = _CONTEXT_OF_HOUR.take(timestamps_us(logged) // _MICROSECONDS_PER_HOUR % 24, axis=0)
+        return self._encode(columns, logged.num_rows, context)
+
+    def _encode(self, columns: Mapping[str, Any], num_rows: int, context: Floats) -> EncodedRows:
+        column = {name: _column(columns, name, num_rows) for name in _COLUMN_TYPES if name != "hour"}
         return EncodedRows(
             item_index=_lookup(column["item_id"], self._table("item")),
             item_dense=self._item_dense(column, num_rows),
-            user_dense=self._user_dense(column),
-            context=_context(column["hour"]),
+            user_dense=self._user_dense(column, num_rows),
+            context=context,
         )
-
-    def encode_table(self, logged: pa.Table) -> EncodedRows:
-        """Encode logged events; the context's hour is the timestamp's (UTC)."""
-        hour = pa.array(timestamps_us(logged) // _MICROSECONDS_PER_HOUR % 24)
-        names = [name for name in _COLUMN_TYPES if name in logged.column_names]
-        return self.encode({**{name: logged[name] for name in names}, "hour": hour}, logged.num_rows)
 
     def _table(self, name: str) -> dict[str, int]:
         table: dict[str, int] = self._tables[name]  # type: ignore[attr-defined]
         return table
 
-    def _user_dense(self, column: Mapping[str, pa.Array]) -> Floats:
-        blocks = [_one_hot(_lookup(column[name], self._table(name)), len(values)) for name, values in self.categories.items()]
-        numbers, known = self._numbers(column, _USER_NUMBERS)
-        return np.concatenate([*blocks, numbers, known[:, -1:]], axis=1, dtype=np.float32)
+    def _user_dense(self, column: Mapping[str, pa.Array], num_rows: int) -> Floats:
+        dense, start, rows = np.zeros((num_rows, self.dims.user_dense), np.float32), 0, np.arange(num_rows)
+        for name, values in self.categories.items():
+            _mark(dense[:, start:], rows, _lookup(column[name], self._table(name)))
+            start += len(values)
+        known = self._numbers(column, _USER_NUMBERS, dense[:, start:])
+        dense[:, -1] = known[-1]
+        return dense
 
     def _item_dense(self, column: Mapping[str, pa.Array], num_rows: int) -> Floats:
-        genres = np.zeros((num_rows, len(self.genres) + 1), np.float32)
-        lists = column["genres"]
-        index = _lookup(pc.list_flatten(lists), self._table("genre"))
-        genres[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False), index] = 1.0
-        numbers, known = self._numbers(column, _ITEM_NUMBERS)
+        dense, lists = np.zeros((num_rows, self.dims.item_dense), np.float32), column["genres"]
+        parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        _mark(dense, parents, _lookup(pc.list_flatten(lists), self._table("genre")))
+        known = self._numbers(column, _ITEM_NUMBERS, dense[:, len(self.genres) :])
         # Two flags: year is missing for some known items, the aggregates only for items that no snapshot holds.
-        return np.concatenate([genres[:, 1:], numbers, known[:, :1], known[:, -1:]], axis=1, dtype=np.float32)
+        dense[:, -2], dense[:, -1] = known[0], known[-1]
+        return dense
 
-    def _numbers(self, column: Mapping[str, pa.Array], names: tuple[str, ...]) -> tuple[Floats, Floats]:
-        """Standardised values, 0 where unknown, and whether each is known; both (R, len(names))."""
-        values, known = [], []
-        for name in names:
-            scaled, is_known = _scale(name, column[name])
+    def _numbers(self, column: Mapping[str, pa.Array], names: tuple[str, ...], dense: Floats) -> list[npt.NDArray[np.bool_]]:
+        """Put standardised values, 0 where unknown, into the first columns of `dense`; returns whether each is known."""
+        flags = []
+        for at, name in enumerate(names):
+            scaled, known = _scale(name, column[name])
             mean, std = self.moments[name]
-            values.append(np.where(is_known, (scaled - mean) / std, 0.0))
-            known.append(is_known)
-        return np.stack(values, axis=1).astype(np.float32), np.stack(known, axis=1).astype(np.float32)
+            dense[:, at] = np.where(known, (scaled - mean) / std, 0.0)
+            flags.append(known)
+        return flags
 
 
 _COLUMN_TYPES: dict[str, pa.DataType] = {
@@ -181,9 +189,10 @@ _COLUMN_TYPES: dict[str, pa.DataType] = {
 }
 
 
-def timestamps_us(logged: pa.Table) -> Indices:
-    """(R,) microseconds since 1970 (UTC)."""
-    values: Indices = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None) -> Indices:
+    """(R,) microseconds since 1970 (UTC); `missing` for a null, if one is given."""
+    column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
     return values
 
 
@@ -192,9 +201,9 @@ def _column(columns: Mapping[str, Any], name: str, num_rows: int) -> pa.Array:
     if value is None:
         return pa.nulls(num_rows, kind)
     if isinstance(value, pa.ChunkedArray):
-        value = value.combine_chunks()
+        value = _one_array(value)
     if isinstance(value, pa.Array):
-        array = value.cast(kind)
+        array = value if _is_coded(value.type) else value.cast(kind)
     elif isinstance(value, (str, int, float)):
         array = pa.repeat(pa.scalar(value, kind), num_rows)
     else:
@@ -204,9 +213,19 @@ def _column(columns: Mapping[str, Any], name: str, num_rows: int) -> pa.Array:
     return array
 
 
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    # combine_chunks would copy the only chunk.
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _is_coded(kind: pa.DataType) -> bool:
+    """Whether a column is dictionary-encoded strings, or lists of them; other columns are cast to their type."""
+    return bool(pa.types.is_dictionary(kind.value_type if pa.types.is_list(kind) else kind))
+
+
 def _strings(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks()
+        return _one_array(values)
     return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
 
 
@@ -222,21 +241,24 @@ def _lookup(values: pa.Array, table: Mapping[str, int]) -> Indices:
     """Index of each value, 0 for null and for what the table lacks; costs one dictionary access per distinct value."""
     coded = values.dictionary_encode()
     found = np.array([table.get(value, UNKNOWN) for value in coded.dictionary.to_pylist()] + [UNKNOWN], np.int64)
-    codes = coded.indices.fill_null(len(found) - 1).to_numpy(zero_copy_only=False)
-    indices: Indices = found[codes]
+    codes = coded.indices.fill_null(len(found) - 1) if coded.indices.null_count else coded.indices
+    indices: Indices = found.take(codes.to_numpy())
     return indices
 
 
-def _one_hot(index: Indices, num_values: int) -> Floats:
-    return np.eye(num_values + 1, dtype=np.float32)[index][:, 1:]
+def _mark(dense: Floats, rows: Indices, index: Indices) -> None:
+    """Put a 1 into column index - 1 of each row; index 0 is unknown and puts none."""
+    if (index == UNKNOWN).any():
+        rows, index = rows[index != UNKNOWN], index[index != UNKNOWN]
+    dense[rows, index - 1] = 1.0
 
 
 def _scale(name: str, values: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Numbers (counts as logarithms, rates as logits) and whether each is known; a null or a NaN is not."""
-    numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
-    numbers = numbers.astype(np.float64)
+    values = values.cast(pa.float64())
+    numbers = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
     known = np.isfinite(numbers)
-    filled = np.where(known, numbers, 0.0)
+    filled = numbers if known.all() else np.where(known, numbers, 0.0)
     if name in _COUNTS:
         return np.log1p(np.maximum(filled, 0.0)), known
     if name in _RATES:
@@ -259,3 +281,7 @@ def _context(hour: pa.Array) -> Floats:
     angle = hours * (2 * math.pi / 24)
     columns = [np.where(known, np.sin(angle), 0.0), np.where(known, np.cos(angle), 0.0), known]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+_CONTEXT_OF_HOUR = _context(pa.array(range(24), pa.float64()))
+"""(24, 3)"""

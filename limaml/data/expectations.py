@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,18 @@ def validate(
     derived = derived or {}
     outcomes = _run(table, suite, derived, "SUMMARY")
     return tuple(_finding(e, outcomes[e.type, e.column], set(derived)) for e in suite)
+
+
+def merge(pieces: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
+    """Findings about a table that was judged in pieces: what one piece fails, the table fails."""
+    merged: dict[str, Finding] = {}
+    for finding in (finding for piece in pieces for finding in piece):
+        before = merged.setdefault(finding.expectation, finding)
+        if before is not finding:
+            examples = tuple(dict.fromkeys((*before.examples, *finding.examples)))[:_EXAMPLES]
+            success, unexpected = before.success and finding.success, before.unexpected + finding.unexpected
+            merged[finding.expectation] = replace(before, success=success, unexpected=unexpected, examples=examples)
+    return tuple(merged.values())
 
 
 def validate_rows(table: pa.Table, suite: Sequence[Expectation]) -> list[tuple[Finding, ...]]:

@@ -5,7 +5,7 @@ against recent days, label rate) is the caller's choice.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.data.events import has_type
-from limaml.data.expectations import BETWEEN, IN_SET, Expectation, Finding, GateResult, validate, validate_rows
+from limaml.data.expectations import BETWEEN, IN_SET, Expectation, Finding, GateResult, merge, validate, validate_rows
 from limaml.errors import GateError
 
 # How an Arrow column must arrive in pandas, in the words of expect_column_values_to_be_of_type.
@@ -144,46 +144,65 @@ def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateRe
 
 
 def check_embeddings(
-    table: pa.Table,
+    pieces: Iterable[pa.Table],
     *,
     entity_column: str,
     kind: str,
     dim: int,
-    planned: AbstractSet[str],
+    planned: pa.Array,
     version: str,
     min_norm: float,
     max_norm: float,
 ) -> GateResult:
-    """Gate a partition of embeddings: finite, `dim` wide, norms in range, exactly the planned entities, one model version."""
-    suite = table_expectations(schema.embeddings(entity_column, dim), table)
-    suite += [
-        Expectation(IN_SET, "kind", {"value_set": [kind]}),
-        Expectation(IN_SET, "model_version", {"value_set": [version]}),
-        Expectation("expect_table_row_count_to_equal", "", {"value": len(planned)}),
+    """Gate a partition of embeddings: finite, `dim` wide, norms in range, exactly the planned entities, one model version.
+
+    It is read in pieces, at least one. Entities are ascending, so that no two pieces hold the same one.
+    """
+    same = [Expectation(IN_SET, "kind", {"value_set": [kind]}), Expectation(IN_SET, "model_version", {"value_set": [version]})]
+    vectors = [
+        Expectation(IN_SET, "embedding_width", {"value_set": [dim]}),
+        Expectation(IN_SET, "embedding_nonfinite", {"value_set": [0]}),
+        Expectation(BETWEEN, "embedding_norm", {"min_value": min_norm, "max_value": max_norm}),
     ]
-    derived = {}
-    if entity_column in table.column_names:
-        derived["entity_planned"] = pc.is_in(table[entity_column], value_set=pa.array(sorted(planned), pa.string()))
-        suite.append(Expectation(IN_SET, "entity_planned", {"value_set": [True]}))
-    if "embedding" in table.column_names:
-        derived |= _measure_vectors(table["embedding"])
-        suite += [
-            Expectation(IN_SET, "embedding_width", {"value_set": [dim]}),
-            Expectation(IN_SET, "embedding_nonfinite", {"value_set": [0]}),
-            Expectation(BETWEEN, "embedding_norm", {"min_value": min_norm, "max_value": max_norm}),
-        ]
-    there = {*table.column_names, *derived, ""}
-    findings = validate(table, [e for e in suite if e.column in there], derived)
-    return GateResult(f"embeddings of kind {kind}, version {version}", table.num_rows, findings)
+    order = [Expectation(IN_SET, name, {"value_set": [True]}) for name in ("entity_planned", "entity_ascending")]
+    found, num_rows, last = [], 0, None
+    for table in pieces:
+        derived = _measure_vectors(table["embedding"]) if "embedding" in table.column_names else {}
+        if entity_column in table.column_names and table.num_rows:
+            entities = table[entity_column].combine_chunks()
+            derived |= {"entity_planned": pc.is_in(entities, planned), "entity_ascending": _ascending(entities, last)}
+            last = entities[-1].as_py()
+        suite = [*table_expectations(schema.embeddings(entity_column, dim), table), *same, *order, *vectors]
+        there = {*table.column_names, *derived, ""}
+        found.append(validate(table, [e for e in suite if e.column in there], derived))
+        num_rows += table.num_rows
+    findings = (*merge(found), _row_count(num_rows, len(planned)))
+    return GateResult(f"embeddings of kind {kind}, version {version}", num_rows, findings)
+
+
+def _row_count(num_rows: int, wanted: int) -> Finding:
+    """In Great Expectations' words: it cannot count what it sees in pieces."""
+    good = num_rows == wanted
+    return Finding("expect_table_row_count_to_equal", True, good, f"value {wanted}", 0, () if good else (str(num_rows),))
+
+
+def _ascending(entities: pa.Array, last: str | None) -> pa.Array:
+    """Whether each entity comes after the one before it, `last` for the first; null beside a null."""
+    before = pa.concat_arrays([pa.array([last or ""], entities.type), entities.slice(0, len(entities) - 1)])
+    return pc.greater(entities, before)
 
 
 def _measure_vectors(column: pa.ChunkedArray) -> dict[str, pa.Array]:
     """Width, count of non-finite numbers and norm (of the finite ones) of every vector; a null vector has width 0."""
-    vectors = [np.asarray(v if v is not None else [], dtype=np.float64) for v in column.to_pylist()]
+    vectors = column.combine_chunks()
+    row = pc.list_parent_indices(vectors).to_numpy()
+    values = pc.list_flatten(vectors).to_numpy(zero_copy_only=False).astype(np.float64)
+    finite = np.isfinite(values)
+    squares = np.bincount(row, np.where(finite, values, 0.0) ** 2, len(vectors))
     return {
-        "embedding_width": pa.array([v.size for v in vectors], pa.int64()),
-        "embedding_nonfinite": pa.array([int((~np.isfinite(v)).sum()) for v in vectors], pa.int64()),
-        "embedding_norm": pa.array([float(np.linalg.norm(v[np.isfinite(v)])) for v in vectors], pa.float64()),
+        "embedding_width": pc.fill_null(pc.list_value_length(vectors), 0).cast(pa.int64()),
+        "embedding_nonfinite": pa.array(np.bincount(row, ~finite, len(vectors)).astype(np.int64)),
+        "embedding_norm": pa.array(np.sqrt(squares)),
     }
 
 

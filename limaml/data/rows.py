@@ -5,12 +5,25 @@ T tasks, R rows (S support, Q query), F features
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from limaml.data.encoding import EncodedRows
+from limaml.data.encoding import UNKNOWN, EncodedRows, Floats, Indices
+
+
+class SourceRows(Protocol):
+    """Rows that tasks are gathered from, of any number of entities end to end."""
+
+    @property
+    def encoded(self) -> EncodedRows: ...
+    @property
+    def label(self) -> Floats: ...
+    @property
+    def timestamp_us(self) -> Indices: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,40 @@ class Rows:
             if tensor is not None:
                 moved[field.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
         return replace(self, **moved)
+
+    @classmethod
+    def gather(cls, source: SourceRows, at_TR: Indices, mask_TR: Floats, as_of_us_T: Indices) -> Self:
+        """Padded rows of `source`, numbered by `at_TR`; where the mask is 0 the number is any row's and all values become 0."""
+        encoded, real = source.encoded, mask_TR > 0
+        gap_s = (as_of_us_T[:, None] - source.timestamp_us[at_TR]) / 1e6
+        return cls(
+            item_index_TR=torch.from_numpy(np.where(real, encoded.item_index[at_TR], UNKNOWN)),
+            item_dense_TRF=torch.from_numpy(encoded.item_dense[at_TR] * mask_TR[:, :, None]),
+            user_dense_TRF=torch.from_numpy(encoded.user_dense[at_TR] * mask_TR[:, :, None]),
+            context_TRF=torch.from_numpy(encoded.context[at_TR] * mask_TR[:, :, None]),
+            mask_TR=torch.from_numpy(mask_TR),
+            gap_s_TR=torch.from_numpy((gap_s * real).astype(np.float32)),
+            label_TR=torch.from_numpy(source.label[at_TR] * mask_TR),
+        )
+
+    @classmethod
+    def consecutive(cls, source: SourceRows, first: int, num_tasks: int, num_rows: int, as_of_us: int) -> Self:
+        """What `gather` makes of tasks whose rows stand one after another from `first` on, none missing; nothing is copied."""
+        encoded, part = source.encoded, slice(first, first + num_tasks * num_rows)
+        shape = (num_tasks, num_rows)
+
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values[part]).view(*shape, *values.shape[1:])
+
+        return cls(
+            item_index_TR=tensor(encoded.item_index),
+            item_dense_TRF=tensor(encoded.item_dense),
+            user_dense_TRF=tensor(encoded.user_dense),
+            context_TRF=tensor(encoded.context),
+            mask_TR=torch.ones(shape),
+            gap_s_TR=torch.from_numpy(((as_of_us - source.timestamp_us[part]) / 1e6).astype(np.float32)).view(shape),
+            label_TR=tensor(source.label),
+        )
 
     @classmethod
     def from_encoded(cls, encoded: EncodedRows) -> Self:

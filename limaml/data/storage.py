@@ -18,6 +18,11 @@ from pyarrow import fs
 
 from limaml.errors import DataError
 
+_ROW_GROUP_ROWS = 65_536
+"""Rows a row group of a file that is written in a stream: what a reader must hold at once."""
+_READ_BUFFER_BYTES = 1 << 20
+"""A column's pages are read in pieces of this size, not a whole row group at once."""
+
 
 class Storage:
     """A root folder or URL; every path given to a method is relative to it."""
@@ -50,7 +55,8 @@ class Storage:
         """Write a whole file; a reader sees the old bytes or the new ones, never a part."""
         target = f"{self._base}/{relative}"
         self._fs.create_dir(os.path.dirname(target), recursive=True)
-        temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}" if self._local else target
+        # An object store shows an object when its stream is closed, a local disk from the first byte on.
+        temporary = _hidden(target) if self._local else target
         with self._fs.open_output_stream(temporary) as stream:
             stream.write(data)
         if self._local:
@@ -75,12 +81,52 @@ class Storage:
         pq.write_table(table, buffer, compression="zstd")
         self.write_bytes(relative, buffer.getvalue())
 
+    def write_batches(self, relative: str, batches: pa.RecordBatchReader) -> int:
+        """Write one Parquet file as its batches come; returns the number of rows. The same batches give the same bytes.
+
+        The file appears whole, after the last batch; if the batches end in an error, what was there before stays.
+        """
+        target = f"{self._base}/{relative}"
+        self._fs.create_dir(os.path.dirname(target), recursive=True)
+        temporary = _hidden(target)
+        try:
+            with self._fs.open_output_stream(temporary) as stream:
+                num_rows = _write_row_groups(stream, batches)
+            self._fs.move(temporary, target)
+        except BaseException:
+            if self._fs.get_file_info(temporary).type != fs.FileType.NotFound:
+                self._fs.delete_file(temporary)
+            raise
+        return num_rows
+
+    def read_batches(self, relative: str, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Columns of one Parquet file, `batch_rows` rows at a time; strings come dictionary-encoded, lists of them too."""
+        with self._fs.open_input_file(f"{self._base}/{relative}") as source:
+            leaves = pq.read_metadata(source).schema
+            strings = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if str(leaf.logical_type) == "String"]
+            # pre_buffer would keep all that was read until the file is closed.
+            with pq.ParquetFile(source, read_dictionary=strings, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as file:
+                yield from file.iter_batches(batch_rows, columns=list(columns), use_threads=False)
+
+    def read_row_groups(self, relative: str) -> Iterator[pa.Table]:
+        """A Parquet file's row groups, one at a time; one empty table if it has none."""
+        with self._fs.open_input_file(f"{self._base}/{relative}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+            groups = (file.read_row_group(number) for number in range(file.num_row_groups))
+            yield from groups if file.num_row_groups else [file.schema_arrow.empty_table()]
+
     def dataset(self, relative: Sequence[str], schema: pa.Schema) -> ds.Dataset:
         """Parquet files as one lazily read dataset; columns are cast to `schema`. No file gives an empty dataset."""
         if not relative:
             return ds.dataset(schema.empty_table())
         paths = [f"{self._base}/{name}" for name in relative]
         return ds.dataset(paths, schema=schema, filesystem=self._fs, format="parquet")
+
+    def scanner(self, relative: Sequence[str], schema: pa.Schema) -> ds.Scanner:
+        """`dataset`, to be read once, in flat memory: a dataset reads files ahead, 1.3 GB of a span of 9.6 million rows."""
+        options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=_READ_BUFFER_BYTES)
+        return self.dataset(relative, schema).scanner(
+            batch_readahead=1, fragment_readahead=1, use_threads=False, fragment_scan_options=options
+        )
 
     def move(self, source: str, target: str) -> None:
         absolute = f"{self._base}/{target}"
@@ -101,3 +147,36 @@ class Storage:
 
     def _info(self, relative: str) -> fs.FileInfo:
         return self._fs.get_file_info(f"{self._base}/{relative}")
+
+
+def _hidden(target: str) -> str:
+    """A name beside `target` that no reader of the folder takes for data."""
+    return f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"
+
+
+def _write_row_groups(stream: Any, batches: pa.RecordBatchReader) -> int:
+    # A dictionary pays where values repeat; of floats it would hold nearly all.
+    values = {field: getattr(field.type, "value_type", field.type) for field in batches.schema}
+    repeated = [_leaf(field) for field, of in values.items() if not pa.types.is_floating(of)]
+    num_rows, group = 0, []
+    with pq.ParquetWriter(stream, batches.schema, compression="zstd", use_dictionary=repeated) as writer:
+        for batch in batches:
+            group.append(batch)
+            if sum(each.num_rows for each in group) >= _ROW_GROUP_ROWS:
+                num_rows += _write_row_group(writer, group)
+                group = []
+        num_rows += _write_row_group(writer, group)
+    return num_rows
+
+
+def _leaf(field: pa.Field) -> str:
+    """Parquet's name of what a column, or a list of it, holds."""
+    nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    return f"{field.name}.list.element" if nested else str(field.name)
+
+
+def _write_row_group(writer: pq.ParquetWriter, group: list[pa.RecordBatch]) -> int:
+    table = pa.Table.from_batches(group, writer.schema)
+    if table.num_rows:
+        writer.write_table(table, row_group_size=table.num_rows)
+    return int(table.num_rows)

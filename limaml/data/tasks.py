@@ -215,19 +215,10 @@ def _gather(rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices]
     for task, each in enumerate(chosen):
         at[task, : len(each)] = each
         mask[task, : len(each)] = 1.0
-    real = mask > 0
-    item_index = np.where(real, rows.encoded.item_index[at], UNKNOWN)
-    profile = np.array([not spec.hide_profile for spec in specs], np.float32)[:, None] * mask
+    gathered = Rows.gather(rows, at, mask, np.array([spec.as_of_us for spec in specs], np.int64))
+    hidden = np.array([spec.hide_profile for spec in specs], np.bool_)
+    gathered.user_dense_TRF[torch.from_numpy(hidden)] = 0.0
     for task, spec in enumerate(specs):
         if len(spec.hide_items):
-            item_index[task, np.isin(at[task], spec.hide_items)] = UNKNOWN
-    as_of_us = np.array([spec.as_of_us for spec in specs], np.int64)[:, None]
-    return Rows(
-        item_index_TR=torch.from_numpy(item_index),
-        item_dense_TRF=torch.from_numpy(rows.encoded.item_dense[at] * mask[:, :, None]),
-        user_dense_TRF=torch.from_numpy(rows.encoded.user_dense[at] * profile[:, :, None]),
-        context_TRF=torch.from_numpy(rows.encoded.context[at] * mask[:, :, None]),
-        mask_TR=torch.from_numpy(mask),
-        gap_s_TR=torch.from_numpy(((as_of_us - rows.timestamp_us[at]) / 1e6 * real).astype(np.float32)),
-        label_TR=torch.from_numpy(rows.label[at] * mask),
-    )
+            gathered.item_index_TR[task, torch.from_numpy(np.isin(at[task], spec.hide_items))] = UNKNOWN
+    return gathered

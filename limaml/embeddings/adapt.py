@@ -1,16 +1,14 @@
 """Adapt many entities in one stream: planned entities -> their last N events -> embeddings (contract 3).
 
 An embedding is a pure function of (model version, those events with their logged features): whoever computes it, in whatever
-batch, gets the same vector to 1e-6, and the same entities in the same order on one thread count give the same bytes.
-
-    T tasks (one an entity), D embedding width
+batch, gets the same vector to 1e-6, and the same entities in the same order give the same bytes.
 """
 
-import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,10 +21,11 @@ from limaml.errors import DataError
 
 if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
-    from limaml.models.network import LiMAML
 
-_THREADS = 1
-"""Threads of torch and duckdb while adapting: another count sums in another order, and a re-run must give the same bytes."""
+_READ_ROWS = 65_536
+"""Rows read at a time."""
+_DUCKDB = {"threads": 1, "memory_limit": "400MB"}
+"""What does not fit is sorted on disk; the other core is adapting meanwhile."""
 
 
 def active_entities(storage: Storage, kind: TaskKindConfig, as_of: datetime) -> list[str]:
@@ -54,108 +53,57 @@ def adapt(
     entities: Sequence[str],
     as_of: datetime,
     batch_entities: int,
-) -> pa.Table:
-    """Embeddings of `entities` as of an instant: a table of schema.embeddings, sorted by entity.
+) -> pa.RecordBatchReader:
+    """Embeddings of `entities` as of an instant, as they come: batches of schema.embeddings, sorted by entity.
 
     Support is the entity's last N events before `as_of`, N from the bundle's configuration. An entity without any gets the
-    prior. Memory follows `batch_entities`, not the number of entities or events.
+    prior. Memory follows `batch_entities` and duckdb's limit, not the number of events.
     """
-    planned = sorted(entities)
-    columns = schema.embeddings(kind.entity_column, bundle.config.model.embedding_dim).arrow
-    with _one_thread():
-        chunks = list(_embed_chunks(storage, bundle, kind, planned, as_of, batch_entities))
-    vectors = [chunk for chunk, _, _ in chunks]
-    sizes = [size for _, chunk, _ in chunks for size in chunk]
-    last = [instant for _, _, chunk in chunks for instant in chunk]
-    flat = pa.concat_arrays(vectors) if vectors else pa.array([], pa.float32())
-    return pa.table(
-        [
-            pa.array(planned, pa.string()),
-            pa.repeat(kind.name, len(planned)),
-            pa.FixedSizeListArray.from_arrays(flat, bundle.config.model.embedding_dim),
-            pa.repeat(version, len(planned)),
-            pa.array(sizes, pa.int64()),
-            pa.array([as_of] * len(planned), schema.TIMESTAMP),
-            pa.array(last, schema.TIMESTAMP),
-        ],
-        schema=columns,
+    from limaml.embeddings.stream import Adapter
+
+    adapter = Adapter.of(bundle, version, kind, as_of)
+    planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
+    params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of))) as connection:
+            connection.register("planned", planned)
+            rows = connection.sql(_planned_rows(kind), params=params).to_arrow_reader(_READ_ROWS)
+            yield from adapter.embed_all(rows, batch_entities, planned.num_rows)
+
+    return pa.RecordBatchReader.from_batches(adapter.columns, batches())
+
+
+def adapt_sorted(
+    storage: Storage,
+    bundle: "Bundle",
+    version: str,
+    kind: TaskKindConfig,
+    source: str,
+    as_of: datetime,
+    batch_entities: int,
+) -> pa.RecordBatchReader:
+    """`adapt` for all entities of one Parquet file of logged events that is sorted by (entity, timestamp, event id) already.
+
+    Raises DataError, while it is read, if it is not.
+    """
+    from limaml.embeddings.stream import Adapter
+
+    adapter = Adapter.of(bundle, version, kind, as_of)
+    rows = storage.read_batches(source, schema.support_columns(kind.entity_column), _READ_ROWS)
+    return pa.RecordBatchReader.from_batches(adapter.columns, adapter.embed_all(rows, batch_entities, total=None))
+
+
+def _planned_rows(kind: TaskKindConfig) -> str:
+    """SQL: the last N events of every planned entity; one that has none has one row of nulls."""
+    entity, columns = kind.entity_column, schema.support_columns(kind.entity_column)[1:]
+    return (
+        f"SELECT planned.entity AS {entity}, {', '.join(columns)} FROM planned LEFT JOIN ("  # noqa: S608  names of the schema
+        f"SELECT {entity} AS entity, event_id, {', '.join(columns)} FROM logged"
+        f" SEMI JOIN planned ON logged.{entity} = planned.entity WHERE timestamp < $as_of"
+        f" QUALIFY row_number() OVER (PARTITION BY {entity} ORDER BY timestamp DESC, event_id DESC) <= $support_rows"
+        ") AS last ON last.entity = planned.entity ORDER BY planned.entity, timestamp, event_id"
     )
-
-
-def _embed_chunks(
-    storage: Storage, bundle: "Bundle", kind: TaskKindConfig, planned: list[str], as_of: datetime, batch_entities: int
-) -> Iterator[tuple[pa.Array, list[int], list[datetime | None]]]:
-    """For `batch_entities` entities at a time: vectors end to end, support sizes, times of the last event."""
-    support_rows = bundle.config.meta.support_rows
-    # In float32 the order of sums, so the batch, moved a row_mlp's embedding by 5e-6; contract 5 allows 1e-6.
-    network = copy.deepcopy(bundle.network).double()
-    with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of))) as connection:
-        connection.register("planned", pa.table({"entity": pa.array(planned, pa.string())}))
-        query = (
-            f"SELECT {', '.join(schema.LOGGED_EVENTS.names)} FROM logged"  # noqa: S608  names come from the schema
-            f" SEMI JOIN planned ON logged.{kind.entity_column} = planned.entity WHERE timestamp < $as_of"
-            f" QUALIFY row_number() OVER (PARTITION BY {kind.entity_column} ORDER BY timestamp DESC, event_id DESC)"
-            f" <= $support_rows ORDER BY {kind.entity_column}, timestamp, event_id"
-        )
-        rows = connection.sql(query, params={"as_of": as_of, "support_rows": support_rows})
-        stream = _Stream(rows.to_arrow_reader(), kind.entity_column)
-        for start in range(0, len(planned), batch_entities):
-            chunk = planned[start : start + batch_entities]
-            yield _embed(bundle, network, kind, chunk, stream.take_through(chunk[-1]), as_of)
-
-
-def _embed(
-    bundle: "Bundle", network: "LiMAML", kind: TaskKindConfig, entities: list[str], logged: pa.Table, as_of: datetime
-) -> tuple[pa.Array, list[int], list[datetime | None]]:
-    import numpy as np
-    import torch
-
-    from limaml.data.tasks import TaskRows, build_batch, support_spec
-    from limaml.meta.engine import embed_tasks
-
-    rows = TaskRows.from_logged(logged, bundle.encoder, kind)
-    position = {entity: at for at, entity in enumerate(rows.entities)}
-    specs = [support_spec(rows, at, as_of, bundle.config.meta.support_rows) for at in range(rows.num_entities)]
-    vectors_TD = np.tile(bundle.prior[kind.name].numpy(), (len(entities), 1))
-    present = [at for at, entity in enumerate(entities) if entity in position]
-    if present:
-        batch = build_batch(rows, specs)
-        with torch.no_grad():
-            support = batch.support.to(dtype=torch.float64)
-            vectors_TD[present] = embed_tasks(network, support, batch.entity_index_T).numpy()
-    sizes = [specs[position[entity]].support_size if entity in position else 0 for entity in entities]
-    stops = {entity: int(rows.timestamp_us[rows.offsets[at + 1] - 1]) for entity, at in position.items()}
-    last = pa.array([stops.get(entity) for entity in entities], pa.int64()).cast(schema.TIMESTAMP).to_pylist()
-    return pa.array(vectors_TD.astype(np.float32).ravel()), sizes, last
-
-
-class _Stream:
-    """Record batches sorted by entity, handed out up to a given entity."""
-
-    def __init__(self, reader: pa.RecordBatchReader, column: str) -> None:
-        self._reader = reader
-        self._column = column
-        self._kept = schema.LOGGED_EVENTS.arrow.empty_table()
-        self._ended = False
-
-    def take_through(self, entity: str) -> pa.Table:
-        """All rows not handed out yet whose entity sorts no later than `entity`."""
-        taken = []
-        while True:
-            keys = self._kept[self._column].combine_chunks().to_pylist()
-            end = len(keys)
-            while end and keys[end - 1] > entity:
-                end -= 1
-            taken.append(self._kept.slice(0, end))
-            self._kept = self._kept.slice(end)
-            if self._kept.num_rows or self._ended:
-                return pa.concat_tables(taken).combine_chunks()
-            try:
-                batch = self._reader.read_next_batch()
-            except StopIteration:
-                self._ended = True
-            else:
-                self._kept = pa.Table.from_batches([batch]).cast(schema.LOGGED_EVENTS.arrow)
 
 
 @contextmanager
@@ -165,22 +113,13 @@ def _duckdb(storage: Storage, files: list[str]) -> Iterator[Any]:
 
     if not files:
         raise DataError(f"{storage.path('logged')} must hold a partition to adapt from, got none; run limaml ingest first")
-    with duckdb.connect(config={"threads": _THREADS}) as connection:
+    with (
+        TemporaryDirectory(prefix="limaml-sort-") as folder,
+        duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
+    ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.dataset(files, schema.LOGGED_EVENTS.arrow))
+        connection.register("logged", storage.scanner(files, schema.LOGGED_EVENTS.arrow))
         yield connection
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(_THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _last_day(as_of: datetime) -> Any:

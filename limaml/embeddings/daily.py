@@ -15,7 +15,7 @@ from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
 from limaml.data import snapshots
 from limaml.data.events import DayManifest, EventStore
-from limaml.embeddings.partition import Partition, read_covered, read_partition, write_covered, write_partition
+from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
 from limaml.embeddings.slots import Places, complete_through, publish_features
 from limaml.errors import DataError, NothingToDo
@@ -60,17 +60,16 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
     """
     places = Places.of(cfg)
     plan = _plan_day(places, day)
-    entities, paths = 0, []
+    done, paths = Adapted(), []
     for kind in cfg.task_kinds:
         changed = _changed(places, plan, kind.entity_column)
         if changed:
             bundle = places.bundle(plan.version.version)
             where = plan.partition(kind)
-            table = write_partition(cfg, places.storage, bundle, where, changed, plan.as_of, plan.inputs)
-            entities += table.num_rows
+            done += write_partition(cfg, places.storage, bundle, where, changed, plan.as_of, plan.inputs)
             paths.append(places.storage.path(where.path))
-    _log.info("day_adapted", model_version=plan.version.version, day=day.isoformat(), entities=entities)
-    return {**_result(plan), "entities": entities, "paths": paths}
+    _log.info("day_adapted", model_version=plan.version.version, day=day.isoformat(), **done.figures)
+    return {**_result(plan), **done.figures, "paths": paths}
 
 
 def publish_day(cfg: Config, day: date, run: str) -> dict[str, Any]:

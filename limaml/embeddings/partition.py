@@ -13,6 +13,7 @@ Nothing in them depends on the clock: the same day, data and version give the sa
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -101,24 +102,41 @@ def read_plan(storage: Storage, kind: TaskKindConfig, version: str, day: date) -
     return FillPlan(kind, version, day, value["num_shards"], value["revisions"], tuple(entities))
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What one or several partitions took to write; the figures of a verb's result."""
+
+    entities: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Adapted") -> "Adapted":
+        return Adapted(self.entities + other.entities, self.seconds + other.seconds)
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        rate = self.entities / self.seconds if self.entities else 0.0
+        return {"entities": self.entities, "entities_per_s": round(rate, 1)}
+
+
 def write_partition(
     cfg: Config, storage: Storage, bundle: "Bundle", where: Partition, entities: Sequence[str], as_of: datetime, inputs: Inputs
-) -> pa.Table:
-    """Adapt, write, gate. `inputs` says what the rows are made from; only rows that passed their gate can be read by it.
+) -> Adapted:
+    """Adapt and write in one stream, then gate. `inputs` says what the rows are made from; only rows that passed can be read.
 
     Raises GateError, leaving the gate's result beside the rows.
     """
     from limaml.data.gate_report import report_html
     from limaml.data.gates import check_embeddings, require
 
-    table = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)
-    storage.write_table(where.path, table)
+    started = time.monotonic()
+    batches = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)
+    done = Adapted(storage.write_batches(where.path, batches), time.monotonic() - started)
     result = check_embeddings(
-        table,
+        storage.read_row_groups(where.path),
         entity_column=where.kind.entity_column,
         kind=where.kind.name,
         dim=bundle.config.model.embedding_dim,
-        planned=set(entities),
+        planned=pa.array(sorted(entities), pa.string()),
         version=where.version,
         min_norm=cfg.embeddings.min_norm,
         max_norm=cfg.embeddings.max_norm,
@@ -130,7 +148,7 @@ def write_partition(
         storage.write_bytes(f"{stem}.html", report_html(f"Refused: {result.what}", note, [result]).encode())
     require(result, f"look at {storage.path(where.path)}; nothing of it was published")
     storage.write_json(where.manifest_path, {"as_of": as_of.isoformat(), **inputs})
-    return table
+    return done
 
 
 def read_partition(storage: Storage, where: Partition, as_of: datetime, inputs: Inputs) -> pa.Table:

@@ -25,7 +25,15 @@ from limaml.data.events import EventStore
 from limaml.data.storage import Storage
 from limaml.embeddings.adapt import active_entities
 from limaml.embeddings.lease import Held, holder_name, lease
-from limaml.embeddings.partition import FillPlan, read_partition, read_plan, write_covered, write_partition, write_plan
+from limaml.embeddings.partition import (
+    Adapted,
+    FillPlan,
+    read_partition,
+    read_plan,
+    write_covered,
+    write_partition,
+    write_plan,
+)
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
 from limaml.errors import BusyError, DataError, NothingToDo, StoreError
 from limaml.registry import ModelVersion, Registry
@@ -115,30 +123,30 @@ def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any
     slot, day = _filling(places.registry.get(version))
     bundle = places.bundle(version)
     as_of = schema.day_end(day)
-    done: list[tuple[FillPlan, pa.Table]] = []
+    done, plans = Adapted(), []
     for kind in cfg.task_kinds:
         plan = read_plan(places.storage, kind, version, day)
         if shard >= plan.num_shards:
             raise DataError(
                 f"shard must be below the fill's {plan.num_shards} shards, got {shard}; take one of plan-fill's result"
             )
-        inputs = {"plan": plan.digest}
-        entities = plan.shard_entities(shard)
-        done.append((plan, write_partition(cfg, places.storage, bundle, plan.shard(shard), entities, as_of, inputs)))
+        inputs, entities = {"plan": plan.digest}, plan.shard_entities(shard)
+        done += write_partition(cfg, places.storage, bundle, plan.shard(shard), entities, as_of, inputs)
+        plans.append(plan)
     written = 0
     with places.writing("fill", run) as held:
         if _filling(places.registry.get(version)) != (slot, day):
             raise StoreError(f"version {version} was planned again while shard {shard} was adapted; fill its shards again")
         store = places.store()
-        for plan, table in done:
+        for plan in plans:
+            table = read_partition(places.storage, plan.shard(shard), as_of, {"plan": plan.digest})
             view = OnlineView(store, schema.embedding_view(plan.kind.name, slot))
             written += publish(view, table, held, cfg.embeddings.write_batch_rows).num_rows
             require_published(view, sample(table, cfg.embeddings.read_back_rows), cfg.embeddings.write_batch_rows)
         places.registry.set_tags(version, {registry.FILL_SEEN_AT: _now().isoformat()})
-    entities_done = sum(table.num_rows for _, table in done)
-    _log.info("shard_filled", model_version=version, slot=slot, shard=shard, entities=entities_done, written=written)
-    paths = [places.storage.path(plan.shard(shard).path) for plan, _ in done]
-    return {"version": version, "slot": slot, "shard": shard, "entities": entities_done, "written": written, "paths": paths}
+    _log.info("shard_filled", model_version=version, slot=slot, shard=shard, written=written, **done.figures)
+    paths = [places.storage.path(plan.shard(shard).path) for plan in plans]
+    return {"version": version, "slot": slot, "shard": shard, **done.figures, "written": written, "paths": paths}
 
 
 def cut_over(cfg: Config, version: str, run: str) -> dict[str, Any]:

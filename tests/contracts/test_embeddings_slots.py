@@ -252,7 +252,7 @@ def test_what_is_online_is_what_the_model_gives_for_the_days_so_far(world: World
     users = sorted(set(day_of_events(day)["user_id"].to_pylist()))
     bundle = places.bundle(champion.version)
     as_of = datetime.fromisoformat(champion.tags[registry.COMPLETE_THROUGH])
-    expected = adapt(world.storage, bundle, champion.version, world.cfg.task_kind, users, as_of, 512)
+    expected = adapt(world.storage, bundle, champion.version, world.cfg.task_kind, users, as_of, 512).read_all()
     store = places.store()
     view = schema.embedding_view("user", champion.tags[registry.SLOT])
     answer = store.get_online_features([f"{view}:embedding", f"{view}:support_size"], [{"user_id": u} for u in users]).to_dict()

@@ -84,13 +84,13 @@ def embeddings(vectors=((3.0, 4.0), (0.6, 0.8)), **columns):
     return pa.table(values | columns, schema=schema.embeddings("user_id", len(vectors[0])).arrow)
 
 
-def check(table, planned=("u1", "u2"), dim=2):
+def check(*pieces, planned=("u1", "u2"), dim=2):
     return gates.check_embeddings(
-        table,
+        pieces,
         entity_column="user_id",
         kind="user",
         dim=dim,
-        planned=set(planned),
+        planned=pa.array(sorted(planned), pa.string()),
         version="7",
         min_norm=0.5,
         max_norm=10.0,
@@ -109,7 +109,10 @@ def check(table, planned=("u1", "u2"), dim=2):
         (embeddings(model_version=["7", "6"]), ("expect_column_values_to_be_in_set(model_version)",)),
         (embeddings(kind=["user", "item"]), ("expect_column_values_to_be_in_set(kind)",)),
         (embeddings(support_size=[0, -1]), ("expect_column_values_to_be_between(support_size)",)),
-        (embeddings(user_id=["u1", "u1"]), ("expect_column_values_to_be_unique(user_id)",)),
+        (
+            embeddings(user_id=["u1", "u1"]),
+            ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_in_set(entity_ascending)"),
+        ),
         (embeddings(user_id=["u1", "u9"]), ("expect_column_values_to_be_in_set(entity_planned)",)),
         (embeddings().slice(0, 1), ("expect_table_row_count_to_equal",)),
         (embeddings().drop_columns("as_of"), ("expect_table_columns_to_match_set",)),
@@ -122,6 +125,20 @@ def test_embeddings(table, failed):
 
 def test_partition_without_planned_entities_is_empty_and_passes():
     assert check(embeddings().slice(0, 0), planned=()).success
+
+
+def test_a_partition_in_pieces_is_judged_as_one():
+    table = embeddings(vectors=((0.1, 0.0), (30.0, 40.0)))
+    whole, pieces = check(table), check(table.slice(0, 1), table.slice(1))
+    assert pieces == whole
+    (failed,) = [finding for finding in pieces.findings if not finding.success]
+    assert (failed.unexpected, failed.examples, pieces.rows) == (2, ("0.10000000149011612", "50.0"), 2)
+
+
+def test_an_entity_in_two_pieces_fails():
+    assert check(embeddings(), embeddings(), planned=("u1", "u2", "u3", "u4")).failed == (
+        "expect_column_values_to_be_in_set(entity_ascending)",
+    )
 
 
 def test_require_names_rule_value_and_remedy():
