@@ -52,7 +52,9 @@ class Rows:
 
     def unlabelled(self) -> Self:
         """The same rows without their labels."""
-        return replace(self, label_TR=None)
+        rows = replace(self, label_TR=None)
+        rows.__dict__["dense"] = self.dense
+        return rows
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Copy to a device and floating type; indices keep theirs."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.data.rows import Rows, TaskBatch
@@ -83,18 +82,10 @@ def outer_loss(
     that have query rows.
     """
     embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second_order)
-    per_task_T = query_loss(network, batch.query, embedding_TD, network.global_block.draw_dropout(batch.query, generator))
     count = num_tasks if num_tasks is not None else int((batch.query.mask_TR.sum(dim=1) > 0).sum())
-    return OuterLoss(per_task_T.sum() / max(count, 1), per_task_T.detach(), embedding_TD)
-
-
-def query_loss(network: LiMAML, query: Rows, embedding_TD: Tensor, keep: Sequence[Tensor] = ()) -> Tensor:
-    """(T,) mean cross-entropy of each task's query rows; 0 for a task without any. Raises ValueError without labels."""
-    if query.label_TR is None:
-        raise ValueError("query rows must carry labels to have a loss, got none; build them with build_batch")
-    logits_TQ = network.global_block(query, {network.kind: embedding_TD}, keep)
-    loss_TQ = F.binary_cross_entropy_with_logits(logits_TQ, query.label_TR, reduction="none") * query.mask_TR
-    return loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1).clamp(min=1.0)
+    keep = network.global_block.draw_dropout(batch.query, generator)
+    loss, per_task_T = network.global_block.loss(batch.query, {network.kind: embedding_TD}, max(count, 1), keep)
+    return OuterLoss(loss, per_task_T, embedding_TD)
 
 
 def task_gradients(
@@ -142,7 +133,8 @@ class _TaskLoss(nn.Module):
         rows, asked = (Rows(**{name: value.unsqueeze(0) for name, value in each.items()}) for each in (support, query))
         order = {"num_steps": self.num_steps, "second_order": self.second_order}
         embedding_TD = adapt(self.network, rows, entity_index.unsqueeze(0), **order)  # type: ignore[arg-type]
-        return query_loss(self.network, asked, embedding_TD, [mask.unsqueeze(0) for mask in keep]).sum()
+        masks = [mask.unsqueeze(0) for mask in keep]
+        return self.network.global_block.loss(asked, {self.network.kind: embedding_TD}, 1, masks)[0]
 
 
 def _tensors(rows: Rows) -> dict[str, Tensor]:

@@ -55,15 +55,15 @@ class AdaptedMlp:
         sizes: Params,
         x_TSI: Tensor,
         *,
-        pool_T1S: Tensor | None = None,
+        pool_TS1: Tensor | None = None,
         empty_D: Tensor | None = None,
         input_moves: bool = False,
     ) -> None:
-        """`pool_T1S` holds the rows' shares in the mean, 0 for padding, none if there is one row a task.
+        """`pool_TS1` holds the rows' shares in the mean, 0 for padding, none if there is one row a task.
 
         `empty_D`: the embedding of a task without rows. `input_moves`: the input is a parameter, its step size `sizes["id"]`.
         """
-        self._x_TSI, self._pool_T1S, self._empty_D = x_TSI, pool_T1S, empty_D
+        self._x_TSI, self._pool_TS1, self._empty_D = x_TSI, pool_TS1, empty_D
         self._input_size = sizes["id"].unsqueeze(1) if input_moves else None
         num_layers = len(mlp) // 2
         self._layers: list[GramLayer | BuiltLayer] = [
@@ -88,12 +88,12 @@ class AdaptedMlp:
         inputs = [self._x_TSI.detach() if moves_unseen else self._x_TSI]
         for layer in hidden:
             inputs.append(layer.forward(inputs[-1], relu=True))
-        self._pooled = inputs[-1] if self._pool_T1S is None else torch.bmm(self._pool_T1S, inputs[-1])
+        self._pooled = inputs[-1] if self._pool_TS1 is None else (self._pool_TS1 * inputs[-1]).sum(dim=1, keepdim=True)
         self._inputs = inputs
         embedding_TD = last.forward(self._pooled).squeeze(1)
-        if self._pool_T1S is None or self._empty_D is None:
+        if self._pool_TS1 is None or self._empty_D is None:
             return embedding_TD
-        return torch.where(self._pool_T1S.sum(dim=2) > 0, embedding_TD, self._empty_D)
+        return torch.where(self._pool_TS1.sum(dim=1) > 0, embedding_TD, self._empty_D)
 
     def pull(self, grad_TD: Tensor) -> list[Tensor]:
         """Gradients at every layer's output, first layer first, and at the input if that moves."""
@@ -101,8 +101,8 @@ class AdaptedMlp:
         found = [d]
         for number in range(len(self._layers) - 1, 0, -1):
             d = self._layers[number].pull(d)
-            if number == len(self._layers) - 1 and self._pool_T1S is not None:
-                d = d * self._pool_T1S.transpose(1, 2)
+            if number == len(self._layers) - 1 and self._pool_TS1 is not None:
+                d = d * self._pool_TS1
             d = gate(d, self._inputs[number])
             found.append(d)
         if self._input_size is not None:

@@ -103,8 +103,7 @@ class _Gate(torch.autograd.Function):
 
 def _gradients(needed: tuple[bool, ...], x: Tensor, weight_OI: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
     by_x = product(grad, weight_OI.t()) if needed[0] else None
-    by_weight = rows(grad).t() @ rows(x) if needed[1] else None
-    return by_x, by_weight, rows(grad).sum(0) if needed[2] else None
+    return by_x, by_weight(grad, x) if needed[1] else None, rows(grad).sum(0) if needed[2] else None
 
 
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -117,6 +116,11 @@ def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, relu:
         return out
     out = F.linear(x, weight_OI, bias_O)
     return out.relu_() if relu else out
+
+
+def by_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """(O, I) gradient of a weight. x^T g took 0.65 to 0.8 of the time of g^T x where I is no multiple of 16, else the same."""
+    return (rows(x).t() @ rows(grad)).t()
 
 
 def rows(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows
 from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
+from limaml.models.rows_mlp import along_items, mlp_logits, mlp_loss, over_items, product_pull
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors
@@ -94,11 +95,35 @@ class GlobalBlock(nn.Module):
         if self.has_concat:
             weight_HF = self._layers[0].weight[:, : self.num_features]
             return RowState(torch.zeros_like(x[..., :1]), linear(x, weight_HF, self._layers[0].bias), item_TRK)
+        if not keep and not is_plain():
+            return RowState(mlp_logits(x, self._weights(self._layers)), None, item_TRK)
         *hidden, last = self._layers
         for number, layer in enumerate(hidden):
             x = F.silu(linear(x, layer.weight, layer.bias))
             x = x * keep[number] if keep else x
         return RowState(linear(x, last.weight, last.bias), None, item_TRK)
+
+    def loss(
+        self, rows: Rows, embeddings: Mapping[str, Tensor], num_tasks: int, keep: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Sum over tasks of the mean of their rows' cross-entropies, divided by `num_tasks`, and (T,) those means, detached.
+
+        Raises ValueError if the rows have no labels.
+        """
+        if rows.label_TR is None:
+            raise ValueError("query rows must carry labels to have a loss, got none; build them with build_batch")
+        if is_plain() or len(self.kinds) != 1:
+            loss_TR = F.binary_cross_entropy_with_logits(self(rows, embeddings, keep), rows.label_TR, reduction="none")
+            share_TR = rows.mask_TR / rows.mask_TR.sum(dim=1, keepdim=True).clamp(min=1.0)
+            per_task_T = (loss_TR * share_TR).sum(dim=1)
+            return per_task_T.sum() / num_tasks, per_task_T.detach()
+        layers = self._weights(self._layers)
+        if self.has_concat:
+            layers[0] = layers[0][0][:, : self.num_features], layers[0][1]
+        shift_TH = self._shift(embeddings) if self.has_concat else None
+        item_TRK = self._items(rows) if self.has_product else None
+        (embedding_TD,) = embeddings.values()
+        return mlp_loss(rows.dense, layers, embedding_TD, shift_TH, item_TRK, rows.label_TR, rows.mask_TR, keep, num_tasks)
 
     def score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (T, R) of rows encoded with the same `keep`."""
@@ -117,21 +142,25 @@ class GlobalBlock(nn.Module):
 
         The residual sigmoid(logit) - label of every row goes back through the product and through the MLP.
         """
+        if state.first_TRH is None and state.item_TRK is not None and len(self.kinds) == 1 and not is_plain():
+            return product_pull(state.logit_TR1, state.item_TRK, embeddings[kind], label_TR, mask_TR)
         product_TR1 = self._product(state, embeddings)
         gradients = []
         if state.first_TRH is None:
             residual_TR1 = ((torch.sigmoid(product_TR1.squeeze(-1)) - label_TR) * mask_TR).unsqueeze(-1)
         else:
-            layers = [(layer.weight, layer.bias) for layer in self._layers[1:]]
-            shift_TH = self._shift(embeddings)
+            layers, shift_TH = self._weights(self._layers[1:]), self._shift(embeddings)
             by_shift_TH, residual_TR1 = relu_pull(state.first_TRH, shift_TH, layers, product_TR1, label_TR, mask_TR)
             width, number = embeddings[kind].shape[1], self.kinds.index(kind)
             start = self.num_features + number * width
             gradients.append(by_shift_TH @ self._layers[0].weight[:, start : start + width])
         if state.item_TRK is not None:
-            by_vector_TK = torch.bmm(residual_TR1.transpose(1, 2), state.item_TRK).squeeze(1)
-            gradients.append(torch.cat([by_vector_TK, residual_TR1.sum(dim=1)], dim=-1))
+            gradients.append(over_items(residual_TR1, state.item_TRK))
         return sum(gradients[1:], gradients[0])
+
+    @staticmethod
+    def _weights(layers: Sequence[nn.Linear]) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.weight, layer.bias) for layer in layers]
 
     def _shift(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """(T, H) what the embeddings add to the first layer."""
@@ -143,8 +172,7 @@ class GlobalBlock(nn.Module):
         logit_TR1 = state.logit_TR1
         if state.item_TRK is not None:
             for kind in self.kinds:
-                vector_TD1 = embeddings[kind].unsqueeze(-1)
-                logit_TR1 = logit_TR1 + torch.bmm(state.item_TRK, vector_TD1[:, :-1]) + vector_TD1[:, -1:]
+                logit_TR1 = logit_TR1 + along_items(state.item_TRK, embeddings[kind])
         return logit_TR1
 
     def _items(self, rows: Rows) -> Tensor:

@@ -94,8 +94,8 @@ class RowMlp(nn.Module):
 
     def start(self, entity_index_T: Tensor, support: Rows, sizes: Params) -> AdaptedMlp:  # noqa: ARG002
         count_T1 = support.mask_TR.sum(dim=1, keepdim=True)
-        pool_T1S = (support.mask_TR / count_T1.clamp(min=1.0)).unsqueeze(1)
-        return AdaptedMlp(dict(self.mlp.items()), sizes, self.features(support), pool_T1S=pool_T1S, empty_D=self.empty)
+        pool_TS1 = (support.mask_TR / count_T1.clamp(min=1.0)).unsqueeze(2)
+        return AdaptedMlp(dict(self.mlp.items()), sizes, self.features(support), pool_TS1=pool_TS1, empty_D=self.empty)
 
     def prior(self) -> Tensor:
         return self.empty

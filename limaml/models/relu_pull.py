@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limaml.models.dense import is_plain, product, rows
+from limaml.models.dense import by_weight, is_plain, product, rows
 
 Layer = tuple[Tensor, Tensor]
 """Weight (O, I) and bias (O,)."""
@@ -79,7 +79,7 @@ class _Pull(torch.autograd.Function):
         slopes.reverse()
         ctx.num_hidden = len(hidden)
         ctx.save_for_backward(probability_TR1, residual_TR1, mask_TR, *hidden, *slopes, *weights)
-        return torch.bmm(residual_TR1.transpose(1, 2), slopes[0]).squeeze(1), residual_TR1
+        return (residual_TR1 * slopes[0]).sum(dim=1), residual_TR1
 
     @staticmethod
     @once_differentiable
@@ -87,20 +87,20 @@ class _Pull(torch.autograd.Function):
         probability_TR1, residual_TR1, mask_TR, *rest = ctx.saved_tensors
         hidden, slopes, weights = (rest[n * ctx.num_hidden : (n + 1) * ctx.num_hidden] for n in range(3))
         slope_TRH = slopes[0]
-        # Not torch.bmm: with one column a task it took three times as long.
+        # Not torch.bmm: with one row or column a task it took up to three times as long.
         by_residual_TR1 = (slope_TRH * by_gradient_TH.unsqueeze(1)).sum(dim=-1, keepdim=True) + by_residual_TR1
         by_logit_TR1 = by_residual_TR1 * (mask_TR.unsqueeze(-1) * probability_TR1 * (1 - probability_TR1))
         # What the slopes do to the gradient, on its way up the layers.
         rising = _where_on(by_gradient_TH.unsqueeze(1).expand_as(slope_TRH), hidden[0]).mul_(residual_TR1)
         by_weights: list[Tensor] = []
         for x, weight_OI, above, slope in zip(hidden[:-1], weights[:-1], hidden[1:], slopes[1:], strict=True):
-            by_weights.append(rows(slope).t() @ rows(torch.addcmul(rising, by_logit_TR1, x)))
+            by_weights.append(by_weight(slope, torch.addcmul(rising, by_logit_TR1, x)))
             by_weights.append((rows(slope).t() @ rows(by_logit_TR1)).squeeze(-1))
             rising = _where_on_(product(rising, weight_OI), above)
         by_weights.append(rows(rising).sum(dim=0, keepdim=True) + rows(by_logit_TR1).t() @ rows(hidden[-1]))
         by_weights.append(by_logit_TR1.sum().unsqueeze(0))
-        by_shift_TH = torch.bmm(by_logit_TR1.transpose(1, 2), slope_TRH).squeeze(1)
-        return by_logit_TR1 * slope_TRH, by_shift_TH, by_logit_TR1, None, None, *by_weights
+        by_first_TRH = by_logit_TR1 * slope_TRH
+        return by_first_TRH, by_first_TRH.sum(dim=1), by_logit_TR1, None, None, *by_weights
 
 
 def _where_on(x: Tensor, hidden: Tensor) -> Tensor:
