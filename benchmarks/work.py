@@ -164,7 +164,7 @@ def _config(work: Work) -> Config:
     shared = {"embedding_dim": _EMBEDDING[work.model], "global_hidden": _GLOBAL[work.model][1:-1], "dropout": 0.0}
     # Without damping a step is rate / rows times the gradient of the sum: the mean's.
     meta = {"learn_damping": False, "damping": 0.0, "factor_damping": 0.0}
-    meta |= {"inner_lr": work.inner_lr, "factor_inner_lr": work.inner_lr, "learn_inner_lr": work.model == "shipped"}
+    meta |= {"inner_lr": work.inner_lr, "factor_inner_lr": work.inner_lr, "learn_inner_lr": False}
     if work.model == "reference":
         model = {"meta_block": "row_mlp", "meta_hidden": _META[work.model][1:-1], "interaction": "concat", "row_age": False}
     else:

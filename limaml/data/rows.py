@@ -128,6 +128,15 @@ class TaskBatch:
     def num_tasks(self) -> int:
         return len(self.entities)
 
+    @cached_property
+    def beside(self) -> Rows:
+        """Support rows and, behind them, query rows, without labels: (T, S + Q, ...)."""
+        values = {}
+        for field in fields(Rows):
+            if field.name != "label_TR":
+                values[field.name] = torch.cat([getattr(self.support, field.name), getattr(self.query, field.name)], dim=1)
+        return Rows(**values)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         support, query = self.support.to(device, dtype), self.query.to(device, dtype)
         return replace(self, support=support, query=query, entity_index_T=self.entity_index_T.to(device))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limaml.data.rows import Rows, TaskBatch
 from limaml.models.dense import plain_layers
+from limaml.models.global_block import RowState
 from limaml.models.network import LiMAML
 
 
@@ -33,14 +34,20 @@ class OuterLoss:
 
 
 def adapt(
-    network: LiMAML, support: Rows, entity_index_T: Tensor, *, num_steps: int | None = None, second_order: bool | None = None
+    network: LiMAML,
+    support: Rows,
+    entity_index_T: Tensor,
+    *,
+    num_steps: int | None = None,
+    second_order: bool | None = None,
+    state: RowState | None = None,
 ) -> Tensor:
     """(T, D) embeddings of T supports after `num_steps` inner steps; unset arguments come from the configuration.
 
     phi_{k+1} = phi_k - rate / (rows + c) * grad (sum of the support rows' losses at phi_k)
     (Finn et al. 2017, algorithm 1; rate per parameter: Li et al. 2017; so is c)
-    The embeddings are a function of theta through the steps; first order treats each gradient as a constant. Raises ValueError
-    if the rows have no labels.
+    The embeddings are a function of theta through the steps; first order treats each gradient as a constant. `state` where the
+    rows are encoded already. Raises ValueError if they have no labels.
     """
     steps = network.meta_config.inner_steps if num_steps is None else num_steps
     second = network.meta_config.second_order if second_order is None else second_order
@@ -48,10 +55,9 @@ def adapt(
         raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
     gradients: AbstractContextManager[object] = nullcontext() if second else torch.no_grad()
     sizes = network.step_sizes(support.mask_TR.sum(dim=1))
-    features = support.unlabelled()
-    block = network.meta.start(entity_index_T, features, sizes)
+    block = network.meta.start(entity_index_T, support.unlabelled(), sizes)
     with gradients:
-        state = network.global_block.encode(features)
+        state = state or network.global_block.encode(support)
     for _ in range(steps):
         with gradients:
             embeddings = {network.kind: block.embed()}
@@ -81,10 +87,14 @@ def outer_loss(
     Dropout on the query rows only where a generator is given. `num_tasks` divides the sum over tasks; by default the tasks
     that have query rows.
     """
-    embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second_order)
+    block = network.global_block
+    second = network.meta_config.second_order if second_order is None else second_order
+    keep = block.draw_dropout(batch.query, generator)
+    # One pass over support and query where the embeddings do not enter it and both get gradients.
+    support, query = block.encode_both(batch, keep) if second and not block.has_concat else (None, None)
+    embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second, state=support)
     count = num_tasks if num_tasks is not None else int((batch.query.mask_TR.sum(dim=1) > 0).sum())
-    keep = network.global_block.draw_dropout(batch.query, generator)
-    loss, per_task_T = network.global_block.loss(batch.query, {network.kind: embedding_TD}, max(count, 1), keep)
+    loss, per_task_T = block.loss(batch.query, {network.kind: embedding_TD}, max(count, 1), keep, query)
     return OuterLoss(loss, per_task_T, embedding_TD)
 
 

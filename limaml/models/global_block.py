@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from limaml.config import ModelConfig
 from limaml.data.encoding import UNKNOWN, EncoderDims
-from limaml.data.rows import Rows
+from limaml.data.rows import Rows, TaskBatch
 from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
-from limaml.models.rows_mlp import along_items, mlp_logits, mlp_loss, over_items, product_pull
+from limaml.models.rows_mlp import along_items, mlp_logits, mlp_loss, over_items, product_loss, product_pull
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors
@@ -33,6 +33,13 @@ class RowState:
     """What the first layer makes of the features, if the embedding is an input beside them."""
     item_TRK: Tensor | None
     """Item vectors, if the embedding is multiplied with them."""
+
+    def cut(self, rows: slice) -> "RowState":
+        """Some of the rows."""
+        parts = (self.logit_TR1, self.first_TRH, self.item_TRK)
+        logit_TR1, first_TRH, item_TRK = (None if part is None else part[:, rows] for part in parts)
+        assert logit_TR1 is not None
+        return RowState(logit_TR1, first_TRH, item_TRK)
 
 
 class GlobalBlock(nn.Module):
@@ -95,35 +102,49 @@ class GlobalBlock(nn.Module):
         if self.has_concat:
             weight_HF = self._layers[0].weight[:, : self.num_features]
             return RowState(torch.zeros_like(x[..., :1]), linear(x, weight_HF, self._layers[0].bias), item_TRK)
-        if not keep and not is_plain():
-            return RowState(mlp_logits(x, self._weights(self._layers)), None, item_TRK)
+        if not is_plain():
+            return RowState(mlp_logits(x, self._weights(self._layers), keep), None, item_TRK)
         *hidden, last = self._layers
         for number, layer in enumerate(hidden):
             x = F.silu(linear(x, layer.weight, layer.bias))
             x = x * keep[number] if keep else x
         return RowState(linear(x, last.weight, last.bias), None, item_TRK)
 
+    def encode_both(self, batch: TaskBatch, keep: Sequence[Tensor] = ()) -> tuple[RowState, RowState]:
+        """States of support and query in one pass over both, `keep` being the query's."""
+        num_support = batch.support.mask_TR.shape[1]
+        state = self.encode(batch.beside, keep)
+        return state.cut(slice(0, num_support)), state.cut(slice(num_support, None))
+
     def loss(
-        self, rows: Rows, embeddings: Mapping[str, Tensor], num_tasks: int, keep: Sequence[Tensor] = ()
+        self,
+        rows: Rows,
+        embeddings: Mapping[str, Tensor],
+        num_tasks: int,
+        keep: Sequence[Tensor] = (),
+        state: RowState | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum over tasks of the mean of their rows' cross-entropies, divided by `num_tasks`, and (T,) those means, detached.
 
-        Raises ValueError if the rows have no labels.
+        `state` where the rows are encoded already. Raises ValueError if they have no labels.
         """
-        if rows.label_TR is None:
+        label_TR, mask_TR = rows.label_TR, rows.mask_TR
+        if label_TR is None:
             raise ValueError("query rows must carry labels to have a loss, got none; build them with build_batch")
         if is_plain() or len(self.kinds) != 1:
-            loss_TR = F.binary_cross_entropy_with_logits(self(rows, embeddings, keep), rows.label_TR, reduction="none")
-            share_TR = rows.mask_TR / rows.mask_TR.sum(dim=1, keepdim=True).clamp(min=1.0)
-            per_task_T = (loss_TR * share_TR).sum(dim=1)
+            loss_TR = F.binary_cross_entropy_with_logits(self(rows, embeddings, keep), label_TR, reduction="none")
+            per_task_T = (loss_TR * (mask_TR / mask_TR.sum(dim=1, keepdim=True).clamp(min=1.0))).sum(dim=1)
             return per_task_T.sum() / num_tasks, per_task_T.detach()
-        layers = self._weights(self._layers)
-        if self.has_concat:
-            layers[0] = layers[0][0][:, : self.num_features], layers[0][1]
-        shift_TH = self._shift(embeddings) if self.has_concat else None
-        item_TRK = self._items(rows) if self.has_product else None
         (embedding_TD,) = embeddings.values()
-        return mlp_loss(rows.dense, layers, embedding_TD, shift_TH, item_TRK, rows.label_TR, rows.mask_TR, keep, num_tasks)
+        if not self.has_concat:
+            state = state or self.encode(rows, keep)
+            assert state.item_TRK is not None
+            return product_loss(state.logit_TR1, state.item_TRK, embedding_TD, label_TR, mask_TR, num_tasks)
+        layers = self._weights(self._layers)
+        layers[0] = layers[0][0][:, : self.num_features], layers[0][1]
+        item_TRK = self._items(rows) if self.has_product else None
+        shift_TH = self._shift(embeddings)
+        return mlp_loss(rows.dense, layers, embedding_TD, shift_TH, item_TRK, label_TR, mask_TR, keep, num_tasks)
 
     def score(self, state: RowState, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (T, R) of rows encoded with the same `keep`."""
