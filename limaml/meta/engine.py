@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limaml.data.rows import Rows, TaskBatch
+from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import plain_layers
 from limaml.models.global_block import RowState
 from limaml.models.network import LiMAML
@@ -58,6 +59,10 @@ def adapt(
     block = network.meta.start(entity_index_T, support.unlabelled(), sizes)
     with gradients:
         state = state or network.global_block.encode(support)
+    if isinstance(block, AdaptedVector) and second and torch.is_grad_enabled():
+        vector_TD = network.global_block.vector_steps(state, block, support.label_TR, support.mask_TR, steps)
+        if vector_TD is not None:
+            return vector_TD
     for _ in range(steps):
         with gradients:
             embeddings = {network.kind: block.embed()}

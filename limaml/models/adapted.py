@@ -31,7 +31,7 @@ class AdaptedVector:
     """The embedding itself moves."""
 
     def __init__(self, vector_TD: Tensor, size_TD: Tensor) -> None:
-        self._vector_TD, self._size_TD = vector_TD, size_TD
+        self._vector_TD, self.size = vector_TD, size_TD
 
     def embed(self) -> Tensor:
         return self._vector_TD
@@ -40,7 +40,7 @@ class AdaptedVector:
         return [grad_TD]
 
     def move(self, gradients: list[Tensor]) -> None:
-        self._vector_TD = self._vector_TD - self._size_TD * gradients[0]
+        self._vector_TD = self._vector_TD - self.size * gradients[0]
 
 
 class AdaptedMlp:

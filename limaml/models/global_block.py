@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from limaml.config import ModelConfig
 from limaml.data.encoding import UNKNOWN, EncoderDims
 from limaml.data.rows import Rows, TaskBatch
+from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
 from limaml.models.rows_mlp import along_items, mlp_logits, mlp_loss, over_items, product_loss, product_pull
+from limaml.models.vector_steps import MOST_ROWS, vector_steps
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors
@@ -182,6 +184,15 @@ class GlobalBlock(nn.Module):
     @staticmethod
     def _weights(layers: Sequence[nn.Linear]) -> list[tuple[Tensor, Tensor]]:
         return [(layer.weight, layer.bias) for layer in layers]
+
+    def vector_steps(
+        self, state: RowState, vector: AdaptedVector, label_TR: Tensor, mask_TR: Tensor, num_steps: int
+    ) -> Tensor | None:
+        """(T, D) a task vector after all its steps, None where it has to take them one by one."""
+        few = num_steps > 0 and mask_TR.shape[1] <= MOST_ROWS
+        if state.first_TRH is not None or state.item_TRK is None or len(self.kinds) != 1 or not few or is_plain():
+            return None
+        return vector_steps(vector.embed(), vector.size, state.logit_TR1, state.item_TRK, label_TR, mask_TR, num_steps)
 
     def _shift(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """(T, H) what the embeddings add to the first layer."""

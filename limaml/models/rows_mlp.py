@@ -155,7 +155,7 @@ class _Loss(torch.autograd.Function):
 def product_loss(
     logit_TR1: Tensor, item_TRK: Tensor, embedding_TD: Tensor, label_TR: Tensor, mask_TR: Tensor, num_tasks: int
 ) -> tuple[Tensor, Tensor]:
-    """As `mlp_loss`, of rows whose logit is logit + <embedding, [item, 1]>. Differentiable once by logit, item and embedding."""
+    """As `mlp_loss`, of rows whose logit is logit + <embedding, [item, 1]>. Differentiable by logit, item and embedding."""
     found: tuple[Tensor, Tensor] = _ProductLoss.apply(  # type: ignore[no-untyped-call]
         logit_TR1, item_TRK, embedding_TD, label_TR, mask_TR, num_tasks
     )
