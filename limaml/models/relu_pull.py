@@ -89,7 +89,7 @@ class _Pull(torch.autograd.Function):
         slope_TRH = slopes[0]
         # Not torch.bmm: with one row or column a task it took up to three times as long.
         by_residual_TR1 = (slope_TRH * by_gradient_TH.unsqueeze(1)).sum(dim=-1, keepdim=True) + by_residual_TR1
-        by_logit_TR1 = by_residual_TR1 * (mask_TR.unsqueeze(-1) * probability_TR1 * (1 - probability_TR1))
+        by_logit_TR1 = torch.ops.aten.sigmoid_backward(by_residual_TR1, probability_TR1).mul_(mask_TR.unsqueeze(-1))
         # What the slopes do to the gradient, on its way up the layers.
         rising = _where_on(by_gradient_TH.unsqueeze(1).expand_as(slope_TRH), hidden[0]).mul_(residual_TR1)
         by_weights: list[Tensor] = []

@@ -208,8 +208,8 @@ class _ProductPull(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_gradient_TD: Tensor) -> tuple[Tensor | None, ...]:
         item_TRK, embedding_TD, mask_TR, probability_TR1, residual_TR1 = ctx.saved_tensors
-        slope_TR1 = probability_TR1 * (1 - probability_TR1) * mask_TR.unsqueeze(-1)
-        by_logit_TR1 = along_items(item_TRK, by_gradient_TD).mul_(slope_TR1)
+        by_residual_TR1 = along_items(item_TRK, by_gradient_TD).mul_(mask_TR.unsqueeze(-1))
+        by_logit_TR1 = torch.ops.aten.sigmoid_backward(by_residual_TR1, probability_TR1)
         by_item_TRK = None
         if ctx.needs_input_grad[1]:
             by_item_TRK = residual_TR1 * by_gradient_TD[:, None, :-1] + by_logit_TR1 * embedding_TD[:, None, :-1]

@@ -50,6 +50,8 @@ class _Steps(torch.autograd.Function):
     ) -> Tensor:
         gram_TRR = torch.baddbmm(size_TD[:, None, -1:], item_TRK * size_TD[:, None, :-1], item_TRK.transpose(1, 2))
         label_TR1, mask_TR1 = label_TR.unsqueeze(-1), mask_TR.unsqueeze(-1)
+        # Padding neither moves a logit nor is moved, so that the residuals need no mask at every step.
+        gram_TRR.mul_(mask_TR1).mul_(mask_TR.unsqueeze(1))
         z_TR1 = along_items(item_TRK, vector_TD).add_(logit_TR1)
         probabilities: list[Tensor] = []
         residuals: list[Tensor] = []
@@ -57,8 +59,8 @@ class _Steps(torch.autograd.Function):
             if residuals:
                 z_TR1 = torch.baddbmm(z_TR1, gram_TRR, residuals[-1], alpha=-1)
             probabilities.append(torch.sigmoid(z_TR1))
-            residuals.append((probabilities[-1] - label_TR1).mul_(mask_TR1))
-        summed_TD = over_items(sum(residuals[1:], residuals[0]), item_TRK)
+            residuals.append(probabilities[-1] - label_TR1)
+        summed_TD = over_items(sum(residuals[1:], residuals[0]) * mask_TR1, item_TRK)
         ctx.num_steps = num_steps
         ctx.save_for_backward(vector_TD, size_TD, item_TRK, mask_TR1, gram_TRR, summed_TD, *probabilities, *residuals)
         return torch.addcmul(vector_TD, size_TD, summed_TD, value=-1)
@@ -70,19 +72,20 @@ class _Steps(torch.autograd.Function):
         probabilities, residuals = rest[: ctx.num_steps], rest[ctx.num_steps :]
         by_sum_TD = -size_TD * by_vector_TD
         # What each residual does through the vector itself; through the later logits it does more.
-        direct_TR1 = along_items(item_TRK, by_sum_TD)
+        direct_TR1 = along_items(item_TRK, by_sum_TD).mul_(mask_TR1)
         by_logits: list[Tensor] = []
         """Adjoints of the logits of steps N, N - 1, ... 1, each with all that follows from it."""
         for p_TR1 in reversed(probabilities):
             by_residual_TR1 = direct_TR1
             if by_logits:
                 by_residual_TR1 = torch.baddbmm(direct_TR1, gram_TRR, by_logits[-1], alpha=-1)
-            by_logit_TR1 = by_residual_TR1 * (p_TR1 * (1 - p_TR1)).mul_(mask_TR1)
+            by_logit_TR1 = torch.ops.aten.sigmoid_backward(by_residual_TR1, p_TR1)
             by_logits.append(by_logit_TR1.add_(by_logits[-1]) if by_logits else by_logit_TR1)
         first_TR1 = by_logits[-1]
         by_start_TD = by_vector_TD + over_items(first_TR1, item_TRK)
         by_size_TD, by_item_TRK = None, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+            residuals = [residual_TR1 * mask_TR1 for residual_TR1 in residuals]
             by_size_TD, by_item_TRK = _by_gram(size_TD, item_TRK, by_logits[:-1][::-1], residuals[:-1])
             by_size_TD = by_size_TD - by_vector_TD * summed_TD
             total_TR1 = sum(residuals[1:], residuals[0])
