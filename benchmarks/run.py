@@ -1,4 +1,4 @@
-"""`make bench`: measure, print a table, write benchmarks/results/engine.json and engine.png.
+"""`make bench`: measure, print a table, write benchmarks/results/engine.json, engine.png and scaling.png.
 
     .venv/bin/python -m benchmarks.run [--quick] [--device cuda]
 
@@ -15,10 +15,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks import peers_section, results, table
+from benchmarks import engine_section, flops, peers_section, results, scaling, system_section, table
 from benchmarks.options import ROOT, BenchmarkError, Options
 
-SECTIONS: tuple[Callable[[Options], results.Results], ...] = (peers_section.measure,)
+SECTIONS: tuple[Callable[[Options], results.Results], ...] = (
+    peers_section.measure,
+    engine_section.measure,
+    system_section.measure,
+)
 
 _PEERS_PYTHON = "benchmarks/.venv/bin/python"
 _HAS_GPU = "import sys, torch; print(torch.__version__); sys.exit(not torch.cuda.is_available())"
@@ -27,7 +31,7 @@ _HAS_GPU = "import sys, torch; print(torch.__version__); sys.exit(not torch.cuda
 def bench(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="cuda: ours and the torch peers on a GPU.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="One small cell, under a minute.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of engine.json and engine.png.")] = ROOT / "benchmarks" / "results",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = ROOT / "benchmarks" / "results",
     peers_python: Annotated[str, typer.Option(help="Interpreter of the peers' environment.")] = _PEERS_PYTHON,
 ) -> None:
     """Speed of the engine, beside its peers in the same runs."""
@@ -41,8 +45,11 @@ def bench(
         console.print(f"[red]nothing was written:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     joined = results.merge([{"device": device, "machine": results.machine(), "versions": results.versions()}, *parts])
+    joined = results.merge([joined, flops.measure(options, joined)])
     results.write(joined, out / "engine.json")
     table.plot(joined, out / "engine.png")
+    if "scaling" in joined:
+        scaling.plot(joined, out / "scaling.png")
     table.print_tables(joined, console)
     console.print(f"{time.monotonic() - start:.0f} s; {out / 'engine.json'}", soft_wrap=True)
 

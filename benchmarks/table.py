@@ -30,6 +30,7 @@ def print_tables(results: Results, console: Console) -> None:
                 row.append(f"{by_tasks[tasks][steps]:,.0f}" + (f" ({ratio:.1f}x)" if ratio else ""))
             table.add_row(engine, *row, style="bold" if engine == "limaml" else "")
         console.print(table)
+    _print_rest(results, console)
     for name, gflops in results.get("gemm_peak_gflops", {}).items():
         console.print(f"GEMM peak, {name}: {gflops:.0f} GFLOP/s")
     for peer, reason in results.get("not_run", {}).items():
@@ -41,6 +42,22 @@ def print_tables(results: Results, console: Console) -> None:
             f"[yellow]The machine was never free during[/] {', '.join(results['busy'])}: read these as lower bounds",
             soft_wrap=True,
         )
+
+
+def _print_rest(results: Results, console: Console) -> None:
+    """The single figures."""
+    if "fraction_of_peak" in results:
+        console.print(f"share of the oneDNN peak, reference, 256 tasks, 1 step: {results['fraction_of_peak']:.2f}")
+    if "long_tail_ratio" in results:
+        console.print(f"rows/s of long-tailed tasks, against equal ones: {results['long_tail_ratio']:.2f}")
+    for axis, found in results.get("scaling", {}).items():
+        console.print(f"cost grows with {axis}^{found['exponent']:.2f}")
+    for steps, rate in results.get("adapt_entities_per_s", {}).items():
+        console.print(f"adapting, {steps} steps: {rate:,.0f} entities/s")
+    if "adapt_peak_rss_bytes" in results:
+        console.print(f"adapting: peak memory {results['adapt_peak_rss_bytes'] / 2**20:,.0f} MiB")
+    for store, rate in results.get("publish_rows_per_s", {}).items():
+        console.print(f"publishing to {store}: {rate:,.0f} rows/s")
 
 
 def plot(results: Results, path: Path) -> None:
