@@ -8,7 +8,9 @@ layers. It is optional: `reason` says why a call is left to the portable form, w
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -49,8 +51,18 @@ class Kernel:
 def load(path: Path) -> Kernel:
     """The kernel in a shared library, with this processor's best instruction set. Raises OSError if it cannot be loaded."""
     library = ctypes.CDLL(str(path))
-    library.limaml_fused_run.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    library.limaml_fused_run.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_long,
+        ctypes.c_long,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
     return Kernel(library.limaml_fused_run, int(library.limaml_fused_level()))
+
+
+_instead: ContextVar[Kernel | None] = ContextVar("instead", default=None)
 
 
 @cache
@@ -63,8 +75,22 @@ def installed() -> Kernel | None:
     return None
 
 
+@contextmanager
+def use(kernel: Kernel) -> Iterator[None]:
+    """Take this kernel instead of the installed one: another build, or another instruction set."""
+    token = _instead.set(kernel)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+
+
 def available() -> bool:
-    return installed() is not None
+    return _kernel() is not None
+
+
+def _kernel() -> Kernel | None:
+    return _instead.get() or installed()
 
 
 def reason(network: LiMAML, sides: tuple[Rows, ...], *, dropout: bool) -> str | None:
@@ -98,13 +124,13 @@ def embed(network: LiMAML, support: Rows, num_steps: int) -> Tensor:
 def loss_sum(
     network: LiMAML, support: Rows, query: Rows, num_steps: int, *, second_order: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over tasks of their mean query loss, which carries the graph; (T,) these means and (T, D) embeddings, which do not."""
+    """Sum over tasks of their mean query loss, which carries the graph; (T,) the means and (T, D) embeddings, which do not."""
     weights = _weights(network)
     if not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
         embedding_TD, loss_T, _ = _run(network, support, query, num_steps, second_order=second_order, train=False)
         return loss_T.sum(), loss_T, embedding_TD
-    found: tuple[Tensor, Tensor, Tensor] = _LossSum.apply(network, support, query, num_steps, second_order, *weights)  # type: ignore[no-untyped-call]
-    return found
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LossSum.apply
+    return apply(network, support, query, num_steps, second_order, *weights)
 
 
 class _LossSum(torch.autograd.Function):
@@ -132,7 +158,7 @@ def _run(
     network: LiMAML, support: Rows, query: Rows | None, num_steps: int, *, second_order: bool, train: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings, losses, and the gradients of the losses' sum side by side."""
-    kernel, block = installed(), network.meta
+    kernel, block = _kernel(), network.meta
     assert kernel is not None
     assert isinstance(block, RowMlp)
     assert support.label_TR is not None
