@@ -103,6 +103,11 @@ static Shape largest_chunk(const Call *call, long first, long last) {
 #define NAME(name) name##_f64_base
 #include "fused_tasks.h"
 
+/* To tell a library that was built from another version of `Call`. */
+int limaml_fused_call_bytes(void) {
+    return sizeof(Call);
+}
+
 /* The best instruction set here: 2 (AVX-512), 1 (AVX2) or 0. */
 int limaml_fused_level(void) {
 #ifdef CHOOSES

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from limaml.data.rows import Rows
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML
+from limaml.telemetry import get_logger
 
 _IS_DOUBLE = {torch.float32: 0, torch.float64: 1}
 _NUMBERS = ("width", "features", "hidden", "dim", "wide", "narrow", "steps", "second", "train", "support_rows", "query_rows")
@@ -59,20 +60,24 @@ def load(path: Path) -> Kernel:
         ctypes.c_int,
         ctypes.c_int,
     ]
+    if library.limaml_fused_call_bytes() != ctypes.sizeof(_Call):
+        raise OSError(f"{path} was built from another version of fused.c; build it again: python setup.py build_ext --inplace")
     return Kernel(library.limaml_fused_run, int(library.limaml_fused_level()))
 
 
+_log = get_logger("meta.fused")
 _instead: ContextVar[Kernel | None] = ContextVar("instead", default=None)
 
 
 @cache
 def installed() -> Kernel | None:
-    """The kernel as built when the package was installed; None where that was not possible."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_fused{suffix}")
-        if path.exists():
-            return load(path)
-    return None
+    """The kernel as built when the package was installed; None where that was not possible, or it cannot be loaded."""
+    paths = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_fused{suffix}")).exists()]
+    try:
+        return load(paths[0]) if paths else None
+    except OSError as error:
+        _log.warning("kernel_not_loaded", error=str(error))
+        return None
 
 
 @contextmanager
@@ -97,8 +102,8 @@ def reason(network: LiMAML, sides: tuple[Rows, ...], *, dropout: bool) -> str | 
     """Why the kernel cannot do this call; None if it can. `sides`: support, and query if there is one."""
     block, top = network.meta, network.global_block
     dtype, meta = sides[0].mask_TR.dtype, network.meta_config
-    rules = {
-        "the kernel is not built": available,
+    rules: dict[str, Callable[[], bool]] = {
+        "the kernel is not built or not loaded": available,
         "the meta block is not a row MLP of one hidden layer": lambda: isinstance(block, RowMlp) and len(block.mlp) == 4,
         "the global block is not a concatenation with two hidden layers": lambda: (
             top.has_concat and not top.has_product and len(top.layers) == 3 and len(top.kinds) == 1
@@ -170,7 +175,7 @@ def _run(
     tensors = {
         "support_len": count_T.long(),
         "support_x": block.features(support).contiguous(),
-        "support_y": support.label_TR.contiguous(),
+        "support_y": support.label_TR.to(m1.dtype).contiguous(),
         **dict(zip(("sw1", "sb1", "sw2", "sb2"), sizes, strict=True)),
         "embedding_TD": m1.new_empty(support.num_tasks, m2.shape[1]),
         "loss_T": m1.new_zeros(support.num_tasks),
@@ -178,7 +183,7 @@ def _run(
     if query is not None:
         assert query.label_TR is not None
         tensors |= {"query_len": query.mask_TR.sum(dim=1).long(), "query_x": query.dense.contiguous()}
-        tensors |= {"query_y": query.label_TR.contiguous()}
+        tensors |= {"query_y": query.label_TR.to(m1.dtype).contiguous()}
     shapes = (m1.shape[0], network.global_block.num_features, *m2.shape, w2.shape[1], w2.shape[0])
     rows = support.mask_TR.shape[1], 0 if query is None else query.mask_TR.shape[1]
     numbers = (*shapes, num_steps, int(second_order), int(train), *rows)
@@ -188,7 +193,7 @@ def _run(
     parts = _parts(count_T + (0 if query is None else query.mask_TR.sum(dim=1)))
     flat_PW = m1.new_zeros(len(parts), sum(weight.numel() for weight in weights) if train else 0)
     into = [_pointers(flat.split([weight.numel() for weight in weights])) if train else None for flat in flat_PW]
-    failed = [0] * len(parts)
+    failed = [1] * len(parts)
 
     def work(part: int) -> None:
         failed[part] = kernel.run(ctypes.byref(call), *parts[part], into[part], _IS_DOUBLE[m1.dtype], kernel.level)

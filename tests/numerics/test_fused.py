@@ -43,6 +43,27 @@ def test_the_kernel_is_installed_wherever_there_is_a_compiler():
     assert fused.available() or shutil.which("cc") is None, "not built; run `python setup.py build_ext --inplace` and read why"
 
 
+def test_a_library_of_another_version_is_refused(tmp_path):
+    """Its struct would be read wrongly."""
+    (tmp_path / "other.c").write_text(
+        "int limaml_fused_call_bytes(void) { return 8; } int limaml_fused_run(void) { return 0; }"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "other.c", "-o", "other.so"], check=True, cwd=tmp_path)
+    with pytest.raises(OSError, match="built from another version"):
+        fused.load(tmp_path / "other.so")
+
+
+def test_without_the_kernel_the_portable_form_is_used_and_says_so(config, batch, monkeypatch):
+    monkeypatch.setattr(fused, "installed", lambda: None)
+    monkeypatch.setattr(engine, "_told", set())
+    net, tasks = _make(config, SMALL, {}, {}, 3), batch([3, 1], [2, 4])
+    with structlog.testing.capture_logs() as lines:
+        ours = engine.outer_loss(net, tasks)
+    with engine.portable():
+        assert torch.equal(ours.loss, engine.outer_loss(net, tasks).loss)
+    assert [line["why_not_compiled"] for line in lines] == ["the kernel is not built or not loaded"]
+
+
 def _make(config, dims, model, meta, seed):
     """Every parameter random; small, so that five steps through wide layers do not amplify rounding."""
     net = build_network(config(ROW_MLP | model, FIXED | {"inner_lr": 0.2} | meta), dims, seed).double()
