@@ -52,7 +52,7 @@ benchmarks/.venv/installed: benchmarks/requirements-peers.txt
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.
-.venv/installed: requirements.lock requirements-data.lock pyproject.toml
+.venv/installed: requirements.lock requirements-data.lock pyproject.toml setup.py limaml/meta/fused.c limaml/meta/fused_tasks.h
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, found %d.%d" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --progress-bar off -r requirements.lock -r requirements-data.lock

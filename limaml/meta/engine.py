@@ -2,13 +2,14 @@
 
 Tasks do not touch each other inside the loop. The inner gradient is written out, by the global block down to the embedding
 and by the meta block from there (`GlobalBlock.pull`, `Adapted.pull`), so the outer gradient takes one backward pass and no
-graph of a graph.
+graph of a graph. Where the compiled kernel (`limaml.meta.fused`) was built and knows the network, it does the same work.
 
     T tasks, S support rows, Q query rows, D embedding width
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,10 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from limaml.data.rows import Rows, TaskBatch
+from limaml.meta import fused
 from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import plain_layers
 from limaml.models.global_block import RowState
 from limaml.models.network import LiMAML
+from limaml.telemetry import get_logger
+
+_log = get_logger("meta.engine")
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+_told: set[str] = set()
+"""Forms that this process has logged."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,17 @@ class OuterLoss:
     per_task_T: Tensor
     """(T,) detached; 0 for a task without query rows, which takes no part."""
     embedding_TD: Tensor
-    """(T, D) the embeddings that the query rows were scored with."""
+    """(T, D) the embeddings that the query rows were scored with; without a graph if the compiled kernel made them."""
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Do without the compiled kernel, to compare the two."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def adapt(
@@ -75,6 +93,8 @@ def adapt(
 @torch.no_grad()
 def embed_tasks(network: LiMAML, support: Rows, entity_index_T: Tensor, *, num_steps: int | None = None) -> Tensor:
     """(T, D) embeddings of T supports, with no graph kept: adaptation as it runs offline. Same values as `outer_loss`'s."""
+    if support.label_TR is not None and _use_kernel(network, (support,), dropout=False):
+        return fused.embed(network, support, network.meta_config.inner_steps if num_steps is None else num_steps)
     return adapt(network, support, entity_index_T, num_steps=num_steps)
 
 
@@ -93,14 +113,31 @@ def outer_loss(
     that have query rows.
     """
     block = network.global_block
+    steps = network.meta_config.inner_steps if num_steps is None else num_steps
     second = network.meta_config.second_order if second_order is None else second_order
+    count = num_tasks if num_tasks is not None else int((batch.query.mask_TR.sum(dim=1) > 0).sum())
     keep = block.draw_dropout(batch.query, generator)
+    labelled = batch.support.label_TR is not None and batch.query.label_TR is not None
+    if labelled and _use_kernel(network, (batch.support, batch.query), dropout=bool(keep)):
+        total, per_task_T, embedding_TD = fused.loss_sum(network, batch.support, batch.query, steps, second_order=second)
+        return OuterLoss(total / max(count, 1), per_task_T, embedding_TD)
     # One pass over support and query where the embeddings do not enter it and both get gradients.
     support, query = block.encode_both(batch, keep) if second and not block.has_concat else (None, None)
-    embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second, state=support)
-    count = num_tasks if num_tasks is not None else int((batch.query.mask_TR.sum(dim=1) > 0).sum())
+    embedding_TD = adapt(network, batch.support, batch.entity_index_T, num_steps=steps, second_order=second, state=support)
     loss, per_task_T = block.loss(batch.query, {network.kind: embedding_TD}, max(count, 1), keep, query)
     return OuterLoss(loss, per_task_T, embedding_TD)
+
+
+def _use_kernel(network: LiMAML, sides: tuple[Rows, ...], *, dropout: bool) -> bool:
+    """Whether the compiled kernel does this call; each answer is logged once in a process."""
+    if _portable.get():
+        return False
+    why_not = fused.reason(network, sides, dropout=dropout)
+    form = "portable" if why_not else "compiled"
+    if (told := why_not or form) not in _told:
+        _told.add(told)
+        _log.info("engine", form=form, **({"why_not_compiled": why_not} if why_not else {}))
+    return why_not is None
 
 
 def task_gradients(
