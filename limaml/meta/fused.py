@@ -191,8 +191,9 @@ def _run(
     pointers = _pointers(weights)
     call.weights = ctypes.addressof(pointers)
     parts = _parts(count_T + (0 if query is None else query.mask_TR.sum(dim=1)))
-    flat_PW = m1.new_zeros(len(parts), sum(weight.numel() for weight in weights) if train else 0)
-    into = [_pointers(flat.split([weight.numel() for weight in weights])) if train else None for flat in flat_PW]
+    # One vector a part, too short for torch to wake its own threads, which would go on spinning beside the kernel's.
+    flats = [m1.new_zeros(sum(weight.numel() for weight in weights) if train else 0) for _ in parts]
+    into = [_pointers(torch.split(flat, [weight.numel() for weight in weights])) if train else None for flat in flats]
     failed = [1] * len(parts)
 
     def work(part: int) -> None:
@@ -207,7 +208,7 @@ def _run(
         thread.join()
     if any(failed):
         raise MemoryError(f"no memory for the rows of {support.num_tasks} tasks; make the batch or its longest task smaller")
-    return tensors["embedding_TD"], tensors["loss_T"], flat_PW.sum(dim=0)
+    return tensors["embedding_TD"], tensors["loss_T"], sum(flats[1:], flats[0])
 
 
 def _weights(network: LiMAML) -> list[Tensor]:
