@@ -60,6 +60,18 @@ def _print_rest(results: Results, console: Console) -> None:
         console.print(f"publishing to {store}: {rate:,.0f} rows/s")
 
 
+# One colour an engine in all panels, whichever of them a panel has.
+_COLOURS = {
+    "limaml": "black",
+    "limaml_portable": "tab:gray",
+    "learn2learn": "tab:orange",
+    "higher": "tab:green",
+    "torchopt": "tab:red",
+    "torch_func": "tab:purple",
+    "jax": "tab:blue",
+}
+
+
 def plot(results: Results, path: Path) -> None:
     """Speeds of every engine by model and number of tasks; written whole or not at all."""
     speeds = results["tasks_per_s"]
@@ -69,11 +81,12 @@ def plot(results: Results, path: Path) -> None:
     for axis, (model, tasks) in zip(axes[0], panels, strict=True):
         for engine, by_tasks in speeds[model].items():
             points = sorted((int(steps), speed) for steps, speed in by_tasks.get(tasks, {}).items())
-            axis.plot(*zip(*points, strict=True), marker="o", label=engine, linewidth=2.5 if engine == "limaml" else 1.2)
+            width = 2.5 if engine == "limaml" else 1.2
+            axis.plot(*zip(*points, strict=True), marker="o", label=engine, color=_COLOURS[engine], linewidth=width)
         axis.set(title=f"{model}, {tasks} tasks", xlabel="inner steps", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("tasks/s")
-    axes[0][-1].legend(fontsize="small")
+    axes[0][0].legend(fontsize="small")
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

@@ -48,15 +48,16 @@ class _Steps(torch.autograd.Function):
         mask_TR: Tensor,
         num_steps: int,
     ) -> Tensor:
-        gram_TRR = torch.baddbmm(size_TD[:, None, -1:], item_TRK * size_TD[:, None, :-1], item_TRK.transpose(1, 2))
-        label_TR1, mask_TR1 = label_TR.unsqueeze(-1), mask_TR.unsqueeze(-1)
-        # Padding neither moves a logit nor is moved, so that the residuals need no mask at every step.
-        gram_TRR.mul_(mask_TR1).mul_(mask_TR.unsqueeze(1))
+        label_TR1, mask_TR1, gram_TRR = label_TR.unsqueeze(-1), mask_TR.unsqueeze(-1), None
+        if num_steps > 1:
+            gram_TRR = torch.baddbmm(size_TD[:, None, -1:], item_TRK * size_TD[:, None, :-1], item_TRK.transpose(1, 2))
+            # Padding neither moves a logit nor is moved, so that the residuals need no mask at every step.
+            gram_TRR.mul_(mask_TR1).mul_(mask_TR.unsqueeze(1))
         z_TR1 = along_items(item_TRK, vector_TD).add_(logit_TR1)
         probabilities: list[Tensor] = []
         residuals: list[Tensor] = []
         for _ in range(num_steps):
-            if residuals:
+            if gram_TRR is not None and residuals:
                 z_TR1 = torch.baddbmm(z_TR1, gram_TRR, residuals[-1], alpha=-1)
             probabilities.append(torch.sigmoid(z_TR1))
             residuals.append(probabilities[-1] - label_TR1)
