@@ -54,7 +54,11 @@ def _cell(results: Results, model: str, engine: str) -> str:
     ratios = results["ratio_to"][model].get(engine, {}).get(_TASKS, {})
     if engine in _OURS or not ratios:
         return found
-    return found + " (ours: " + " / ".join(f"{ratios[steps]:.2g}x" if steps in ratios else "-" for steps in _STEPS) + ")"
+    return found + " (ours: " + " / ".join(_times(ratios[steps]) if steps in ratios else "-" for steps in _STEPS) + ")"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2f}x"
 
 
 def main() -> None:
