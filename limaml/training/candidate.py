@@ -32,6 +32,7 @@ from limaml.training.ray_entry import train_on_ray
 BUNDLE = "bundle"
 # Settings and code that shape the model or its judgement; a change elsewhere does not call for training again.
 _SECTIONS = ("features", "task_kinds", "model", "meta", "training", "evaluation", "promotion")
+_SOURCES = (".py", ".c", ".h")
 _CODE = ("config.py", "schema.py", "metrics.py", "data", "models", "meta", "training", "evaluation")
 
 _log = telemetry.get_logger(__name__)
@@ -70,7 +71,9 @@ def code_revision() -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for part in _CODE:
-        for path in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
+        whole = root / part
+        paths = [path for path in whole.rglob("*") if path.suffix in _SOURCES] if whole.is_dir() else [whole]
+        for path in sorted(paths):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
