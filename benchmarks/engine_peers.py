@@ -94,9 +94,9 @@ def measure(peer: str, grid: Grid, device: str, budget_s: float, known_gflops: f
         # What fast cells leave goes to the ones behind them; a slow peer's three rounds may take longer than their share.
         share_s = max(deadline - time.monotonic(), 0.0) / (len(cells) - done)
         # The compiled kernel does one of the models; what the portable form reaches is measured for both.
-        forms = {"limaml": ("ratio_to", ours.timed)}
-        if ours.compiled:
-            forms["limaml_portable"] = ("ratio_to_portable", ours.timed_portable)
+        forms = {"limaml_portable": ("ratio_to_portable", ours.timed_portable)} if ours.compiled else {}
+        # Last, so that the peer's speed that is kept is the one its ratio was taken with.
+        forms["limaml"] = ("ratio_to", ours.timed)
         for engine, (ratio, timed) in forms.items():
             pair = best_of_interleaved(timed, _timed(peers, device), gemm.probe, budget_s=share_s / 2 / len(forms))
             _put(part, ["tasks_per_s", model, engine, tasks, steps], tasks / pair.ours_s)
