@@ -242,8 +242,10 @@ def _only(tasks, task):
     return replace(tasks, support=cut(tasks.support), query=cut(tasks.query), **parts)
 
 
-def test_task_gradients_see_the_same_dropout(config, network, batch):
-    net = network(config({"dropout": 0.5, "interaction": "both"}))
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_task_gradients_see_the_same_dropout(config, network, batch, interaction):
+    """In the form that `torch.func` batches, layer by layer, and in the fused one that trains."""
+    net = network(config({"dropout": 0.5, "interaction": interaction}))
     tasks = batch([3, 2], [4, 4])
     drawn = [torch.Generator().manual_seed(3) for _ in range(2)]
     found = engine.task_gradients(net, tasks, keep=net.global_block.draw_dropout(tasks.query, drawn[0]))
