@@ -2,7 +2,7 @@
 
 *first-k*: support = a user's first k rows; the query rows are those later than the largest k's last row, the same for every k.
 *as served*: one task per user and day; support = the user's last rows before that day began, query = the day's rows. That is
-what a service refreshed daily would have used.
+what a service refreshed daily would have used. Another refresh interval may take the place of the day.
 
 The features of a row are those it was logged with: the offline point-in-time join, never the service.
 """
@@ -73,20 +73,30 @@ def first_k(
     return tasks
 
 
-def as_served(rows: TaskRows, *, from_us: int, support_rows: int, users: Collection[str] | None = None) -> list[TaskSpec]:
-    """One task for every user and day with rows at or after `from_us` (microseconds, UTC); all users if none are named."""
+def as_served(
+    rows: TaskRows,
+    *,
+    from_us: int,
+    support_rows: int,
+    users: Collection[str] | None = None,
+    every_us: int = MICROSECONDS_PER_DAY,
+) -> list[TaskSpec]:
+    """One task for every user and day with rows at or after `from_us` (microseconds, UTC); all users if none are named.
+
+    `every_us` takes the place of the day: embeddings are refreshed at its multiples since 1970; 1 is at once.
+    """
     tasks = []
     for entity in range(rows.num_entities) if users is None else _positions(rows, users):
         first, stop = rows.first_row_at(entity, from_us), int(rows.offsets[entity + 1])
         if first == stop:
             continue
-        days = rows.timestamp_us[first:stop] // MICROSECONDS_PER_DAY
-        starts = first + np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+        periods = rows.timestamp_us[first:stop] // every_us
+        starts = first + np.flatnonzero(np.r_[True, periods[1:] != periods[:-1]])
         for begin, end in zip(starts, np.r_[starts[1:], stop], strict=True):
-            day_start_us = int(rows.timestamp_us[begin] // MICROSECONDS_PER_DAY) * MICROSECONDS_PER_DAY
-            spec = support_spec(rows, entity, day_start_us, support_rows)
+            as_of_us = int(rows.timestamp_us[begin] // every_us) * every_us
+            spec = support_spec(rows, entity, as_of_us, support_rows)
             query = np.arange(begin, end)
-            tasks.append(TaskSpec(entity, day_start_us, spec.support_start, spec.support_stop, query))
+            tasks.append(TaskSpec(entity, as_of_us, spec.support_start, spec.support_stop, query))
     return tasks
 
 

@@ -68,6 +68,14 @@ def train_twin_and_refit(
     return state
 
 
+def fit_twin(cfg: Config, rows: TaskRows, dims: EncoderDims, validator: Validator) -> tuple[LiMAML, Progress]:
+    """The twin alone, by this process, with no checkpoints: the network that validates best, and how its training went."""
+    fit = _Fit(cfg, "twin", rows, dims, Workers(), torch.device("cpu"), None)
+    fit.run(cfg.training.max_steps, validator, lambda _: None)
+    fit.network.load_state_dict(fit.best)
+    return fit.network.requires_grad_(False), fit.progress
+
+
 class _Fit:
     """One network being fitted."""
 

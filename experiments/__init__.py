@@ -1,0 +1,1 @@
+"""Does it personalise? Every method on the same rows, with intervals (`make experiments`)."""

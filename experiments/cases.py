@@ -1,0 +1,78 @@
+"""What every method is judged on: an origin's tasks by both protocols, as lists of specs over one set of rows.
+
+A case is one list of tasks; a method gives one probability for every query row of it. Names of cases:
+
+    first/<k>                 first-k, all with the same query rows (test users)
+    served/<cadence>          as served with embeddings refreshed at that cadence (test and returning users)
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pyarrow as pa
+
+from limaml.config import Config
+from limaml.data.encoding import Encoder
+from limaml.data.protocols import as_served, first_k
+from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskSpec, support_spec
+from limaml.evaluation.judged import Judge, JudgedRows
+
+from experiments.origins import Origin
+
+KS = (0, 1, 2, 3, 5, 10, 20, 50)
+MIN_QUERY_ROWS = 5
+CADENCES = {
+    "weekly": 7 * MICROSECONDS_PER_DAY,
+    "daily": MICROSECONDS_PER_DAY,
+    "hourly": MICROSECONDS_PER_DAY // 24,
+    "ten_minutes": MICROSECONDS_PER_DAY // 144,
+    "at_once": 1,
+}
+NEVER = "never"
+Cases = dict[str, list[TaskSpec]]
+
+
+@dataclass(frozen=True)
+class OriginData:
+    """One origin's rows as the encoder of its training rows sees them."""
+
+    cfg: Config
+    origin: Origin
+    logged: pa.Table
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder.fit(self.origin.train_rows(self.logged), self.cfg)
+
+    @cached_property
+    def training(self) -> JudgedRows:
+        return JudgedRows.from_logged(self.origin.train_rows(self.logged), self.encoder, self.cfg)
+
+    @cached_property
+    def validation(self) -> JudgedRows:
+        return JudgedRows.from_logged(self.origin.validation_rows(self.logged), self.encoder, self.cfg)
+
+    @cached_property
+    def judged(self) -> JudgedRows:
+        return JudgedRows.from_logged(self.origin.judged_rows(self.logged), self.encoder, self.cfg)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The validation users' tasks by both protocols, and the number that choices are made by."""
+        return Judge(self.validation, self.cfg)
+
+    def cases(self) -> Cases:
+        """All lists of tasks that the origin's methods are judged on."""
+        rows, origin, n = self.judged.rows, self.origin, self.cfg.meta.support_rows
+        firsts = first_k(rows, origin.test_users, KS, min_query_rows=MIN_QUERY_ROWS, support_rows=n)
+        cases = {f"first/{k}": specs for k, specs in firsts.items()}
+        users = (*origin.returning_users, *origin.test_users)
+        for cadence, every_us in CADENCES.items():
+            cases[f"served/{cadence}"] = as_served(
+                rows, from_us=origin.test_start_us, support_rows=n, users=users, every_us=every_us
+            )
+        cases[f"served/{NEVER}"] = [
+            replace(support_spec(rows, spec.entity, origin.test_start_us, n), query=spec.query)
+            for spec in cases["served/daily"]
+        ]
+        return cases

@@ -1,0 +1,45 @@
+"""Logged rows to experiment on, ingested once through the project's own gates, snapshots and point-in-time join."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from limaml.config import Config
+from limaml.data.logged import read_logged
+from limaml.data.sources import open_source
+from limaml.data.storage import Storage
+
+TODAY = date(2026, 11, 25)
+"""Fixed: replayed days keep their place in time, so that the same command reads the same rows whenever it runs."""
+
+
+def placed(cfg: Config, root: Path) -> Config:
+    """`cfg` with its storage, Feast's files and its run folder below `root`."""
+    return cfg.model_copy(
+        update={
+            "storage": cfg.storage.model_copy(update={"root": str(root / "data")}),
+            "feast": cfg.feast.model_copy(
+                update={
+                    "registry": str(root / "feast" / "registry.db"),
+                    "online_connection": str(root / "feast" / "online.db"),
+                }
+            ),
+            "local": cfg.local.model_copy(update={"run_root": str(root)}),
+        }
+    )
+
+
+def logged_rows(cfg: Config) -> pa.Table:
+    """All rows of the configured source, ingested where they are not yet."""
+    from limaml.data.feature_store import apply
+    from limaml.data.ingest import ingest_history
+
+    through = open_source(cfg, TODAY).days()[-1]
+    apply(cfg)
+    ingest_history(cfg, through, TODAY)
+    return read_logged(Storage(cfg.storage.root), through=through)
+
+
+def at(instant_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=instant_us)

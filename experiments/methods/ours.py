@@ -1,0 +1,22 @@
+"""LiMAML with stored embeddings: the network as the project trains and serves it."""
+
+from collections.abc import Sequence
+
+from limaml.data.tasks import TaskSpec
+from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.training.loop import fit_twin
+from limaml.training.scoring import score_specs
+from limaml.training.validation import Validator
+
+from experiments.cases import OriginData
+from experiments.methods.fitted import Design, Fitted, configured
+
+
+def stored(data: OriginData, design: Design, seed: int) -> Fitted:
+    cfg = configured(data, design, seed)
+    network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, Validator(data.validation.rows, cfg))
+
+    def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+        return score_specs(network, judged.rows, specs)
+
+    return Fitted(score, progress.best_value or 0.0, {"best_step": progress.best_step})

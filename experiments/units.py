@@ -1,0 +1,119 @@
+"""Units of work: what one process computes alone, kept on disk, so that an interrupted run goes on where it was.
+
+A unit's output is a folder: `values.json` (JSON values) and `arrays.npz` (numbers only, no pickles), written to a temporary
+name and renamed. The folder's name is the unit's own digest: other parameters, other code or other data make another unit.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a table: `run` of the module that made it gets it back in a worker process."""
+
+    table: str
+    key: str
+    """Unique within its table, e.g. `stored/origin0/seed1`."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values."""
+
+
+@dataclass(frozen=True)
+class Output:
+    values: dict[str, Any] = field(default_factory=dict)
+    """JSON values."""
+    arrays: Arrays = field(default_factory=dict)
+
+
+Run = Callable[[Unit], Output]
+
+
+class Store:
+    """Outputs on disk below one folder; `mark` is a digest of what all units depend on (code, data)."""
+
+    def __init__(self, root: Path, mark: str) -> None:
+        self._root, self._mark = root, mark
+
+    def folder(self, unit: Unit) -> Path:
+        text = json.dumps([self._mark, unit.table, unit.key, unit.params], sort_keys=True)
+        return self._root / unit.table / f"{unit.key.replace('/', '_')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def read(self, unit: Unit) -> Output | None:
+        """What an earlier run left, None if it left nothing."""
+        folder = self.folder(unit)
+        if not folder.is_dir():
+            return None
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+            return Output(json.loads((folder / "values.json").read_text()), {name: arrays[name] for name in arrays.files})
+
+    def write(self, unit: Unit, output: Output) -> None:
+        folder = self.folder(unit)
+        temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+        temporary.mkdir(parents=True)
+        (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
+        np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
+        if folder.exists():
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(folder)
+
+
+def run_units(
+    units: Sequence[Unit], run: Mapping[str, Run], store: Store, workers: int
+) -> Iterator[tuple[Unit, Output, bool]]:
+    """Yield every unit with its output, and whether it was computed now, as they become ready.
+
+    `run` maps a table's name to a function at the top level of a module. Each worker is a fresh process with one thread for its
+    arithmetic: the networks are small, and two threads on two busy cores only wait for each other. The first failure ends the
+    run with the unit's name; finished units stay.
+    """
+    waiting = []
+    for unit in units:
+        output = store.read(unit)
+        if output is None:
+            waiting.append(unit)
+        else:
+            yield unit, output, False
+    if not waiting:
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        futures: dict[Future[Output], Unit] = {pool.submit(_timed, run[unit.table], unit): unit for unit in waiting}
+        for future in as_completed(futures):
+            unit = futures[future]
+            try:
+                output = future.result()
+            except Exception as error:
+                error.add_note(f"unit {unit.table}/{unit.key} with {dict(unit.params)}")
+                raise
+            store.write(unit, output)
+            yield unit, output, True
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _timed(run: Run, unit: Unit) -> Output:
+    started = time.perf_counter()
+    output = run(unit)
+    return Output({**output.values, "seconds": time.perf_counter() - started}, output.arrays)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
