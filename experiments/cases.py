@@ -11,13 +11,12 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from experiments.origins import Origin
 from limaml.config import Config
 from limaml.data.encoding import Encoder
 from limaml.data.protocols import as_served, first_k
 from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskSpec, support_spec
 from limaml.evaluation.judged import Judge, JudgedRows
-
-from experiments.origins import Origin
 
 KS = (0, 1, 2, 3, 5, 10, 20, 50)
 MIN_QUERY_ROWS = 5

@@ -73,9 +73,7 @@ class Store:
             temporary.rename(folder)
 
 
-def run_units(
-    units: Sequence[Unit], run: Mapping[str, Run], store: Store, workers: int
-) -> Iterator[tuple[Unit, Output, bool]]:
+def run_units(units: Sequence[Unit], run: Mapping[str, Run], store: Store, workers: int) -> Iterator[tuple[Unit, Output, bool]]:
     """Yield every unit with its output, and whether it was computed now, as they become ready.
 
     `run` maps a table's name to a function at the top level of a module. Each worker is a fresh process with one thread for its

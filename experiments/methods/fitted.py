@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.cases import OriginData
 from limaml.config import Config, load
 from limaml.evaluation.judged import Method
-
-from experiments.cases import OriginData
 
 CONFIG = "configs/movielens.toml"
 Design = Mapping[str, Any]

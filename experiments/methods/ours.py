@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
+from experiments.cases import OriginData
+from experiments.methods.fitted import Design, Fitted, configured
 from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import Floats, JudgedRows
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
 from limaml.training.validation import Validator
-
-from experiments.cases import OriginData
-from experiments.methods.fitted import Design, Fitted, configured
 
 
 def stored(data: OriginData, design: Design, seed: int) -> Fitted:
