@@ -7,17 +7,20 @@ A case is one list of tasks; a method gives one probability for every query row 
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import pyarrow as pa
 
-from experiments.origins import Origin
-from limaml.config import Config
+from experiments.data import logged_rows, placed
+from experiments.origins import Origin, rolling_origins
+from limaml.config import Config, load
 from limaml.data.encoding import Encoder
 from limaml.data.protocols import as_served, first_k
 from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskSpec, support_spec
 from limaml.evaluation.judged import Judge, JudgedRows
 
+CONFIG = "configs/movielens.toml"
 KS = (0, 1, 2, 3, 5, 10, 20, 50)
 MIN_QUERY_ROWS = 5
 CADENCES = {
@@ -75,3 +78,11 @@ class OriginData:
             for spec in cases["served/daily"]
         ]
         return cases
+
+
+@lru_cache(maxsize=1)
+def movielens(root: str) -> list[OriginData]:
+    """MovieLens' origins from the rows ingested below `root`, kept for the units that follow in the same process."""
+    cfg = placed(load(CONFIG), Path(root))
+    logged = logged_rows(cfg)
+    return [OriginData(cfg, origin, logged) for origin in rolling_origins(logged)]

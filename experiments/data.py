@@ -10,6 +10,8 @@ from limaml.data.logged import read_logged
 from limaml.data.sources import open_source
 from limaml.data.storage import Storage
 
+WORK = Path("experiments/.work")
+MOVIELENS = WORK / "movielens"
 TODAY = date(2026, 11, 25)
 """Fixed: replayed days keep their place in time, so that the same command reads the same rows whenever it runs."""
 

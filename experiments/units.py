@@ -22,7 +22,7 @@ import numpy.typing as npt
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """One piece of a table: `run` of the module that made it gets it back in a worker process."""
 

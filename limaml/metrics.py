@@ -125,19 +125,24 @@ def population_stability_index(expected_R: npt.ArrayLike, actual_R: npt.ArrayLik
     return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
 
 
-class Bootstrap:
-    """Draws whole users with replacement, so that a user's rows stay together; every method sees the same draws (paired).
+def draw_users(num_users: int, *, draws: int, seed: int) -> Floats:
+    """(B, U) how often each user is in each draw of `num_users` users with replacement."""
+    if not num_users:
+        return np.zeros((draws, 0))
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_users, np.full(num_users, 1.0 / num_users), size=draws).astype(np.float64)
 
-    `users_R` holds 0 .. U-1 for each row.
+
+class Bootstrap:
+    """Whole users drawn with replacement, so that a user's rows stay together; every method sees the same draws (paired).
+
+    `users_R` holds 0 .. U-1 for each row, `weights_BU` comes from `draw_users`.
     """
 
-    def __init__(self, users_R: npt.ArrayLike, num_users: int, *, draws: int, seed: int) -> None:
+    def __init__(self, users_R: npt.ArrayLike, weights_BU: Floats) -> None:
         self.users: Ints = np.asarray(users_R, dtype=np.int64)
-        self.num_users = num_users
-        rng = np.random.default_rng(seed)
-        self.weights_BU: Floats = np.zeros((draws, 0))
-        if num_users:
-            self.weights_BU = rng.multinomial(num_users, np.full(num_users, 1.0 / num_users), size=draws).astype(np.float64)
+        self.weights_BU = weights_BU
+        self.num_users = weights_BU.shape[1]
 
     def pooled_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
         """AUC over all rows of each draw, shape (B,); NaN for a draw with one class only.

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.cases import OriginData
+from experiments.cases import CONFIG, OriginData
 from limaml.config import Config, load
 from limaml.evaluation.judged import Method
 
-CONFIG = "configs/movielens.toml"
 Design = Mapping[str, Any]
 """JSON values. Methods built on the project's network read `overrides`: `section.key=value` strings on `CONFIG`."""
 
@@ -19,6 +18,8 @@ class Fitted:
     """Probability of every query row of some specs over `OriginData.judged` or `.validation`."""
     validation: float
     """The number that choices are made by, `Judge.quality`, on the origin's validation users."""
+    prior: Method | None = None
+    """The same network without what it learnt of the entity, where it has such a thing."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What was chosen on the validation users (steps, shrinkage...), JSON values."""
 

@@ -14,7 +14,7 @@ from limaml import metrics
 from limaml.config import EvaluationConfig
 from limaml.data.protocols import QueryRows, query_rows
 from limaml.data.tasks import TaskRows, TaskSpec
-from limaml.metrics import Bootstrap, Interval, interval
+from limaml.metrics import Bootstrap, Interval, draw_users, interval
 
 Floats = npt.NDArray[np.float64]
 Masks = Mapping[str, npt.NDArray[np.bool_]]
@@ -27,7 +27,7 @@ SUPPORT_GROUPS = (("0", 0, 0), ("1-4", 1, 4), ("5-19", 5, 19), ("20+", 20, 2**31
 
 def measure(queries: QueryRows, scores: Mapping[str, Floats], cfg: EvaluationConfig) -> dict[str, Any]:
     """Table of one set of query rows: {"rows", "users", "methods": {name: values}}."""
-    bootstrap = Bootstrap(queries.users, queries.num_users, draws=cfg.bootstrap_draws, seed=cfg.seed)
+    bootstrap = Bootstrap(queries.users, draw_users(queries.num_users, draws=cfg.bootstrap_draws, seed=cfg.seed))
     draws = {
         name: {
             "pooled_auc": bootstrap.pooled_auc(queries.labels, part),

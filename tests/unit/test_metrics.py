@@ -98,7 +98,7 @@ def test_psi_equals_a_loop_and_rises_with_a_shift():
 
 def test_bootstrap_draws_equal_rows_really_repeated(rows):
     labels, scores, users = rows
-    bootstrap = metrics.Bootstrap(users, NUM_USERS, draws=5, seed=3)
+    bootstrap = metrics.Bootstrap(users, metrics.draw_users(NUM_USERS, draws=5, seed=3))
     pooled, per_user = bootstrap.pooled_auc(labels, scores), bootstrap.per_user_auc(labels, scores)
     for draw in range(5):
         weights = bootstrap.weights_BU[draw].astype(int)
@@ -121,7 +121,7 @@ def test_bootstrap_interval_covers_the_mean_of_users_as_theory_says():
     scores = rng.normal(size=len(users)) + 0.5 * labels
     values = metrics.per_user_aucs(labels, scores, users, 400)
     values = values[~np.isnan(values)]
-    draws = metrics.Bootstrap(users, 400, draws=2000, seed=0).per_user_auc(labels, scores)
+    draws = metrics.Bootstrap(users, metrics.draw_users(400, draws=2000, seed=0)).per_user_auc(labels, scores)
     standard_error = values.std() / np.sqrt(len(values))
     # A standard deviation over 2,000 draws is itself known to 1 / sqrt(4,000) = 1.6 %; 6 % is four of those.
     assert draws.std() == pytest.approx(standard_error, rel=0.06)
@@ -132,7 +132,7 @@ def test_bootstrap_interval_covers_the_mean_of_users_as_theory_says():
 
 def test_bootstrap_is_paired_and_repeats_with_its_seed(rows):
     labels, scores, users = rows
-    one, two = (metrics.Bootstrap(users, NUM_USERS, draws=50, seed=9) for _ in range(2))
+    one, two = (metrics.Bootstrap(users, metrics.draw_users(NUM_USERS, draws=50, seed=9)) for _ in range(2))
     np.testing.assert_array_equal(one.pooled_auc(labels, scores), two.pooled_auc(labels, scores))
     # The same ranking by another scale of score: the paired difference is exactly zero in every draw.
     np.testing.assert_array_equal(one.pooled_auc(labels, scores), one.pooled_auc(labels, 2 * scores))
@@ -143,7 +143,7 @@ def test_pairs_are_counted_across_blocks_of_users():
     rng = np.random.default_rng(4)
     users = rng.integers(0, 150, 400)
     labels, scores = rng.integers(0, 2, 400), rng.integers(0, 30, 400) / 30
-    bootstrap = metrics.Bootstrap(users, 150, draws=3, seed=1)
+    bootstrap = metrics.Bootstrap(users, metrics.draw_users(150, draws=3, seed=1))
     for draw, value in enumerate(bootstrap.pooled_auc(labels, scores)):
         repeated = np.repeat(np.arange(400), bootstrap.weights_BU[draw].astype(int)[users])
         assert value == pytest.approx(roc_auc_score(labels[repeated], scores[repeated]), abs=1e-12)
@@ -151,7 +151,7 @@ def test_pairs_are_counted_across_blocks_of_users():
 
 
 def test_a_bootstrap_of_nobody_has_no_value():
-    nobody = metrics.Bootstrap([], 0, draws=3, seed=0)
+    nobody = metrics.Bootstrap([], metrics.draw_users(0, draws=3, seed=0))
     for draws in (nobody.pooled_auc([], []), nobody.per_user_auc([], [])):
         assert draws.shape == (3,)
         assert np.isnan(draws).all()

@@ -1,0 +1,18 @@
+"""A digest of the sources that a unit's result follows from: with other code, a kept output is not taken."""
+
+import hashlib
+from pathlib import Path
+
+from limaml.training.candidate import code_revision
+
+_HERE = Path(__file__).parent
+
+
+def revision(*parts: str) -> str:
+    """SHA-256 (hex) of the core's model code and of the named modules or folders of this package."""
+    digest = hashlib.sha256(code_revision().encode())
+    for part in ("data", "origins", *parts):
+        path = _HERE / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+            digest.update(f"{file.relative_to(_HERE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
