@@ -1,4 +1,4 @@
-"""Choices that are made for each band of support size, on validation users: a user of one row wants other steps than one of 50."""
+"""Choices made for each band of support size, on validation users: a user of one row wants other steps than one of 50."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +53,8 @@ def choose_by_band(
     chosen: list[Choice] = []
     for specs in tasks:
         if specs:
-            chosen.append(max(choices, key=lambda choice, specs=specs: _goodness(rows, specs, score(specs, choice))))  # type: ignore[misc]
+            goodness = [_goodness(rows, specs, score(specs, choice)) for choice in choices]
+            chosen.append(choices[goodness.index(max(goodness))])
         else:
             chosen.append(chosen[-1] if chosen else choices[0])
     return chosen

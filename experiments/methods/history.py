@@ -25,7 +25,7 @@ _PADDED_ROWS = 16_384
 
 @dataclass(frozen=True)
 class HistorySettings:
-    """In rows of support, but for the last."""
+    """Shrinkages are in rows of support."""
 
     shrinkage: float = 5.0
     slow_shrinkage: float = 50.0
@@ -35,6 +35,11 @@ class HistorySettings:
     vector_shrinkage: float = 20.0
     sharpness: float = 5.0
     """Weight of a support row beside a candidate: exp(sharpness * (cosine of their vectors - 1))."""
+    genre_vectors: bool = True
+    """Every genre's rate and count are features, not the candidate's alone."""
+
+    def num_aggregates(self, num_genres: int) -> int:
+        return 9 + 2 * num_genres * self.genre_vectors
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class HistoryTasks:
     num_genres: int
 
     @property
-    def size_T1(self) -> Tensor:
+    def sizes(self) -> Tensor:
+        """(T, 1) rows of support."""
         return self.batch.support.mask_TR.sum(dim=1, keepdim=True)
 
 
@@ -62,8 +68,8 @@ def history_tasks(judged: JudgedRows, specs: Sequence[TaskSpec], num_genres: int
 
 
 def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
-    """(T, Q, 9 + 2 G) numbers of the user, of its genres, and of the candidate's genres among them."""
-    support, query, size_T1 = tasks.batch.support, tasks.batch.query, tasks.size_T1
+    """(T, Q, 9 + 2 G) numbers of the user, of its genres if wanted, and of the candidate's genres among them."""
+    support, query, size_T1 = tasks.batch.support, tasks.batch.query, tasks.sizes
     assert support.label_TR is not None
     residual_TS, total_T1 = tasks.residual_TS, tasks.residual_TS.sum(dim=1, keepdim=True)
     recent_TS = residual_TS * _among_last(support.mask_TR, settings.recent_rows)
@@ -83,13 +89,14 @@ def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
     genre_TQG = query.item_dense_TRF[..., : tasks.num_genres]
     count_TG = genre_TSG.sum(dim=1)
     rate_TG = (residual_TS.unsqueeze(2) * genre_TSG).sum(dim=1) / (count_TG + settings.genre_shrinkage)
-    user_TH = torch.cat([user_TH, rate_TG, count_TG.log1p()], dim=1)
+    if settings.genre_vectors:
+        user_TH = torch.cat([user_TH, rate_TG, count_TG.log1p()], dim=1)
     num_query = query.mask_TR.shape[1]
     return torch.cat([user_TH.unsqueeze(1).expand(-1, num_query, -1), _of_genres(genre_TQG, rate_TG, count_TG)], dim=2)
 
 
 def _of_genres(genre_TQG: Tensor, rate_TG: Tensor, count_TG: Tensor) -> Tensor:
-    """(T, Q, 3) the user's affinity to the candidate's genres: plain mean, weighted by their rows, and the log of those rows."""
+    """(T, Q, 3) affinity to the candidate's genres: plain mean, mean weighted by their rows, and the log of those rows."""
     rate_TG1, count_TG1 = rate_TG.unsqueeze(2), count_TG.unsqueeze(2)
     rows_TQ1 = genre_TQG @ count_TG1
     plain_TQ1 = (genre_TQG @ rate_TG1) / genre_TQG.sum(dim=2, keepdim=True).clamp(min=1.0)
@@ -113,7 +120,7 @@ def vector_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, slo
     """
     mask_TS1, residual_TS1 = tasks.batch.support.mask_TR.unsqueeze(2), tasks.residual_TS.unsqueeze(2)
     item_TSK = item_TSK * mask_TS1
-    divisor_T11 = (tasks.size_T1 + settings.vector_shrinkage).unsqueeze(2)
+    divisor_T11 = (tasks.sizes + settings.vector_shrinkage).unsqueeze(2)
     pooled_TQ1 = item_TQK @ ((item_TSK * residual_TS1).sum(dim=1).unsqueeze(2) / divisor_T11)
     liked_TQ1 = item_TQK @ (item_TSK.sum(dim=1).unsqueeze(2) / divisor_T11)
     cosine_TQS = _unit(item_TQK) @ _unit(item_TSK).transpose(1, 2)
@@ -141,7 +148,8 @@ def _fold_in(item_TSK: Tensor, mask_TS1: Tensor, residual_TS1: Tensor, slope: fl
 
 
 def _unit(item_TRK: Tensor) -> Tensor:
-    return item_TRK / item_TRK.norm(dim=2, keepdim=True).clamp(min=1e-6)
+    unit_TRK: Tensor = item_TRK / item_TRK.norm(dim=2, keepdim=True).clamp(min=1e-6)
+    return unit_TRK
 
 
 def in_batches(specs: Sequence[TaskSpec]) -> Iterator[tuple[list[TaskSpec], Indices]]:

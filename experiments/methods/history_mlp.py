@@ -45,7 +45,7 @@ class HistoryMlp(nn.Module):
         self.items, self.dropout = items, cfg.model.dropout
         self.settings = HistorySettings(**design.get("history", {}))
         self.features = list(design.get("vector_features", VECTOR_FEATURES))
-        num_history = 9 + 2 * dims.num_genres + len(self.features)
+        num_history = self.settings.num_aggregates(dims.num_genres) + len(self.features)
         widths = (dims.item_dense + dims.user_dense + dims.context + num_history, *cfg.model.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.direct_H = nn.Parameter(torch.zeros(num_history), requires_grad=bool(design.get("direct", True)))
