@@ -48,7 +48,7 @@ def choose_by_band(
 ) -> list[Choice]:
     """The best of `choices` for each band, by pooled AUC and then by log loss; a band without tasks takes the one below's.
 
-    The lowest takes the first choice if it has none.
+    The lowest takes the middle choice if it has none.
     """
     chosen: list[Choice] = []
     for specs in tasks:
@@ -56,7 +56,7 @@ def choose_by_band(
             goodness = [_goodness(rows, specs, score(specs, choice)) for choice in choices]
             chosen.append(choices[goodness.index(max(goodness))])
         else:
-            chosen.append(chosen[-1] if chosen else choices[0])
+            chosen.append(chosen[-1] if chosen else choices[len(choices) // 2])
     return chosen
 
 
