@@ -66,6 +66,8 @@ def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
 
 
 def _predict(booster: lightgbm.Booster, table_NF: Table, rounds: int) -> Floats:
+    if not len(table_NF):
+        return np.zeros(0)  # an empty table has no columns either, which LightGBM refuses
     return np.asarray(booster.predict(table_NF, num_iteration=rounds, num_threads=1), np.float64)
 
 

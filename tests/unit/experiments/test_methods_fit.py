@@ -124,6 +124,11 @@ def test_the_validation_value_is_that_of_the_scores(name: str, fitted: Callable[
     assert fitted(name).validation == pytest.approx(data.judge.quality_of(fitted(name).score), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_task_gives_no_score(name: str, fitted: Callable[[str], Fitted], data: OriginData) -> None:
+    assert _scores(fitted(name), data.judged, []).shape == (0,)
+
+
 @pytest.mark.parametrize("name", ["logistic", "lightgbm", "user_id", "history_mlp"])
 def test_a_seed_gives_one_fit(name: str, fitted: Callable[[str], Fitted], data: OriginData, specs: list[TaskSpec]) -> None:
     first = _scores(fitted(name), data.judged, specs)
