@@ -60,7 +60,7 @@ def score_as_trained(model: GlobalMlp | WideDeep) -> Method:
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
         index = judged.rows.entity_index[[spec.entity for spec in specs]]
         with torch.no_grad():
-            return _score(model, judged, specs, model.vectors(torch.from_numpy(index)))
+            return score_with_vectors(model, judged, specs, model.vectors(torch.from_numpy(index)))
 
     return scores
 
@@ -73,14 +73,14 @@ def choose_fit(cfg: Config, model: WideDeep, judge: Judge) -> Method:
         fits = [fit_vectors(cfg, model, judge.judged.rows, specs, rate, STEPS) for specs in judge.tasks]
         for steps in STEPS:
             parts = zip(judge.tasks, fits, strict=True)
-            value = judge.quality([_score(model, judge.judged, specs, fit[steps]) for specs, fit in parts])
+            value = judge.quality([score_with_vectors(model, judge.judged, specs, fit[steps]) for specs, fit in parts])
             if value > best_value:
                 best, best_value = (rate, steps), value
     _log.info("baseline_chosen", baseline="wide_deep", rate=best[0], steps=best[1], validation=round(best_value, 5))
     rate, steps = best
 
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return _score(model, judged, specs, fit_vectors(cfg, model, judged.rows, specs, rate, (steps,))[steps])
+        return score_with_vectors(model, judged, specs, fit_vectors(cfg, model, judged.rows, specs, rate, (steps,))[steps])
 
     return scores
 
@@ -120,7 +120,10 @@ def _step(
 
 
 @torch.no_grad()
-def _score(model: GlobalMlp | WideDeep, judged: JudgedRows, specs: Sequence[TaskSpec], vector_TV: torch.Tensor) -> Floats:
+def score_with_vectors(
+    model: GlobalMlp | WideDeep, judged: JudgedRows, specs: Sequence[TaskSpec], vector_TV: torch.Tensor
+) -> Floats:
+    """Probabilities of the specs' query rows, each task with its vector."""
     index = query_rows(judged.rows, specs).rows
     task = torch.from_numpy(np.repeat(np.arange(len(specs)), [len(spec.query) for spec in specs]))
     found: Floats = np.empty(len(index))

@@ -1,0 +1,153 @@
+"""The practical rival: an MLP on strong features of the user's support, trained on the same meta-batches as LiMAML.
+
+T tasks, Q query rows, H features of the history
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.cases import OriginData
+from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.history import (
+    VECTOR_FEATURES,
+    HistorySettings,
+    HistoryTasks,
+    aggregates,
+    history_tasks,
+    in_batches,
+    vector_features,
+)
+from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems, fitted_items, table_of
+from limaml.config import Config
+from limaml.data.encoding import EncoderDims
+from limaml.data.tasks import TaskSpec, meta_batch
+from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
+
+SLOPE = 0.22
+"""Mean of rate * (1 - rate): what a logit moves a rate by."""
+_SCALE_STEPS = 4
+
+
+class HistoryMlp(nn.Module):
+    """logit = MLP(row's features, history) + <weight, history>: the linear part lets a good feature act at once."""
+
+    shift_H: Tensor
+    scale_H: Tensor
+
+    def __init__(self, cfg: Config, dims: EncoderDims, items: LearnedItems | FittedItems, design: Design) -> None:
+        super().__init__()
+        self.items, self.dropout = items, cfg.model.dropout
+        self.settings = HistorySettings(**design.get("history", {}))
+        self.features = list(design.get("vector_features", VECTOR_FEATURES))
+        num_history = self.settings.num_aggregates(dims.num_genres) + len(self.features)
+        widths = (dims.item_dense + dims.user_dense + dims.context + num_history, *cfg.model.global_hidden, 1)
+        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
+        self.direct_H = nn.Parameter(torch.zeros(num_history), requires_grad=bool(design.get("direct", True)))
+        self.register_buffer("shift_H", torch.zeros(num_history))
+        self.register_buffer("scale_H", torch.ones(num_history))
+
+    def history(self, tasks: HistoryTasks, table_T: Tensor) -> Tensor:
+        """(T, Q, H), not standardised."""
+        support, query = tasks.batch.support, tasks.batch.query
+        known_TQH = vector_features(tasks, self.items(support, table_T), self.items(query, table_T), SLOPE, self.settings)
+        wanted = [VECTOR_FEATURES.index(name) for name in self.features]
+        return torch.cat([aggregates(tasks, self.settings), known_TQH[..., wanted]], dim=2)
+
+    @torch.no_grad()
+    def standardise(self, parts: Sequence[tuple[HistoryTasks, Tensor]]) -> None:
+        """Take the features' moments from some tasks."""
+        found_NH = torch.cat([self.history(tasks, table_T)[tasks.batch.query.mask_TR > 0] for tasks, table_T in parts])
+        self.shift_H.copy_(found_NH.mean(dim=0))
+        self.scale_H.copy_(1.0 / found_NH.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, tasks: HistoryTasks, table_T: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (T, Q); units are dropped if there is a generator to draw them."""
+        history_TQH = (self.history(tasks, table_T) - self.shift_H) * self.scale_H
+        x = torch.cat([tasks.batch.query.dense, history_TQH], dim=2)
+        for layer in self.layers[:-1]:
+            x = F.silu(layer(x))
+            if generator is not None and self.dropout:
+                x = x * (torch.rand(x.shape, generator=generator) >= self.dropout) / (1.0 - self.dropout)
+        logit_TQ: Tensor = self.layers[-1](x).squeeze(2) + history_TQH @ self.direct_H
+        return logit_TQ
+
+
+def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
+    """Design: `overrides`, `vectors` ("fitted" or "learned"), `folds`, `vector_features`, `direct`, `history` (settings)."""
+    cfg, dims, folds = configured(data, design, seed), data.encoder.dims, int(design.get("folds", 0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if design.get("vectors", "fitted") == "fitted":
+            items: LearnedItems | FittedItems = fitted_items(data.training.rows, cfg, dims, folds)
+        else:
+            items, folds = LearnedItems(dims.num_items, cfg.model.embedding_dim - 1), 0
+        model = HistoryMlp(cfg, dims, items, design)
+    model, value, step = train_history(cfg, model, data, folds)
+    return Fitted(score_history(model, dims.num_genres), value, {"best_step": step})
+
+
+def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) -> tuple[HistoryMlp, float, int]:
+    """The average of the weights that validates best, its value, and its step; trained as the other networks are."""
+    judge, num_genres, num_steps = Judge(data.validation, cfg), data.encoder.dims.num_genres, cfg.evaluation.baseline_steps
+
+    def draw(step: int) -> tuple[HistoryTasks, Tensor]:
+        specs = meta_batch(data.training.rows, cfg, seed=cfg.training.seed, step=step)
+        return history_tasks(data.training, specs, num_genres), table_of([spec.entity for spec in specs], folds)
+
+    model.standardise([draw(step) for step in range(_SCALE_STEPS)])
+    generator = torch.Generator().manual_seed(cfg.training.seed)
+    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
+    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
+    for step in range(num_steps):
+        set_learning_rate(optimizer, cfg.training, step, num_steps)
+        _step(model, optimizer, *draw(step), generator, cfg.training.grad_clip)
+        update_average(average, model, cfg.training, step)
+        if (step + 1) % cfg.training.validate_every and step + 1 != num_steps:
+            continue
+        value, stale = judge.quality_of(score_history(average, num_genres)), stale + 1
+        if value > best_value:
+            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
+        if stale >= cfg.training.patience:
+            break
+    return best, float(best_value), best_step
+
+
+def _step(
+    model: HistoryMlp,
+    optimizer: torch.optim.Optimizer,
+    tasks: HistoryTasks,
+    table_T: Tensor,
+    generator: torch.Generator,
+    grad_clip: float,
+) -> None:
+    query = tasks.batch.query
+    assert query.label_TR is not None
+    logit_TQ = model(tasks, table_T, generator)
+    loss_TQ = F.binary_cross_entropy_with_logits(logit_TQ, query.label_TR, reduction="none") * query.mask_TR
+    loss = (loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1)).mean()
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+
+
+def score_history(model: HistoryMlp, num_genres: int) -> Method:
+    """Score tasks with vectors of all training users."""
+
+    @torch.no_grad()
+    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+        found: Floats = np.empty(sum(len(spec.query) for spec in specs))
+        for part, places in in_batches(specs):
+            tasks = history_tasks(judged, part, num_genres)
+            table_T = torch.full((len(part),), ALL_USERS)
+            real = tasks.batch.query.mask_TR > 0
+            found[places] = torch.sigmoid(model(tasks, table_T)[real].double()).numpy()
+        return found
+
+    return scores
