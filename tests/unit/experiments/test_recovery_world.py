@@ -63,7 +63,8 @@ def test_true_items_explain_the_true_probabilities():
     users = np.array([int(text[1:]) for text in events["user_id"].to_pylist()])
     items = np.array([int(text[1:]) for text in events["item_id"].to_pylist()])
     z = world._user_factors[0][users]
-    assert world.true_probability(events) == pytest.approx(expit(popularity[items] + (z * loading[items]).sum(axis=1)), abs=1e-12)
+    expected = expit(popularity[items] + (z * loading[items]).sum(axis=1))
+    assert world.true_probability(events) == pytest.approx(expected, abs=1e-12)
 
 
 def test_expected_auc_is_the_mean_over_drawn_labels():
