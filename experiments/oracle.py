@@ -109,7 +109,7 @@ def _mode(support: Support) -> tuple[Floats, Floats]:
 
 def _log_joint(support: Support, node_TML: Floats) -> Floats:
     """(T, M) log likelihood of each user's rows plus log prior, without the prior's constant."""
-    result = -0.5 * (node_TML**2).sum(axis=2)
+    result: Floats = -0.5 * (node_TML**2).sum(axis=2)
     for start in range(0, len(support), _USERS_AT_ONCE):
         users = slice(start, start + _USERS_AT_ONCE)
         part = support.part(users)

@@ -55,8 +55,12 @@ class World:
         count = self.cfg.source.synthetic_users
         return tuple(f"u{number}" for number in range(round(count * first), round(count * last)))
 
-    def rows_of(self, users: Sequence[str]) -> pa.Table:
-        return self.logged.filter(pc.is_in(self.logged["user_id"], value_set=pa.array(users, pa.string())))
+    def rows_of(self, users: Sequence[str], before_us: int | None = None) -> pa.Table:
+        """Their rows, those before an instant (microseconds, UTC) where one is given."""
+        mine = pc.is_in(self.logged["user_id"], value_set=pa.array(users, pa.string()))
+        if before_us is not None:
+            mine = pc.and_(mine, pc.less(self.logged["timestamp"].cast(pa.int64()), before_us))
+        return self.logged.filter(mine)
 
     def arrival_rows_of(self, users: Sequence[str]) -> pa.Table:
         """Their rows of the day each arrived: what was logged before any snapshot held an event of the user."""

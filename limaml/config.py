@@ -56,6 +56,10 @@ class SourceConfig(Section):
     synthetic_level: Annotated[float, Field(ge=0.0)] = 0.0
     """Standard deviation of the planted level (logits): what a user adds to the logit of every item alike; 0: none."""
     synthetic_drift: Annotated[float, Field(ge=0.0)] = 0.0
+    synthetic_session_rows: PositiveCount = 4
+    """Rows of one visit after the day of arrival; a user comes at most once a day."""
+    synthetic_pace_s: PositiveCount = 1
+    """Seconds between the pairs of rows of one visit."""
     synthetic_seed: Count = 0
 
 

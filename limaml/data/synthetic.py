@@ -25,7 +25,7 @@ SCALE = 2.0
 
 _ARRIVAL_SHARE = 0.75
 """Users arrive evenly over this share of the days, so that the last days hold returning users only."""
-_SESSION_ROWS = 4
+_LAST_SECOND = 86_399
 _OCCUPATIONS = ("artist", "engineer", "student", "writer")
 
 Floats = npt.NDArray[np.float64]
@@ -141,19 +141,21 @@ class SyntheticSource:
         return probability
 
     def _draws(self, number: int) -> tuple[Ints, Ints, Ints]:
-        """Users, items and seconds of the day's rows; two rows of a session share each second, as in recorded data."""
+        """Users, items and seconds of the day's rows; two rows of a visit share each second, as in recorded data."""
         cfg = self._cfg
         arrivals = np.arange(cfg.synthetic_users) * max(1, int(cfg.synthetic_days * _ARRIVAL_SHARE)) // cfg.synthetic_users
         first_rows = (cfg.synthetic_rows_per_user + 1) // 2
         remaining = np.maximum(cfg.synthetic_days - 1 - arrivals, 1)
-        returns = (cfg.synthetic_rows_per_user - first_rows) / _SESSION_ROWS / remaining
+        returns = (cfg.synthetic_rows_per_user - first_rows) / cfg.synthetic_session_rows / remaining
         rng = self._rng("rows", number)
         visits = (arrivals < number) & (rng.random(cfg.synthetic_users) < returns)
-        rows = np.where(arrivals == number, first_rows, np.where(visits, _SESSION_ROWS, 0))
+        rows = np.where(arrivals == number, first_rows, np.where(visits, cfg.synthetic_session_rows, 0))
         users = np.repeat(np.arange(cfg.synthetic_users), rows)
-        start = np.repeat(rng.integers(0, 86_000, cfg.synthetic_users), rows)
+        # A long visit starts early enough to end on its day.
+        latest = np.maximum(_LAST_SECOND - (rows - 1) // 2 * cfg.synthetic_pace_s, 0)
+        start = np.repeat(np.minimum(rng.integers(0, 86_000, cfg.synthetic_users), latest), rows)
         within = np.arange(users.size) - np.repeat(np.cumsum(rows) - rows, rows)
-        seconds = np.minimum(start + within // 2, 86_399)
+        seconds = np.minimum(start + within // 2 * cfg.synthetic_pace_s, _LAST_SECOND)
         return users, rng.integers(0, cfg.synthetic_items, users.size), seconds
 
     def _rng(self, purpose: str, number: int = 0) -> np.random.Generator:
