@@ -47,13 +47,13 @@ _TRAINED, _VALIDATING = 0.6, 0.7
 _WORLD = (
     "source.synthetic_items=200",
     f"source.synthetic_days={_DAYS}",
-    "source.synthetic_rows_per_user=288",
-    "source.synthetic_session_rows=8",
-    "source.synthetic_pace_s=1200",
+    "source.synthetic_rows_per_user=360",
+    "source.synthetic_session_rows=12",
+    "source.synthetic_pace_s=480",
     "source.synthetic_factors=2",
     "source.synthetic_level=0.7",
 )
-"""144 rows on the day of arrival, then visits of one hour, 18 over what is left of the days."""
+"""180 rows on the day of arrival, then visits of 12 rows within 40 minutes, 15 over what is left of the days."""
 _NETWORK = (
     "training.inner_lr_scale=1.0",
     "meta.factor_inner_lr=12.0",
