@@ -39,8 +39,8 @@ TABLE = "drift"
 HALF_LIVES = {"none": None, "slow": 60.0, "medium": 10.0, "fast": 2.0}
 """Days until the correlation of a user's factors with what they were is a half."""
 SUPPORT_ROWS = (16, 64)
-_FULL = {"users": 1000, "steps": 200}
-_QUICK = {"users": 150, "steps": 25}
+_FULL = {"users": 800, "steps": 200}
+_QUICK = {"users": 100, "steps": 25}
 _DAYS = 42
 _TRAINED, _VALIDATING = 0.6, 0.7
 """Shares of the order of arrival: users trained on, users validated on until the second; the later ones are new."""
@@ -55,6 +55,7 @@ _WORLD = (
 )
 """180 rows on the day of arrival, then visits of 12 rows within 40 minutes, 15 over what is left of the days."""
 _NETWORK = (
+    "meta.day_boundary_probability=0.5",
     "training.inner_lr_scale=1.0",
     "meta.factor_inner_lr=12.0",
     "meta.factor_damping=30.0",
