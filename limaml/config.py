@@ -51,8 +51,15 @@ class SourceConfig(Section):
     synthetic_items: PositiveCount = 100
     synthetic_days: PositiveCount = 30
     synthetic_rows_per_user: PositiveCount = 40
-    synthetic_factors: PositiveCount = 1
+    synthetic_factors: Count = 1
+    """Dimensions of the planted taste; 0: none."""
+    synthetic_level: Annotated[float, Field(ge=0.0)] = 0.0
+    """Standard deviation of the planted level (logits): what a user adds to the logit of every item alike; 0: none."""
     synthetic_drift: Annotated[float, Field(ge=0.0)] = 0.0
+    synthetic_session_rows: PositiveCount = 4
+    """Rows of one visit after the day of arrival; a user comes at most once a day."""
+    synthetic_pace_s: PositiveCount = 1
+    """Seconds between the pairs of rows of one visit."""
     synthetic_seed: Count = 0
 
 

@@ -1,9 +1,10 @@
 """Generated events with a known answer: what the best possible ranker scores is computed, not estimated.
 
-    logit P(label = 1) = b_i + SCALE * <u_t, v_i>
+    logit P(label = 1) = b_i + SCALE * <u_t, v_i> + LEVEL * l_t
 
-u_t is the user's planted factor on day t, v_i the item's, b_i its popularity. With drift delta the factor moves from day to
-day as u_{t+1} = sqrt(1 - delta^2) u_t + delta * noise, so that it stays a standard normal vector. Profiles are drawn
+u_t is the user's planted factor on day t, v_i the item's, b_i its popularity, l_t the user's planted level. With drift delta
+factor and level move from day to day as u_{t+1} = sqrt(1 - delta^2) u_t + delta * noise, so that (u, l) stays a standard
+normal vector; `true_items` gives the rest, from which a posterior can be computed. Profiles are drawn
 independently of the factors; an item's genre is the sign of its first factor, so content tells something about new items.
 Everything is a function of the settings, and a day can be made without making the others.
 """
@@ -24,7 +25,7 @@ SCALE = 2.0
 
 _ARRIVAL_SHARE = 0.75
 """Users arrive evenly over this share of the days, so that the last days hold returning users only."""
-_SESSION_ROWS = 4
+_LAST_SECOND = 86_399
 _OCCUPATIONS = ("artist", "engineer", "student", "writer")
 
 Floats = npt.NDArray[np.float64]
@@ -52,7 +53,8 @@ class SyntheticSource:
             pa.array(rng.choice(["F", "M"], num_users).tolist()),
             pa.array(rng.choice(_OCCUPATIONS, num_users).tolist()),
         ]
-        genres = [["sunny"] if factor > 0 else ["gloomy"] for factor in self._item_factors[:, 0]]
+        told = self._item_factors[:, 0] if self._cfg.synthetic_factors else self._popularity
+        genres = [["sunny"] if factor > 0 else ["gloomy"] for factor in told]
         items = [
             pa.array([f"i{n}" for n in range(num_items)]),
             pa.array([f"Title {n}" for n in range(num_items)]),
@@ -92,10 +94,24 @@ class SyntheticSource:
             probability[rows] = self._probability(int(number), users[rows], items[rows])
         return probability
 
+    def true_items(self) -> tuple[Floats, Floats]:
+        """(I,) popularity and (I, L) loadings, item i0 first: the logit is popularity + <z, loading>, z standard normal."""
+        return self._popularity, self._loadings
+
+    @cached_property
+    def _loadings(self) -> Floats:
+        """(I, L), L = synthetic_factors and, where a level is planted, one more."""
+        level = np.full((self._cfg.synthetic_items, self._num_levels), self._cfg.synthetic_level)
+        return np.concatenate([SCALE * self._item_factors, level], axis=1)
+
+    @property
+    def _num_levels(self) -> int:
+        return int(self._cfg.synthetic_level > 0.0)
+
     @cached_property
     def _item_factors(self) -> Floats:
         shape = self._cfg.synthetic_items, self._cfg.synthetic_factors
-        factors: Floats = self._rng("items").standard_normal(shape) / np.sqrt(self._cfg.synthetic_factors)
+        factors: Floats = self._rng("items").standard_normal(shape) / np.sqrt(max(1, self._cfg.synthetic_factors))
         return factors
 
     @cached_property
@@ -104,33 +120,42 @@ class SyntheticSource:
 
     @cached_property
     def _user_factors(self) -> list[Floats]:
-        """Factors of all users on each day."""
+        """(U, L) factors and level of all users on each day."""
         drift = min(self._cfg.synthetic_drift, 1.0)
-        factors = [self._rng("users").standard_normal((self._cfg.synthetic_users, self._cfg.synthetic_factors))]
+        factors = [self._user_noise("users", "levels")]
         for number in range(1, self._cfg.synthetic_days):
-            noise = self._rng("drift", number).standard_normal(factors[0].shape)
+            noise = self._user_noise("drift", "level_drift", number)
             factors.append(np.sqrt(1.0 - drift**2) * factors[-1] + drift * noise)
         return factors
 
+    def _user_noise(self, of_factors: str, of_level: str, number: int = 0) -> Floats:
+        """(U, L) standard normal; the level has its own stream, so that planting one changes no factor."""
+        users = self._cfg.synthetic_users
+        factors = self._rng(of_factors, number).standard_normal((users, self._cfg.synthetic_factors))
+        level = self._rng(of_level, number).standard_normal((users, self._num_levels))
+        return np.concatenate([factors, level], axis=1)
+
     def _probability(self, number: int, users: Ints, items: Ints) -> Floats:
-        product = (self._user_factors[number][users] * self._item_factors[items]).sum(axis=1)
-        probability: Floats = 1.0 / (1.0 + np.exp(-(self._popularity[items] + SCALE * product)))
+        product = (self._user_factors[number][users] * self._loadings[items]).sum(axis=1)
+        probability: Floats = 1.0 / (1.0 + np.exp(-(self._popularity[items] + product)))
         return probability
 
     def _draws(self, number: int) -> tuple[Ints, Ints, Ints]:
-        """Users, items and seconds of the day's rows; two rows of a session share each second, as in recorded data."""
+        """Users, items and seconds of the day's rows; two rows of a visit share each second, as in recorded data."""
         cfg = self._cfg
         arrivals = np.arange(cfg.synthetic_users) * max(1, int(cfg.synthetic_days * _ARRIVAL_SHARE)) // cfg.synthetic_users
         first_rows = (cfg.synthetic_rows_per_user + 1) // 2
         remaining = np.maximum(cfg.synthetic_days - 1 - arrivals, 1)
-        returns = (cfg.synthetic_rows_per_user - first_rows) / _SESSION_ROWS / remaining
+        returns = (cfg.synthetic_rows_per_user - first_rows) / cfg.synthetic_session_rows / remaining
         rng = self._rng("rows", number)
         visits = (arrivals < number) & (rng.random(cfg.synthetic_users) < returns)
-        rows = np.where(arrivals == number, first_rows, np.where(visits, _SESSION_ROWS, 0))
+        rows = np.where(arrivals == number, first_rows, np.where(visits, cfg.synthetic_session_rows, 0))
         users = np.repeat(np.arange(cfg.synthetic_users), rows)
-        start = np.repeat(rng.integers(0, 86_000, cfg.synthetic_users), rows)
+        # A long visit starts early enough to end on its day.
+        latest = np.maximum(_LAST_SECOND - (rows - 1) // 2 * cfg.synthetic_pace_s, 0)
+        start = np.repeat(np.minimum(rng.integers(0, 86_000, cfg.synthetic_users), latest), rows)
         within = np.arange(users.size) - np.repeat(np.cumsum(rows) - rows, rows)
-        seconds = np.minimum(start + within // 2, 86_399)
+        seconds = np.minimum(start + within // 2 * cfg.synthetic_pace_s, _LAST_SECOND)
         return users, rng.integers(0, cfg.synthetic_items, users.size), seconds
 
     def _rng(self, purpose: str, number: int = 0) -> np.random.Generator:
@@ -139,14 +164,20 @@ class SyntheticSource:
 
 
 def bayes_auc(probability: Floats) -> float:
-    """Expected AUC of the true probabilities used as scores, over labels drawn from them: the best that can be reached.
+    """Expected AUC of the true probabilities used as scores, over labels drawn from them: the best that can be reached."""
+    return expected_auc(probability, probability)
+
+
+def expected_auc(probability: Floats, score: Floats) -> float:
+    """Expected AUC of any scores (R,) over labels drawn from the true probabilities (R,): free of the labels' noise.
 
     The chance that a random positive row is ranked above a random negative one, ties counted half:
-    sum over pairs of p_i (1 - p_j) [p_i > p_j], divided by sum over pairs of p_i (1 - p_j), for i != j.
+    sum over pairs of p_i (1 - p_j) [s_i > s_j], divided by sum over pairs of p_i (1 - p_j), for i != j.
     """
-    p = np.sort(probability)
+    order = np.argsort(score, kind="stable")
+    p, s = probability[order], score[order]
     below = np.concatenate([[0.0], np.cumsum(1.0 - p)])  # negatives expected among the first n rows
-    low, high = np.searchsorted(p, p, side="left"), np.searchsorted(p, p, side="right")
+    low, high = np.searchsorted(s, s, side="left"), np.searchsorted(s, s, side="right")
     ties = below[high] - below[low] - (1.0 - p)
     wins = float(np.sum(p * (below[low] + 0.5 * ties)))
     return wins / float(np.sum(p * (below[-1] - (1.0 - p))))
