@@ -23,7 +23,7 @@ from limaml.training.optimizer import averaged_copy, make_optimizer, set_learnin
 from limaml.training.scoring import score_specs
 
 ROW_LEVEL = ("model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.3")
-"""What a design's overrides change first: the one block of which full and stored network differ."""
+"""The one block of which full and stored network differ: where a design names no block, before its overrides."""
 _ROWS_PER_BATCH = 32768
 """Padded query rows that are scored at a time."""
 _TASKS_PER_BATCH = 256
@@ -33,7 +33,9 @@ Score = Callable[[LiMAML, TaskRows, Sequence[TaskSpec]], Floats]
 
 def full(data: OriginData, design: Design, seed: int) -> Fitted:
     """`served` of the design: `full` (the default) or `stored`; overrides as everywhere."""
-    cfg = configured(data, {"overrides": [*ROW_LEVEL, *design.get("overrides", ())]}, seed)
+    overrides = design.get("overrides", ())
+    named = any(override.startswith("model.meta_block=") for override in overrides)
+    cfg = configured(data, {"overrides": overrides if named else [*ROW_LEVEL, *overrides]}, seed)
     serve: Score = served_stored if design.get("served", "full") == "stored" else full_scores
     network, value, best_step = fit_full(cfg, data, serve)
 
