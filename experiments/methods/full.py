@@ -15,6 +15,7 @@ from experiments.methods.rowwise import adapt_rowwise, full_loss, logits, start_
 from limaml.config import Config
 from limaml.data.rows import Rows
 from limaml.data.tasks import TaskRows, TaskSpec, build_batch, length_groups, meta_batch
+from limaml.errors import TrainingError
 from limaml.evaluation.judged import Floats, Judge, JudgedRows
 from limaml.models.item_vectors import warm_start
 from limaml.models.meta_blocks import RowMlp
@@ -72,7 +73,10 @@ def quality(network: LiMAML, judge: Judge, serve: Score) -> float:
 
 
 def full_step(network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows, cfg: Config, step: int) -> None:
-    """Update the network with meta-batch number `step`, as `limaml.training.step` does with the stored network's loss."""
+    """Update the network with meta-batch number `step`, as `limaml.training.step` does with the stored network's loss.
+
+    Raises TrainingError, before any weight is changed, if the gradient is not finite.
+    """
     training = cfg.training
     state = np.random.SeedSequence((training.seed, step, 0)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]) >> 1)
@@ -84,7 +88,11 @@ def full_step(network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows,
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"the outer gradient must stay finite, got norm {float(norm):g} at step {step}; lower meta.inner_lr"
+        )
     set_learning_rate(optimizer, training, step, training.max_steps)
     optimizer.step()
 

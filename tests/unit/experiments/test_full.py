@@ -14,6 +14,7 @@ from experiments.methods.rowwise import full_loss
 from experiments.origins import rolling_origins
 from limaml.data.encoding import Encoder
 from limaml.data.tasks import TaskRows, TaskSpec, build_batch
+from limaml.errors import TrainingError
 from limaml.meta import reference
 from limaml.models.network import build_network
 from limaml.training.scoring import score_specs
@@ -162,3 +163,10 @@ def test_a_task_level_block_fitted_in_full_is_the_stored_network(make_planted, s
     specs = data.judge.tasks[-1]
     ours, theirs = (fit(data, design, 0).score(data.validation, specs) for fit in (full, stored))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_fit_that_diverges_says_so(planted_logged, small_config):
+    data = OriginData(small_config(), rolling_origins(planted_logged)[0], planted_logged)
+    wild = ["meta.inner_lr=1e30", "training.max_steps=3", "training.tasks_per_step=8", "evaluation.first_k=[0, 3]"]
+    with pytest.raises(TrainingError, match="lower meta.inner_lr"):
+        full(data, {"overrides": wild}, 0)
