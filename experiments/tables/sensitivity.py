@@ -1,0 +1,142 @@
+"""Table 3, sensitivity of the shipped network to its inner and outer loop, on validation users only.
+
+inner steps x first inner rate (of the shipped ones, fixed or where Meta-SGD starts) x order, at the shipped outer rate; and
+inner steps x first inner rate at two other outer rates, second order with Meta-SGD. Damping stays learned throughout. One
+seed; a cell's figures are means over the origins.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.cases import OriginData
+from experiments.data import logged_rows, placed
+from experiments.methods.fitted import CONFIG
+from experiments.origins import rolling_origins
+from experiments.units import Output, Unit
+from limaml import metrics
+from limaml.config import Config, load
+from limaml.data.protocols import query_rows
+from limaml.errors import TrainingError
+from limaml.evaluation.judged import Floats, Judge
+from limaml.training.checkpoint import Progress
+from limaml.training.loop import fit_twin
+from limaml.training.scoring import score_specs
+from limaml.training.validation import Validator
+
+TABLE = "sensitivity"
+INNER_STEPS, RATES, OUTER_RATES = (1, 3, 5, 10), (0.3, 1.0, 3.0), (1e-3, 3e-3, 1e-2)
+SHIPPED_OUTER = 3e-3
+QUICK_STEPS = 20
+ROOT = ".run/experiments/movielens"
+_SEED = 0
+
+
+def units(quick: bool, root: str = ROOT) -> list[Unit]:
+    """One for each cell; `root` is the folder of the ingested MovieLens."""
+    found = []
+    for cell in _quick_cells() if quick else _cells():
+        order = "second" if cell["second_order"] else "first"
+        rates = f"{'learned' if cell['learned'] else 'fixed'}{cell['inner_rate']}"
+        key = f"steps{cell['inner_steps']}/{rates}/outer{cell['outer_rate']}/{order}"
+        found.append(Unit(TABLE, key, {**cell, "root": root, "origins": 1 if quick else None, "quick": quick}))
+    return found
+
+
+def run(unit: Unit) -> Output:
+    params = unit.params
+    data = _origins(params["root"])[: params["origins"]]
+    fitted = [fit_cell(one, overrides(params)) for one in data]
+    means = {name: float(np.mean([each[name] for each in fitted])) for name in fitted[0]}
+    order = "second" if params["second_order"] else "first"
+    cell = {name: params[name] for name in ("inner_steps", "inner_rate", "learned", "outer_rate")}
+    return Output({"cell": {**cell, "order": order, **means}})
+
+
+def assemble(outputs: dict[str, Output]) -> dict[str, Any]:
+    """{"sensitivity": [cell, ...]}, in the order of their settings."""
+    found = [output.values["cell"] for output in outputs.values()]
+    settings = ("order", "outer_rate", "learned", "inner_steps", "inner_rate")
+    return {TABLE: sorted(found, key=lambda cell: [cell[name] for name in settings])}
+
+
+def overrides(params: Mapping[str, Any]) -> list[str]:
+    """The configuration's settings of one cell; `inner_rate` multiplies both inner rates of the shipped configuration."""
+    shipped = load(CONFIG).meta
+    found = [
+        f"meta.inner_steps={params['inner_steps']}",
+        f"meta.inner_lr={shipped.inner_lr * params['inner_rate']}",
+        f"meta.factor_inner_lr={shipped.factor_inner_lr * params['inner_rate']}",
+        f"meta.learn_inner_lr={str(params['learned']).lower()}",
+        f"meta.second_order={str(params['second_order']).lower()}",
+        f"training.outer_lr={params['outer_rate']}",
+        f"training.seed={_SEED}",
+    ]
+    return [*found, f"training.max_steps={QUICK_STEPS}"] if params["quick"] else found
+
+
+def parts(judge: Judge, scores: Sequence[Floats]) -> dict[str, float]:
+    """The number that choices are made by, and its two halves: means over the task lists of pooled and of per-user AUC."""
+    pooled, peruser = [], []
+    for specs, part in zip(judge.tasks, scores, strict=True):
+        rows = query_rows(judge.judged.rows, specs)
+        pooled.append(metrics.auc(rows.labels, part))
+        peruser.append(metrics.mean_per_user_auc(rows.labels, part, rows.users, rows.num_users))
+    return {"validation_auc": judge.quality(scores), "pooled": float(np.nanmean(pooled)), "peruser": float(np.nanmean(peruser))}
+
+
+def fit_cell(data: OriginData, settings: list[str]) -> dict[str, float]:
+    """One fit's figures; one whose loss does not stay finite ranks nothing."""
+    cfg = load(CONFIG, settings)
+    try:
+        network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, Validator(data.validation.rows, cfg))
+    except TrainingError:
+        chance = dict.fromkeys(("validation_auc", "pooled", "peruser"), 0.5)
+        return {**chance, "diverged": 1.0, "best_step": 0.0, "train_seconds": 0.0}
+    judge = Judge(data.validation, cfg)
+    scores = [score_specs(network, data.validation.rows, specs) for specs in judge.tasks]
+    found = {"diverged": 0.0, "best_step": progress.best_step, "train_seconds": _train_seconds(cfg, progress)}
+    return {**parts(judge, scores), **found}
+
+
+def _train_seconds(cfg: Config, progress: Progress) -> float:
+    """Of the outer steps alone, without validations."""
+    steps = np.diff([0.0, *(entry["step"] for entry in progress.history)])
+    rates = [entry["tasks_per_s"] for entry in progress.history]
+    return float((steps * cfg.training.tasks_per_step / rates).sum())
+
+
+@lru_cache(maxsize=1)
+def _origins(root: str) -> list[OriginData]:
+    """Kept for the units that follow in the same process."""
+    cfg = placed(load(CONFIG), Path(root))
+    logged = logged_rows(cfg)
+    return [OriginData(cfg, origin, logged) for origin in rolling_origins(logged)]
+
+
+def _cells() -> list[dict[str, Any]]:
+    inner = list(itertools.product(INNER_STEPS, RATES))
+    found = [
+        _cell(steps, rate, learned, SHIPPED_OUTER, second)
+        for second, learned, (steps, rate) in itertools.product((True, False), (True, False), inner)
+    ]
+    others = [rate for rate in OUTER_RATES if rate != SHIPPED_OUTER]
+    return found + [_cell(steps, rate, True, outer, True) for outer, (steps, rate) in itertools.product(others, inner)]
+
+
+def _quick_cells() -> list[dict[str, Any]]:
+    """The shipped one, and one other value of three settings."""
+    return [
+        _cell(3, 1.0, True, SHIPPED_OUTER, True),
+        _cell(3, 1.0, True, SHIPPED_OUTER, False),
+        _cell(1, 1.0, True, SHIPPED_OUTER, True),
+        _cell(3, 0.3, False, SHIPPED_OUTER, True),
+    ]
+
+
+def _cell(steps: int, rate: float, learned: bool, outer: float, second_order: bool) -> dict[str, Any]:
+    return {"inner_steps": steps, "inner_rate": rate, "learned": learned, "outer_rate": outer, "second_order": second_order}
