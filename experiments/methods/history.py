@@ -120,15 +120,22 @@ def vector_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, slo
     """
     mask_TS1, residual_TS1 = tasks.batch.support.mask_TR.unsqueeze(2), tasks.residual_TS.unsqueeze(2)
     item_TSK = item_TSK * mask_TS1
-    divisor_T11 = (tasks.sizes + settings.vector_shrinkage).unsqueeze(2)
-    pooled_TQ1 = item_TQK @ ((item_TSK * residual_TS1).sum(dim=1).unsqueeze(2) / divisor_T11)
-    liked_TQ1 = item_TQK @ (item_TSK.sum(dim=1).unsqueeze(2) / divisor_T11)
     cosine_TQS = _unit(item_TQK) @ _unit(item_TSK).transpose(1, 2)
     weight_TQS = torch.exp(settings.sharpness * (cosine_TQS - 1.0)) * mask_TS1.transpose(1, 2)
     similar_TQ1 = (weight_TQS @ residual_TS1) / (weight_TQS.sum(dim=2, keepdim=True) + 1.0)
     user_TL1 = _fold_in(item_TSK, mask_TS1, residual_TS1, slope)
     folded_TQ1 = item_TQK @ user_TL1[:, :-1]
-    return torch.cat([pooled_TQ1, liked_TQ1, similar_TQ1, folded_TQ1, user_TL1[:, -1:].expand_as(folded_TQ1)], dim=2)
+    pooled_TQ2 = pooled_features(tasks, item_TSK, item_TQK, settings)
+    return torch.cat([pooled_TQ2, similar_TQ1, folded_TQ1, user_TL1[:, -1:].expand_as(folded_TQ1)], dim=2)
+
+
+def pooled_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, settings: HistorySettings) -> Tensor:
+    """(T, Q, 2) `pooled` and `liked` of VECTOR_FEATURES: products with vectors of the user that could be stored."""
+    item_TSK = item_TSK * tasks.batch.support.mask_TR.unsqueeze(2)
+    divisor_T11 = (tasks.sizes + settings.vector_shrinkage).unsqueeze(2)
+    pooled_TQ1 = item_TQK @ ((item_TSK * tasks.residual_TS.unsqueeze(2)).sum(dim=1).unsqueeze(2) / divisor_T11)
+    liked_TQ1 = item_TQK @ (item_TSK.sum(dim=1).unsqueeze(2) / divisor_T11)
+    return torch.cat([pooled_TQ1, liked_TQ1], dim=2)
 
 
 LEVEL_PRECISION = 2.0

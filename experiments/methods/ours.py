@@ -18,4 +18,4 @@ def stored(data: OriginData, design: Design, seed: int) -> Fitted:
     def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
         return score_specs(network, judged.rows, specs)
 
-    return Fitted(score, progress.best_value or 0.0, {"best_step": progress.best_step})
+    return Fitted(score, progress.best_value or 0.0, notes={"best_step": progress.best_step})

@@ -4,6 +4,7 @@ from experiments.methods.fitted import Fit
 from experiments.methods.history_mlp import history_mlp
 from experiments.methods.networks import global_mlp, user_id
 from experiments.methods.ours import stored
+from experiments.methods.ours_history import history
 from experiments.methods.rates import item_mean, user_level
 from experiments.methods.tabular import boosted, logistic
 
@@ -16,4 +17,5 @@ METHODS: dict[str, Fit] = {
     "user_id": user_id,
     "history_mlp": history_mlp,
     "stored": stored,
+    "history": history,
 }

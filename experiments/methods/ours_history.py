@@ -1,0 +1,129 @@
+"""LiMAML with history features in the stored vector: what is adapted, and beside it fixed sums over the same support.
+
+The stored vector is [meta embedding, the user's aggregates, two pooled item vectors]; a second small network reads the sums
+with the candidate's features and adds to LiMAML's logit. The inner loop does not see them: they hold labels of the very rows
+whose loss it takes.
+
+T tasks, Q query rows, H features of the history
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.cases import OriginData
+from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches, pooled_features
+from limaml.config import Config
+from limaml.data.encoding import EncoderDims
+from limaml.data.tasks import TaskSpec, meta_batch
+from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.meta.engine import adapt, embed_tasks
+from limaml.models.item_vectors import warm_start
+from limaml.models.network import build_network
+from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
+
+_POOLED = 2
+_SCALE_STEPS = 4
+
+
+class HistoryLiMAML(nn.Module):
+    """logit = LiMAML + MLP(row's features, history) + <weight, history>; the last two start at zero."""
+
+    shift_H: Tensor
+    scale_H: Tensor
+
+    def __init__(self, cfg: Config, dims: EncoderDims, settings: HistorySettings, hidden: int) -> None:
+        super().__init__()
+        self.network = build_network(cfg, dims, cfg.training.seed)
+        self.settings = settings
+        num_history = settings.num_aggregates(dims.num_genres) + _POOLED
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.training.seed)
+            self.first = nn.Linear(dims.item_dense + dims.user_dense + dims.context + num_history, hidden)
+        self.last = nn.Parameter(torch.zeros(hidden))
+        self.direct_H = nn.Parameter(torch.zeros(num_history))
+        self.register_buffer("shift_H", torch.zeros(num_history))
+        self.register_buffer("scale_H", torch.ones(num_history))
+
+    def history(self, tasks: HistoryTasks) -> Tensor:
+        """(T, Q, H), not standardised."""
+        block, batch = self.network.global_block, tasks.batch
+        item_TSK, item_TQK = (block._items(rows).detach() for rows in (batch.support, batch.query))
+        return torch.cat([aggregates(tasks, self.settings), pooled_features(tasks, item_TSK, item_TQK, self.settings)], dim=2)
+
+    @torch.no_grad()
+    def standardise(self, parts: Sequence[HistoryTasks]) -> None:
+        """Take the features' moments from some tasks."""
+        found_NH = torch.cat([self.history(tasks)[tasks.batch.query.mask_TR > 0] for tasks in parts])
+        self.shift_H.copy_(found_NH.mean(dim=0))
+        self.scale_H.copy_(1.0 / found_NH.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, tasks: HistoryTasks, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (T, Q); units are dropped if there is a generator to draw them."""
+        batch, network = tasks.batch, self.network
+        embed = adapt if torch.is_grad_enabled() else embed_tasks
+        logit_TQ: Tensor = network(batch.query, embed(network, batch.support, batch.entity_index_T), generator)
+        history_TQH = (self.history(tasks) - self.shift_H) * self.scale_H
+        x = F.silu(self.first(torch.cat([batch.query.dense, history_TQH], dim=2)))
+        dropout = network.global_block.dropout
+        if generator is not None and dropout:
+            x = x * (torch.rand(x.shape, generator=generator) >= dropout) / (1.0 - dropout)
+        return logit_TQ + x @ self.last + history_TQH @ self.direct_H
+
+
+def history(data: OriginData, design: Design, seed: int) -> Fitted:
+    """Design: `overrides`, `history` (settings), `hidden`."""
+    cfg, dims = configured(data, design, seed), data.encoder.dims
+    model = HistoryLiMAML(cfg, dims, HistorySettings(**design.get("history", {})), int(design.get("hidden", 32)))
+    warm_start(model.network, data.training.rows, cfg)
+    judge, num_genres = Judge(data.validation, cfg), dims.num_genres
+
+    def draw(step: int) -> HistoryTasks:
+        return history_tasks(data.training, meta_batch(data.training.rows, cfg, seed=seed, step=step), num_genres)
+
+    model.standardise([draw(step) for step in range(_SCALE_STEPS)])
+    generator = torch.Generator().manual_seed(seed)
+    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
+    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
+    for step in range(cfg.training.max_steps):
+        set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
+        _step(model, optimizer, draw(step), generator, cfg.training.grad_clip)
+        update_average(average, model, cfg.training, step)
+        if (step + 1) % cfg.training.validate_every and step + 1 != cfg.training.max_steps:
+            continue
+        value, stale = judge.quality_of(_scores(average, num_genres)), stale + 1
+        if value > best_value:
+            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
+        if stale >= cfg.training.patience:
+            break
+    return Fitted(_scores(best, num_genres), float(best_value), notes={"best_step": best_step})
+
+
+def _step(
+    model: HistoryLiMAML, optimizer: torch.optim.Optimizer, tasks: HistoryTasks, generator: torch.Generator, clip: float
+) -> None:
+    query = tasks.batch.query
+    assert query.label_TR is not None
+    loss_TQ = F.binary_cross_entropy_with_logits(model(tasks, generator), query.label_TR, reduction="none") * query.mask_TR
+    loss = (loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1)).mean()
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+
+
+def _scores(model: HistoryLiMAML, num_genres: int) -> Method:
+    @torch.no_grad()
+    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+        found: Floats = np.empty(sum(len(spec.query) for spec in specs))
+        for part, places in in_batches(specs):
+            tasks = history_tasks(judged, part, num_genres)
+            real = tasks.batch.query.mask_TR > 0
+            found[places] = torch.sigmoid(model(tasks)[real].double()).numpy()
+        return found
+
+    return scores
