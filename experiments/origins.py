@@ -53,7 +53,7 @@ def rolling_origins(logged: pa.Table) -> list[Origin]:
     users, arrivals = first["user_id"].to_pylist(), first["arrival"].to_pylist()
     bounds = [round(len(users) * share) for share in _shares()]
     if len(set(bounds)) < len(bounds):
-        raise DataError(f"rolling origins need users in each of {len(bounds) - 1} blocks, got {len(users)} users; give more")
+        raise DataError(f"rolling origins need users in each of {len(bounds)} blocks, got {len(users)} users; give more")
     starts = [*arrivals, arrivals[-1] + 10**15]  # past the last row of anybody
     validating = {user for at in range(NUM_ORIGINS) for user in users[bounds[2 * at] : bounds[2 * at + 1]]}
     origins = []

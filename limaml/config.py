@@ -136,6 +136,8 @@ class MetaConfig(Section):
     factor_damping: Annotated[float, Field(ge=0.0)] = 100.0
     support_rows: PositiveCount = 64
     """N: support = the entity's last N events before the as-of instant."""
+    min_support_rows: PositiveCount = 1
+    """With fewer rows a task is not adapted. On MovieLens one row says less of its user than the noise it brings."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
     day_boundary_probability: Share = 0.1

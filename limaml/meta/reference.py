@@ -115,7 +115,7 @@ def task_embedding(network: LiMAML, support: TaskRows, entity_index: int, *, num
         return F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
 
     theta = initial(network, entity_index)
-    if len(support.item_R):
+    if len(support.item_R) >= network.meta_config.min_support_rows:
         damping = network.damping()
         steps = {name: rate / (len(support.item_R) + damping[name]) for name, rate in network.rates().items()}
         theta = adapt(theta, support_loss, steps, num_steps=num_steps, second_order=second_order)

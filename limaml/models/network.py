@@ -53,16 +53,18 @@ class LiMAML(nn.Module):
     def step_sizes(self, count_T: Tensor) -> Params:
         """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T.
 
-        Where neither is learned and all of a parameter's are equal, of shape (T, 1, ...): the inner loop has a cheaper form.
+        0 for a task of fewer rows than `meta.min_support_rows`. Where neither is learned and all of a parameter's are equal, of shape (T, 1, ...): the inner loop has a cheaper form.
         """
         learned = self.meta_config.learn_inner_lr or self.meta_config.learn_damping
         sizes = {}
         for name, log_rate in self.log_rates.items():
             logs = log_rate, self.log_damping[name]
             rate, damping = (log.exp() if learned else _one_if_equal(log).exp() for log in logs)
-            rows = count_T.view(-1, *[1] * rate.ndim) + damping
+            count = count_T.view(-1, *[1] * rate.ndim)
+            rows = count + damping
             # An empty support with c = 0 would divide by 0; its gradient is 0.
-            sizes[name] = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
+            size = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
+            sizes[name] = size * (count >= self.meta_config.min_support_rows)
         return sizes
 
     def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:

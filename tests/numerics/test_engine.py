@@ -59,14 +59,15 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, 
     hidden=st.sampled_from([(4,), (5, 6), ()]),
     learned=st.tuples(st.booleans(), st.booleans()),
     damped=st.booleans(),
+    least=st.integers(1, 3),
 )
 def test_engine_equals_reference(
-    config, network, batch, block, second_order, dtype, lengths, num_steps, seed, interaction, hidden, learned, damped
+    config, network, batch, block, second_order, dtype, lengths, num_steps, seed, interaction, hidden, learned, damped, least
 ):
     """Random networks and tasks: every block and interaction, Meta-SGD rates, damping learned, fixed or 0, tasks of 0, 1 and
     many rows (on both sides of where Gram matrices stop paying), padding."""
     learn_rate, learn_damping = learned
-    meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped}
+    meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": least}
     meta |= {} if damped else {"damping": 0.0, "factor_damping": 0.0}
     net = network(config({"meta_block": block, "interaction": interaction, "meta_hidden": hidden}, meta), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
@@ -117,6 +118,15 @@ def test_damping_of_zero_divides_by_the_rows_alone_and_an_empty_support_stays_fi
     assert not net.log_damping["vector"].requires_grad
     assert torch.equal(net.damping()["vector"], torch.zeros(3, dtype=torch.float64))
     assert not net.log_rates["vector"].requires_grad
+
+
+def test_a_task_of_too_few_rows_keeps_the_prior(config, network, batch):
+    tasks = batch([1, 2, 3], [2, 2, 2])
+    net = network(config(meta={"min_support_rows": 3}))
+    embedding_TD = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
+    assert torch.equal(embedding_TD[:2], net.prior().detach().expand(2, -1))
+    free = network(config())
+    assert torch.equal(embedding_TD[2], engine.embed_tasks(free, tasks.support, tasks.entity_index_T)[2])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
