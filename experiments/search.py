@@ -18,13 +18,14 @@ from experiments.cases import movielens
 from experiments.code import revision
 from experiments.data import MOVIELENS, WORK
 from experiments.designs import PATH
+from experiments.methods import spaces, spaces_blocks, spaces_ours
 from experiments.methods.registry import METHODS
-from experiments.methods.spaces import SPACES
 from experiments.origins import NUM_ORIGINS
 from experiments.progress import follow
 from experiments.units import Output, Store, Unit
 
 TABLE = "search"
+SPACES = {**spaces.SPACES, **spaces_blocks.SPACES, **spaces_ours.SPACES}
 
 
 def units(methods: list[str], configurations: int) -> list[Unit]:
