@@ -24,10 +24,10 @@ def _one_of(rng: np.random.Generator, values: tuple[Any, ...]) -> Any:
 def _network(rng: np.random.Generator) -> list[str]:
     """Overrides that every network is tuned by."""
     return [
-        f"training.outer_lr={_log_uniform(rng, 1e-3, 2.4e-2)}",
+        f"training.outer_lr={_log_uniform(rng, 2e-3, 2.4e-2)}",
         f"evaluation.baseline_steps={_one_of(rng, (100, 200, 400))}",
         f"model.global_hidden={_one_of(rng, HIDDEN)}",
-        f"model.dropout={_one_of(rng, (0.0, 0.1, 0.2, 0.3, 0.5))}",
+        f"model.dropout={_one_of(rng, (0.0, 0.1, 0.2, 0.3))}",
         f"model.profile_dropout={_one_of(rng, (0.2, 0.5, 0.8, 0.95))}",
         f"training.weight_decay={_log_uniform(rng, 1e-4, 3.0)}",
     ]
