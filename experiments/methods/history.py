@@ -35,8 +35,8 @@ class HistorySettings:
     vector_shrinkage: float = 20.0
     sharpness: float = 5.0
     """Weight of a support row beside a candidate: exp(sharpness * (cosine of their vectors - 1))."""
-    genre_vectors: bool = True
-    """Every genre's rate and count are features, not the candidate's alone."""
+    genre_vectors: bool = False
+    """Every genre's rate and count are features, not the candidate's alone: with some hundred users, learnt by heart."""
 
     def num_aggregates(self, num_genres: int) -> int:
         return 9 + 2 * num_genres * self.genre_vectors

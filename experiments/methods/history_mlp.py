@@ -80,7 +80,7 @@ class HistoryMlp(nn.Module):
 
 def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
     """Design: `overrides`, `vectors` ("fitted" or "learned"), `folds`, `vector_features`, `direct`, `history` (settings)."""
-    cfg, dims, folds = configured(data, design, seed), data.encoder.dims, int(design.get("folds", 0))
+    cfg, dims, folds = configured(data, design, seed), data.encoder.dims, int(design.get("folds", 4))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if design.get("vectors", "fitted") == "fitted":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Space = Callable[[np.random.Generator], dict[str, Any]]
-HIDDEN = ("[]", "[16]", "[32]", "[64]", "[64, 32]", "[128, 64]")
+HIDDEN = ("[16]", "[32]", "[64]", "[64, 32]", "[128, 64]")
 """Widths of an MLP's hidden layers, as the configuration spells them."""
 
 
@@ -21,15 +21,15 @@ def _one_of(rng: np.random.Generator, values: tuple[Any, ...]) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def _network(rng: np.random.Generator, hidden: tuple[str, ...] = HIDDEN) -> list[str]:
+def _network(rng: np.random.Generator) -> list[str]:
     """Overrides that every network is tuned by."""
     return [
-        f"training.outer_lr={_log_uniform(rng, 1e-3, 1.2e-2)}",
+        f"training.outer_lr={_log_uniform(rng, 2e-3, 2.4e-2)}",
         f"evaluation.baseline_steps={_one_of(rng, (100, 200, 400))}",
-        f"model.global_hidden={_one_of(rng, hidden)}",
-        f"model.dropout={_one_of(rng, (0.0, 0.1, 0.2, 0.3, 0.5))}",
+        f"model.global_hidden={_one_of(rng, HIDDEN)}",
+        f"model.dropout={_one_of(rng, (0.0, 0.1, 0.2, 0.3))}",
         f"model.profile_dropout={_one_of(rng, (0.2, 0.5, 0.8, 0.95))}",
-        f"training.weight_decay={_log_uniform(rng, 1e-4, 1.0)}",
+        f"training.weight_decay={_log_uniform(rng, 1e-4, 3.0)}",
     ]
 
 
@@ -40,7 +40,7 @@ def _history(rng: np.random.Generator) -> dict[str, Any]:
         "slow_shrinkage": _one_of(rng, (30.0, 50.0, 100.0)),
         "genre_shrinkage": _one_of(rng, (5.0, 10.0, 30.0)),
         "recent_rows": _one_of(rng, (3, 5, 10)),
-        "genre_vectors": bool(rng.random() < 0.3),
+        "genre_vectors": bool(rng.random() < 0.15),
     }
 
 
@@ -51,7 +51,7 @@ def user_level(rng: np.random.Generator) -> dict[str, Any]:
 def logistic(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "steps": _one_of(rng, (20, 40, 80)),
-        "C": _log_uniform(rng, 1e-5, 1.0),
+        "C": _log_uniform(rng, 1e-4, 0.1),
         "history": _history(rng),
         "overrides": [f"model.profile_dropout={_one_of(rng, (0.2, 0.5, 0.8, 0.95))}"],
     }
@@ -59,7 +59,7 @@ def logistic(rng: np.random.Generator) -> dict[str, Any]:
 
 def lightgbm(rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "steps": _one_of(rng, (40, 80)),
+        "steps": 40,
         "rounds": 400,
         "params": {
             "learning_rate": _log_uniform(rng, 0.01, 0.1),
@@ -82,7 +82,7 @@ def user_id(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "overrides": [
             *_network(rng),
-            f"model.embedding_dim={_one_of(rng, (5, 9, 17))}",
+            f"model.embedding_dim={_one_of(rng, (3, 5, 9, 17))}",
             f"model.unknown_entity_share={_one_of(rng, (0.1, 0.3, 0.5))}",
             f"meta.damping={_one_of(rng, (1.0, 5.0, 20.0))}",
         ]
@@ -90,9 +90,8 @@ def user_id(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def history_mlp(rng: np.random.Generator) -> dict[str, Any]:
-    learned = rng.random() < 0.1
     return {
-        "vectors": "learned" if learned else "fitted",
+        "vectors": "learned" if rng.random() < 0.1 else "fitted",
         "folds": _one_of(rng, (0, 4, 4, 8)),
         "vector_features": list(
             _one_of(

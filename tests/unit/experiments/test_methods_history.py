@@ -16,7 +16,13 @@ from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.evaluation.judged import JudgedRows
 
 SETTINGS = HistorySettings(
-    shrinkage=1.0, slow_shrinkage=3.0, genre_shrinkage=2.0, recent_rows=2, vector_shrinkage=3.0, sharpness=1.0
+    shrinkage=1.0,
+    slow_shrinkage=3.0,
+    genre_shrinkage=2.0,
+    recent_rows=2,
+    vector_shrinkage=3.0,
+    sharpness=1.0,
+    genre_vectors=True,
 )
 VECTORS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
 
