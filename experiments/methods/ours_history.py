@@ -8,6 +8,7 @@ T tasks, Q query rows, H features of the history
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.cases import OriginData
+from experiments.methods.cross_fit import cross_fitted
 from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches, pooled_features
 from limaml.config import Config
@@ -76,14 +78,16 @@ class HistoryLiMAML(nn.Module):
 
 
 def history(data: OriginData, design: Design, seed: int) -> Fitted:
-    """Design: `overrides`, `history` (settings), `hidden`."""
+    """Design: `overrides`, `history` (settings), `hidden`, `folds` of the item vectors' cross-fitting."""
     cfg, dims = configured(data, design, seed), data.encoder.dims
     model = HistoryLiMAML(cfg, dims, HistorySettings(**design.get("history", {})), int(design.get("hidden", 32)))
     warm_start(model.network, data.training.rows, cfg)
+    rows = cross_fitted(model.network, data.training.rows, cfg, int(design.get("folds", 4)))
+    training = replace(data.training, rows=rows)
     judge, num_genres = Judge(data.validation, cfg), dims.num_genres
 
     def draw(step: int) -> HistoryTasks:
-        return history_tasks(data.training, meta_batch(data.training.rows, cfg, seed=seed, step=step), num_genres)
+        return history_tasks(training, meta_batch(rows, cfg, seed=seed, step=step), num_genres)
 
     model.standardise([draw(step) for step in range(_SCALE_STEPS)])
     generator = torch.Generator().manual_seed(seed)
