@@ -97,5 +97,5 @@ def test_assembled_scales_carry_their_half_lives():
 
 
 def test_source_of_every_scale_is_another_one():
-    sources = [drift._world({**unit.params}) for unit in drift.units(quick=True)]
+    sources = [drift._world({**unit.params}) for unit in drift.units(quick=False)]
     assert len({tuple(each) for each in sources}) == len(drift.HALF_LIVES)
