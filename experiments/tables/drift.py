@@ -67,10 +67,9 @@ _NETWORK = (
 
 
 def units(quick: bool) -> list[Unit]:
-    return [
-        Unit(TABLE, scale, {**(_QUICK if quick else _FULL), "scale": scale, "seed": 0})
-        for scale in (_QUICK_SCALES if quick else HALF_LIVES)
-    ]
+    size = _QUICK if quick else _FULL
+    scales = _QUICK_SCALES if quick else HALF_LIVES
+    return [Unit(TABLE, scale, {**size, "scale": scale, "seed": 0}) for scale in scales]
 
 
 def run(unit: Unit) -> Output:
@@ -128,7 +127,7 @@ def _limaml(
         own = (f"meta.support_rows={rows}", f"training.max_steps={params['steps']}", f"training.seed={params['seed']}")
         cfg = load(CONFIG, [*_NETWORK, *own])
         networks[rows], _ = fit_twin(cfg, training.rows, encoder.dims, Validator(validation.rows, cfg))
-        # Tasks with support: the rows of the day of arrival are half of all, none has support, and fresh ones alone do not drift.
+        # Tasks with support: the rows of the day of arrival are half of all, and have none under a daily refresh.
         served = as_served(validation.rows, from_us=0, support_rows=rows)
         specs = [spec for spec in served if spec.support_size]
         found[rows] = metrics.auc(
