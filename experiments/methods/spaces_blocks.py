@@ -1,7 +1,7 @@
 """Where the settings of the other meta blocks, and of the full adapted network, are looked for.
 
 A design starts from a block's known good settings, of which it changes each with probability 0.3: draws over the whole product
-of choices were seldom as good (13 of 14 lost, on validation).
+of choices were seldom as good.
 """
 
 from collections.abc import Callable, Mapping, Sequence
