@@ -24,53 +24,58 @@ def block(results: Results) -> str:
     rows = sum(origin["first_k_rows"] for origin in found["origins"])
     served = sum(origin["served_rows"] for origin in found["origins"])
     returning = sum(origin["served_returning_rows"] for origin in found["origins"])
-    over = [f"LiMAML over it: {title}" for title in METRICS.values()]
     lines = [
         f"{len(found['origins'])} rolling origins, {users} new users with {rows:,} query rows, {found['seeds']} seeds; each"
         " method saw a user's first 20 or 50 rows (mean of both). Differences are AUC points with 95 % paired bootstrap"
         " intervals over users, bold where they exclude zero.",
         "",
-        *table(("method, k >= 20", "pooled AUC", "per-user AUC", *over), gain_rows(results, _OURS, served=False)),
+        *table(_header("k >= 20", ("",)), gain_rows(results, _OURS, served=False)),
         f"As served daily ({served:,} rows, {returning:,} of them of returning users), where most rows belong to people with no"
         " history before that day:",
         "",
-        *table(_served_header(), gain_rows(results, _OURS, served=True)),
+        *table(_header("as served", ("all rows, ", "returning users, ")), gain_rows(results, _OURS, served=True)),
         *_sentences(results),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _served_header() -> list[str]:
-    groups = ("all rows", "returning users")
-    own = [f"{group}: {title}" for group in groups for title in METRICS.values()]
-    return ["method, as served", *own, *(f"LiMAML over it, {title}" for title in own)]
+def _header(what: str, groups: tuple[str, ...]) -> list[str]:
+    own = [f"{group}AUC pooled / per-user" for group in groups]
+    return [f"method, {what}", *own, *(f"LiMAML over it, {group}{title}" for group in groups for title in METRICS.values())]
 
 
 def _sentences(results: Results) -> list[str]:
     """What holds, what does not, what ships, how to read it."""
     found = claims(results)
     held, lost = [c for c in found if c.holds], [c for c in found if c.holds is False]
-    lines = [f"Set beforehand, and it holds: {'; '.join(map(_reached, held)) or 'nothing'}."]
-    lines.append(f"Set beforehand, and it does **not** hold: {'; '.join(map(_missed, lost)) or 'nothing'}.")
-    lines += _with_history(results)
-    lines += [
+    return [
+        "What LiMAML was to show, and does:",
         "",
+        *(map(_reached, held) if held else ["- nothing"]),
+        "",
+        "What it was to show, and does **not**:",
+        "",
+        *(map(_missed, lost) if lost else ["- nothing"]),
+        "",
+        *_with_history(results),
         shipped(results),
         "",
         "Only per-user AUC can change a ranking. The figures are exploratory: earlier explorations saw these users,"
         " [experiments/LOG.md](experiments/LOG.md) says how often and what lost."
         " [experiments/results/REPORT.md](experiments/results/REPORT.md) has all tables.",
     ]
-    return lines
 
 
 def _reached(claim: Claim) -> str:
-    return f"{claim.text} ({claim.reached}{'; ' + claim.reason if claim.reason else ''})"
+    return f"- {claim.text}: {claim.reached}{_because(claim)}"
 
 
 def _missed(claim: Claim) -> str:
-    reason = f"; {claim.reason}" if claim.reason else ""
-    return f"{claim.text} ({claim.reached}, goal {claim.goal.split(',')[0]}{reason})"
+    return f"- {claim.text}: {claim.reached}, goal {claim.goal}{_because(claim)}"
+
+
+def _because(claim: Claim) -> str:
+    return f"; {claim.reason}" if claim.reason else ""
 
 
 def _with_history(results: Results) -> list[str]:
@@ -78,8 +83,8 @@ def _with_history(results: Results) -> list[str]:
     pair = [pick(results, f"delta_{metric}", "history", "history_mlp", "20+") for metric in METRICS]
     if None in pair:
         return []
-    shown = ", ".join(f"{title} {change(each)}" for title, each in zip(METRICS.values(), pair, strict=True))
-    return [f"{name_of('history')}, over the {name_of('history_mlp')} at k >= 20: {shown}."]
+    shown = ", ".join(f"{title} {change(each, 2)}" for title, each in zip(METRICS.values(), pair, strict=True))
+    return [f"{name_of('history')}, over {name_of('history_mlp')} at k >= 20: {shown}.", ""]
 
 
 def main() -> None:

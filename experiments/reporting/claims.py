@@ -20,6 +20,12 @@ from experiments.reporting.text import (
     table,
 )
 
+_SHORT = {
+    "global_mlp": "the global MLP",
+    "user_level": "one shrunk number per user",
+    "user_id": "wide & deep user ids",
+    "history_mlp": "the history MLP",
+}
 _GAINS = (
     ("global_mlp", "auc", "20+", 2.0),
     ("global_mlp", "peruser_auc", "20+", 0.5),
@@ -93,7 +99,7 @@ def section(results: Results) -> list[str]:
 def _gain(results: Results, ours: str, rival: str, metric: str, k: str, goal: float) -> Claim:
     found: Interval | None = pick(results, f"delta_{metric}", ours, rival, k)
     at = "k >= 20" if k == "20+" else f"k = {k}"
-    text = f"over {name_of(rival)} at {at}, {METRICS[metric]}"
+    text = f"over {_SHORT[rival]}, {METRICS[metric]}, {at}"
     holds, reason = _judge_gain(found, goal)
     return Claim(text, f"{goal:+.1f}, interval above zero", change(found, 2), holds, reason)
 
@@ -112,7 +118,7 @@ def _judge_gain(found: Interval | None, goal: float) -> tuple[bool | None, str]:
 def _stored_costs(results: Results, metric: str) -> Claim:
     """The goal bounds the mean; where the interval reaches further, the verdict says so."""
     found = negated(pick(results, f"delta_{metric}", "full", "row_mlp", "20+"))
-    text = f"stored less full on the row-level block at k >= 20, {METRICS[metric]}"
+    text = f"stored less full, row-level block, {METRICS[metric]}, k >= 20"
     goal = f"mean at least {STORED_COSTS:+.1f}"
     if found is None or found["mean"] is None or found["low"] is None:
         return Claim(text, goal, DASH, None)
@@ -123,7 +129,7 @@ def _stored_costs(results: Results, metric: str) -> Claim:
 def _few_rows(results: Results, metric: str) -> Claim:
     """Of all k and origins the lowest lower end."""
     lows = [each["low"] for by_metric in results["few_rows"].values() for each in by_metric[metric]]
-    text = f"with the user's rows less with the prior, k <= 5, {METRICS[metric]}, every origin"
+    text = f"with the user's rows less with the prior, {METRICS[metric]}, k <= 5, every origin"
     goal = f"every lower end above {FEW_LOW:+.1f}"
     if not lows or None in lows:
         return Claim(text, goal, DASH, None)
@@ -132,7 +138,7 @@ def _few_rows(results: Results, metric: str) -> Claim:
 
 def _recovered(results: Results) -> Claim:
     shares = {k: share for k, share in results["recovered_share"].items() if int(k) >= ENOUGH_ROWS}
-    text = f"share of a planted taste recovered, every taste and k >= {ENOUGH_ROWS}"
+    text = f"share of a planted taste recovered, every taste, k >= {ENOUGH_ROWS}"
     if not shares or None in shares.values():
         return Claim(text, f"{SHARE:.0f} %", DASH, None)
     worst = min(by_number(shares), key=lambda k: shares[k])

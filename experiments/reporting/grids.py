@@ -32,7 +32,7 @@ def sensitivity(results: Results) -> list[str]:
         rows.setdefault(setting(cell), {})[cell["inner_steps"]] = cell
     values = [cell["validation_auc"] for cell in cells if not cell["diverged"] and cell["validation_auc"] is not None]
     best = max(values, default=None)
-    header = ("order", "inner rates", "outer rate", "first inner rate, x", *(f"{n} steps" for n in steps))
+    header = ("order", "inner rates", "outer rate", "first inner rate, x", *(f"steps = {n}" for n in steps))
     shown = [
         (*_setting(key), *(_cell(found[n], best) if n in found else DASH for n in steps))
         for key, found in sorted(rows.items(), key=lambda item: (item[0][0] != "second", not item[0][1], item[0][2:]))

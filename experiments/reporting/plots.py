@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from experiments.reporting.grids import BLOCKS, TASTES, at_base_steps, at_base_width
 from experiments.reporting.support import REFRESHED
-from experiments.reporting.text import CADENCES, METRICS, NAMES, Results, by_number, name_of, ordered, pick
+from experiments.reporting.text import CADENCES, METRICS, NAMES, OURS, RIVALS, Results, by_number, name_of, ordered, pick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
         if not results.get(table):
             continue
         figure, temporary = make(results), folder / f".{name}"
-        figure.savefig(temporary, format="png", dpi=_DPI)
+        figure.savefig(temporary, format="png", dpi=_DPI, pil_kwargs={"optimize": True})
         plt.close(figure)
         temporary.replace(folder / name)
         written.append(folder / name)
@@ -48,7 +48,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
 
 def methods(results: Results) -> "Figure":
     figure, axes = _panels(2, "support rows k")
-    names = ordered(results["auc"])
+    names = [name for name in ordered(results["auc"]) if name in (*RIVALS, *OURS)]
     ks = by_number(results["auc"][names[0]])
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         for name in names:
