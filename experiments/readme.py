@@ -48,6 +48,7 @@ def _sentences(results: Results) -> list[str]:
     """What holds, what does not, what ships, how to read it."""
     found = claims(results)
     held, lost = [c for c in found if c.holds], [c for c in found if c.holds is False]
+    unknown = [c.text for c in found if c.holds is None]
     return [
         "What LiMAML was to show, and does:",
         "",
@@ -57,6 +58,7 @@ def _sentences(results: Results) -> list[str]:
         "",
         *(map(_missed, lost) if lost else ["- nothing"]),
         "",
+        *([f"Not measured: {'; '.join(unknown)}.", ""] if unknown else []),
         *_with_history(results),
         shipped(results),
         "",
@@ -88,7 +90,7 @@ def _with_history(results: Results) -> list[str]:
 
 
 def main() -> None:
-    if not (RESULTS / "results.json").exists():
+    if not (RESULTS / "results.json").exists() or "protocol" not in read():
         raise SystemExit(MISSING)
     path = ROOT / "README.md"
     before, rest = path.read_text().split(BEGIN)

@@ -201,7 +201,7 @@ def stored_embedding(results: Results) -> list[str]:
     ]
     header = ("k >= 20", *METRICS.values())
     header += tuple(
-        f"{title}: {name}" for title in ("it less the full network", "the shipped less it") for name in METRICS.values()
+        f"{title}: {name}" for title in ("less the full network", "the shipped less it") for name in METRICS.values()
     )
     return [
         "## Table 2: what the stored embedding costs",

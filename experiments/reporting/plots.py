@@ -1,5 +1,6 @@
 """The report's plots, one file for each table that is there; each written whole or not at all."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,33 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from experiments.reporting.grids import BLOCKS, TASTES, at_base_steps, at_base_width
 from experiments.reporting.support import REFRESHED
-from experiments.reporting.text import CADENCES, METRICS, NAMES, OURS, RIVALS, Results, by_number, name_of, ordered, pick
+from experiments.reporting.text import CADENCES, METRICS, OURS, RIVALS, Results, by_number, name_of, ordered, pick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 120
+_DPI, _COLOURS_KEPT = 120, 64
 _BOLD = ("stored", "limaml")
-_COLOURS = dict(zip(NAMES, matplotlib.color_sequences["tab20"], strict=False)) | {"stored": "black", "limaml": "black"}
+_COLOURS = {
+    "item_mean": "tab:gray",
+    "user_level": "tab:olive",
+    "logistic": "tab:pink",
+    "lightgbm": "tab:brown",
+    "global_mlp": "tab:blue",
+    "user_id": "tab:purple",
+    "history_mlp": "tab:orange",
+    "full": "tab:green",
+    "history": "tab:red",
+    "stored": "black",
+    "limaml": "black",
+    "none": "tab:blue",
+    "truth": "tab:green",
+}
 """One colour a method in all plots."""
 
 
@@ -38,16 +54,22 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     for name, (table, make) in makers.items():
         if not results.get(table):
             continue
-        figure, temporary = make(results), folder / f".{name}"
-        figure.savefig(temporary, format="png", dpi=_DPI, pil_kwargs={"optimize": True})
-        plt.close(figure)
-        temporary.replace(folder / name)
+        _save(make(results), folder / name)
         written.append(folder / name)
     return written
 
 
+def _save(figure: "Figure", path: Path) -> None:
+    """With a palette: true colours take three times the bytes, and the file is committed."""
+    drawn, temporary = io.BytesIO(), path.with_name(f".{path.name}")
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT).save(temporary, format="png", optimize=True)
+    temporary.replace(path)
+
+
 def methods(results: Results) -> "Figure":
-    figure, axes = _panels(2, "support rows k")
+    figure, axes = _panels(2, "support rows k", tall=4.6)
     names = [name for name in ordered(results["auc"]) if name in (*RIVALS, *OURS)]
     ks = by_number(results["auc"][names[0]])
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
@@ -55,7 +77,7 @@ def methods(results: Results) -> "Figure":
             _line(axis, range(len(ks)), [pick(results, metric, name, k) for k in ks], name, name_of(name))
         axis.set_xticks(range(len(ks)), ks)
         axis.set_title(f"{title} AUC")
-    _legend(figure, axes[0])
+    _legend(figure, axes[0], columns=2)
     return figure
 
 
@@ -106,6 +128,8 @@ def sensitivity(results: Results) -> "Figure":
             there = sorted((cell for cell in cells if not cell["diverged"]), key=lambda cell: cell["inner_steps"])
             y = _points([cell["validation_auc"] for cell in there])
             axis.plot([cell["inner_steps"] for cell in there], y, marker="o", label=f"rate x {rate:g}")
+        axis.set_ylim(*_limits([cell["validation_auc"] for cell in results["sensitivity"] if not cell["diverged"]]))
+        axis.set_xticks(sorted({cell["inner_steps"] for cell in results["sensitivity"]}))
         axis.set_title(f"{key[0]} order, {'learned' if key[1] else 'fixed'},\nouter {key[2]:g}", fontsize="small")
     _legend(figure, axes[0])
     return figure
@@ -119,6 +143,9 @@ def recovery(results: Results) -> "Figure":
         axes[0].plot([int(k) for k in ks], _points([found[taste][k]["share"] for k in ks]), marker="o", label=title)
     axes[0].axhline(80.0, color="gray", linestyle="--", linewidth=1.0)
     axes[0].set(xscale="log", ylabel="share recovered, %")
+    shown = [int(k) for k in by_number({k for by_k in found.values() for k in by_k}) if k != "0"]
+    axes[0].set_xticks(shown, [str(k) for k in shown])
+    axes[0].minorticks_off()
     axes[0].legend(fontsize="small")
     return figure
 
@@ -136,13 +163,13 @@ def cost(results: Results) -> "Figure":
             axes[2].plot([c["embedding_dim"] for c in widths], [c[name] for c in widths], style, marker="o", color=colour)
     axes[0].set(title="training step, ms", yscale="log")
     axes[1].set(title="adapting an entity, us", yscale="log")
-    axes[2].set(title="bytes: stored (-), adapted weights (--)", yscale="log", xlabel="embedding's floats")
+    axes[2].set(title="bytes: stored -, weights --", yscale="log", xlabel="embedding's floats")
     _legend(figure, axes[0])
     return figure
 
 
-def _panels(count: int, x: str, wide: float = 4.0) -> "tuple[Figure, Sequence[Axes]]":
-    figure, axes = plt.subplots(1, count, figsize=(max(wide * count, 6.0), 3.8), squeeze=False, layout="constrained")
+def _panels(count: int, x: str, wide: float = 4.0, tall: float = 3.8) -> "tuple[Figure, Sequence[Axes]]":
+    figure, axes = plt.subplots(1, count, figsize=(max(wide * count, 6.0), tall), squeeze=False, layout="constrained")
     for axis in axes[0]:
         axis.set_xlabel(x)
         axis.grid(alpha=0.3)
@@ -159,12 +186,19 @@ def _points(values: Sequence[float | None]) -> "np.ndarray[Any, np.dtype[np.floa
     return 100 * np.array(values, np.float64)
 
 
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The same in all panels; the worst fits may fall out, so that the others can be told apart."""
+    found = _points(values) if values else np.array([50.0, 100.0])
+    low, high = max(found.min(), float(np.quantile(found, 0.05)) - 1.0), found.max()
+    return float(low) - 0.2, float(high) + 0.2
+
+
 def _cadences(axis: "Axes", title: str) -> None:
     axis.set_xticks(range(len(CADENCES)), list(CADENCES.values()), rotation=40, fontsize="small")
     axis.set_title(title)
 
 
-def _legend(figure: "Figure", axis: "Axes") -> None:
+def _legend(figure: "Figure", axis: "Axes", columns: int = 4) -> None:
     """Below the panels, so that it hides no line."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
