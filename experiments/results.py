@@ -27,7 +27,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write results.json, to a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".results-{os.getpid()}.json"
-    temporary.write_text(json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n")
     temporary.replace(folder / "results.json")
 
 
@@ -36,11 +36,12 @@ def read(folder: Path = RESULTS) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As the file holds it: keys are text, floats are rounded, what is not defined is None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
     return value

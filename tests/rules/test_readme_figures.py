@@ -1,9 +1,11 @@
-"""The README's figures are those of the committed results."""
+"""The README's figures, and the report's, are those of the committed results."""
 
 import json
 
 from benchmarks.options import ROOT
 from benchmarks.readme import BEGIN, END, block
+from experiments import readme, report
+from experiments.results import RESULTS, read
 
 
 def test_the_readme_holds_the_figures_of_the_results_file():
@@ -11,3 +13,16 @@ def test_the_readme_holds_the_figures_of_the_results_file():
     shown = (ROOT / "README.md").read_text().split(BEGIN)[1].split(END)[0]
     assert shown == block(results), "write them again: python -m benchmarks.readme"
     assert results["device"] == "cpu"
+
+
+def test_the_readme_says_what_the_experiments_found():
+    assert (RESULTS / "results.json").exists(), readme.MISSING
+    shown = (ROOT / "README.md").read_text().split(readme.BEGIN)[1].split(readme.END)[0]
+    assert shown == readme.block(read()), "write it again: python -m experiments.readme"
+
+
+def test_the_report_is_made_from_the_results_file_of_a_whole_run():
+    assert (RESULTS / "results.json").exists(), readme.MISSING
+    results = read()
+    assert not results["quick"]
+    assert (RESULTS / "REPORT.md").read_text() == report.render(results), "write it again: experiments.report.write"

@@ -1,0 +1,51 @@
+"""REPORT.md and its plots, from the results alone: what is gained over what one has, and whether the claims hold."""
+
+from pathlib import Path
+
+from experiments.reporting import claims, gains, grids, support
+from experiments.reporting.plots import write_plots
+from experiments.reporting.text import Results
+from experiments.results import plain
+
+SECTIONS = (
+    gains.summary,
+    claims.section,
+    gains.protocol,
+    gains.configurations,
+    gains.methods,
+    gains.stored_embedding,
+    grids.sensitivity,
+    support.few_rows,
+    support.refresh,
+    support.drift,
+    grids.recovery,
+    grids.cost,
+)
+"""In the report's order; one whose table was not run gives no lines."""
+
+
+def render(results: Results) -> str:
+    """The page's markdown; `results` as results.json holds them."""
+    lines = ["# What LiMAML gains, and what it costs", ""]
+    if results.get("quick"):
+        lines += ["**A quick run: small sizes, to see whether everything works. Its figures mean nothing.**", ""]
+    for section in SECTIONS:
+        lines += section(results)
+    made = (
+        f"Written by `make experiments` from results.json; {results['minutes']:g} minutes, tables {_list(results['tables'])}."
+    )
+    return "\n".join([*lines, made]) + "\n"
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write the page and its plots; figures are rounded as in results.json, so that the page follows from that file."""
+    found = plain(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plots(found, folder)
+    temporary = folder / ".REPORT.md"
+    temporary.write_text(render(found))
+    temporary.replace(folder / "REPORT.md")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)
