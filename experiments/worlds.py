@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from experiments.cases import CONFIG
 from experiments.data import TODAY, logged_rows, placed
-from experiments.methods.fitted import CONFIG
 from experiments.oracle import Support
 from limaml.config import Config, load
 from limaml.data.encoding import Encoder

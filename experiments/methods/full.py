@@ -43,7 +43,7 @@ def full(data: OriginData, design: Design, seed: int) -> Fitted:
     def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
         return serve(network, judged.rows, specs)
 
-    return Fitted(score, value, {"best_step": best_step})
+    return Fitted(score, value, notes={"best_step": best_step})
 
 
 def fit_full(cfg: Config, data: OriginData, serve: Score) -> tuple[LiMAML, float, int]:

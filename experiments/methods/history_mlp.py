@@ -89,7 +89,7 @@ def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
             items, folds = LearnedItems(dims.num_items, cfg.model.embedding_dim - 1), 0
         model = HistoryMlp(cfg, dims, items, design)
     model, value, step = train_history(cfg, model, data, folds)
-    return Fitted(score_history(model, dims.num_genres), value, {"best_step": step})
+    return Fitted(score_history(model, dims.num_genres), value, notes={"best_step": step})
 
 
 def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) -> tuple[HistoryMlp, float, int]:

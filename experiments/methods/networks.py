@@ -37,7 +37,7 @@ def user_id(data: OriginData, design: Design, seed: int) -> Fitted:
     def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
         return score_with_vectors(model, judged, specs, _vectors(cfg, model, judged.rows, specs, chosen))
 
-    return Fitted(score, judge.quality_of(score), {"choices": [dict(choice) for choice in chosen]})
+    return Fitted(score, judge.quality_of(score), notes={"choices": [dict(choice) for choice in chosen]})
 
 
 def _choose(cfg: Config, model: WideDeep, validation: JudgedRows) -> list[Choice]:

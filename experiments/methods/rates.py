@@ -39,7 +39,7 @@ def user_level(data: OriginData, design: Design, _seed: int) -> Fitted:
     def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
         return level_scores(judged, specs, chosen, space)
 
-    return Fitted(score, data.judge.quality_of(score), {"shrinkages": [choice["shrinkage"] for choice in chosen]})
+    return Fitted(score, data.judge.quality_of(score), notes={"shrinkages": [choice["shrinkage"] for choice in chosen]})
 
 
 def level_scores(judged: JudgedRows, specs: Sequence[TaskSpec], chosen: Sequence[Choice], space: str) -> Floats:

@@ -1,6 +1,7 @@
 """All methods by name."""
 
 from experiments.methods.fitted import Fit
+from experiments.methods.full import full
 from experiments.methods.history_mlp import history_mlp
 from experiments.methods.networks import global_mlp, user_id
 from experiments.methods.ours import stored
@@ -17,5 +18,8 @@ METHODS: dict[str, Fit] = {
     "user_id": user_id,
     "history_mlp": history_mlp,
     "stored": stored,
+    "full": full,
+    "row_mlp": stored,
+    "id_mlp": stored,
     "history": history,
 }

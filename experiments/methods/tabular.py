@@ -36,7 +36,7 @@ def logistic(data: OriginData, design: Design, seed: int) -> Fitted:
         return found
 
     score = _method(predict, settings, data.encoder.dims.num_genres)
-    return Fitted(score, data.judge.quality_of(score), {"iterations": int(model.n_iter_[0])})
+    return Fitted(score, data.judge.quality_of(score), notes={"iterations": int(model.n_iter_[0])})
 
 
 def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
@@ -62,7 +62,7 @@ def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
     }
     best = max(values, key=lambda used: values[used])
     score = _method(lambda table_NF: _predict(booster, table_NF, best), settings, data.encoder.dims.num_genres)
-    return Fitted(score, values[best], {"rounds": best})
+    return Fitted(score, values[best], notes={"rounds": best})
 
 
 def _predict(booster: lightgbm.Booster, table_NF: Table, rounds: int) -> Floats:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from experiments.methods.fitted import CONFIG
+from experiments.cases import CONFIG
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
 from experiments.units import Output, Unit
 from limaml.config import Config, load

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.cases import CADENCES, NEVER
-from experiments.methods.fitted import CONFIG
+from experiments.cases import CADENCES, CONFIG, NEVER
 from experiments.units import Output, Unit
 from experiments.worlds import KnownRows, World
 from limaml import metrics

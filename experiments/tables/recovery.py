@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.methods.fitted import CONFIG
+from experiments.cases import CONFIG
 from experiments.oracle import posterior
 from experiments.units import Output, Unit
 from experiments.worlds import KnownRows, World

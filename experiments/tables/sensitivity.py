@@ -7,16 +7,12 @@ seed; a cell's figures are means over the origins.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.cases import OriginData
-from experiments.data import logged_rows, placed
-from experiments.methods.fitted import CONFIG
-from experiments.origins import rolling_origins
+from experiments.cases import CONFIG, OriginData, movielens
+from experiments.data import MOVIELENS
 from experiments.units import Output, Unit
 from limaml import metrics
 from limaml.config import Config, load
@@ -32,11 +28,10 @@ TABLE = "sensitivity"
 INNER_STEPS, RATES, OUTER_RATES = (1, 3, 5, 10), (0.3, 1.0, 3.0), (1e-3, 3e-3, 1e-2)
 SHIPPED_OUTER = 3e-3
 QUICK_STEPS = 20
-ROOT = ".run/experiments/movielens"
 _SEED = 0
 
 
-def units(quick: bool, root: str = ROOT) -> list[Unit]:
+def units(quick: bool, root: str = str(MOVIELENS)) -> list[Unit]:
     """One for each cell; `root` is the folder of the ingested MovieLens."""
     found = []
     for cell in _quick_cells() if quick else _cells():
@@ -49,7 +44,7 @@ def units(quick: bool, root: str = ROOT) -> list[Unit]:
 
 def run(unit: Unit) -> Output:
     params = unit.params
-    data = _origins(params["root"])[: params["origins"]]
+    data = movielens(params["root"])[: params["origins"]]
     fitted = [fit_cell(one, overrides(params)) for one in data]
     means = {name: float(np.mean([each[name] for each in fitted])) for name in fitted[0]}
     order = "second" if params["second_order"] else "first"
@@ -108,14 +103,6 @@ def _train_seconds(cfg: Config, progress: Progress) -> float:
     steps = np.diff([0.0, *(entry["step"] for entry in progress.history)])
     rates = [entry["tasks_per_s"] for entry in progress.history]
     return float((steps * cfg.training.tasks_per_step / rates).sum())
-
-
-@lru_cache(maxsize=1)
-def _origins(root: str) -> list[OriginData]:
-    """Kept for the units that follow in the same process."""
-    cfg = placed(load(CONFIG), Path(root))
-    logged = logged_rows(cfg)
-    return [OriginData(cfg, origin, logged) for origin in rolling_origins(logged)]
 
 
 def _cells() -> list[dict[str, Any]]:
