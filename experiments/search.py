@@ -1,6 +1,6 @@
 """Choose every method's design on the validation users of all origins, and freeze it in designs.json.
 
-    .venv/bin/python -m experiments.search [--methods history_mlp,stored] [--configurations 24]
+    .venv/bin/python -m experiments.search [--methods history_mlp,stored] [--configurations 20]
 
 Each method gets the same number of configurations, drawn from its own space by one generator; the one whose validation number
 (`Judge.quality`: the mean over protocols of pooled and per-user AUC), averaged over the origins, is best wins. No judged row is
@@ -71,7 +71,7 @@ def chosen(outputs: dict[str, Output], method: str, configurations: int) -> dict
 
 def search(
     methods: Annotated[str, typer.Option(help="Names, with commas; all if empty.")] = "",
-    configurations: Annotated[int, typer.Option(help="For each method that has settings.")] = 24,
+    configurations: Annotated[int, typer.Option(help="For each method that has settings.")] = 20,
     workers: Annotated[int, typer.Option()] = 2,
 ) -> None:
     """Write designs.json anew, or the named methods' part of it."""

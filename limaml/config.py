@@ -91,6 +91,9 @@ class ModelConfig(Section):
     meta_hidden: tuple[PositiveCount, ...] = (32,)
     row_age: bool = True
     """`row_mlp`: the row's age is one of its inputs."""
+    start: Literal["prior", "items"] = "prior"
+    """Where the adaptation of `task_vector` starts. items: at the prior plus a learned multiple of the shrunk mean of the
+    support's item vectors, labels unread: what somebody chose says what they like before any label does (SVD++, Koren 2008)."""
     id_dim: PositiveCount = 16
     """Width of the entity-ID embedding of `id_mlp`."""
     global_hidden: tuple[PositiveCount, ...] = (64, 32)
@@ -107,6 +110,15 @@ class ModelConfig(Section):
     """Share of training rows whose item is replaced by the unknown row, which trains it."""
     unknown_entity_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """`id_mlp`: share of training tasks whose entity is replaced by the unknown row."""
+
+    @model_validator(mode="after")
+    def _start_has_item_vectors(self) -> Self:
+        if self.start == "items" and (self.meta_block != "task_vector" or self.interaction == "concat"):
+            raise ValueError(
+                'start = "items" needs meta_block = "task_vector" and an interaction with item vectors (product or both), got '
+                f'meta_block = "{self.meta_block}", interaction = "{self.interaction}"; set start = "prior"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _concat_has_a_hidden_layer(self) -> Self:

@@ -54,7 +54,7 @@ class HistoryLiMAML(nn.Module):
     def history(self, tasks: HistoryTasks) -> Tensor:
         """(T, Q, H), not standardised."""
         block, batch = self.network.global_block, tasks.batch
-        item_TSK, item_TQK = (block._items(rows).detach() for rows in (batch.support, batch.query))
+        item_TSK, item_TQK = (block.items(rows).detach() for rows in (batch.support, batch.query))
         return torch.cat([aggregates(tasks, self.settings), pooled_features(tasks, item_TSK, item_TQK, self.settings)], dim=2)
 
     @torch.no_grad()

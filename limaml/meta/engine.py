@@ -73,10 +73,14 @@ def adapt(
     if support.label_TR is None:
         raise ValueError("support rows must carry labels to be adapted on, got none; build them with build_batch")
     gradients: AbstractContextManager[object] = nullcontext() if second else torch.no_grad()
-    sizes = network.step_sizes(support.mask_TR.sum(dim=1))
-    block = network.meta.start(entity_index_T, support.unlabelled(), sizes)
+    count_T, items_TSK = support.mask_TR.sum(dim=1), None
     with gradients:
         state = state or network.global_block.encode(support)
+    if network.meta.reads_items:
+        # The start is not a gradient: in first order, too, it is a function of the item vectors.
+        found_TSK = state.item_TRK if second and state.item_TRK is not None else network.global_block.items(support)
+        items_TSK = found_TSK * network.is_adapted(count_T).view(-1, 1, 1)
+    block = network.meta.start(entity_index_T, support.unlabelled(), network.step_sizes(count_T), items_TSK)
     if isinstance(block, AdaptedVector) and second and torch.is_grad_enabled():
         vector_TD = network.global_block.vector_steps(state, block, support.label_TR, support.mask_TR, steps)
         if vector_TD is not None:

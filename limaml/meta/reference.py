@@ -73,10 +73,7 @@ def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
 
 
 def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
-    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>, or MLP(features, embedding), or both.
-
-    An unknown item's vector comes from its genres.
-    """
+    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>, or MLP(features, embedding), or both."""
     block = network.global_block
     x = torch.cat([rows.item_dense_RF, rows.user_dense_RF, rows.context_RF], dim=1)
     if block.has_concat:
@@ -87,20 +84,27 @@ def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
     logits_R: Tensor = last(x)[:, 0]
     if not block.has_product:
         return logits_R
-    products = []
-    for row in range(len(x)):
-        genres = rows.item_dense_RF[row, : block.num_genres]
-        unknown = genres @ block.genre + block.unknown_item
-        item_K = block.item[rows.item_R[row]] if rows.item_R[row] > 0 else unknown
-        products.append(embedding_D[:-1] @ item_K + embedding_D[-1])
+    products = [embedding_D[:-1] @ item_vector(network, rows, row) + embedding_D[-1] for row in range(len(x))]
     return logits_R + torch.stack(products) if products else logits_R
 
 
-def initial(network: LiMAML, entity_index: int) -> Params:
-    """theta_meta as one task starts from it."""
+def item_vector(network: LiMAML, rows: TaskRows, row: int) -> Tensor:
+    """(K,) the row's item; an unknown one's comes from its genres."""
+    block = network.global_block
+    genres = rows.item_dense_RF[row, : block.num_genres]
+    return block.item[rows.item_R[row]] if rows.item_R[row] > 0 else genres @ block.genre + block.unknown_item
+
+
+def initial(network: LiMAML, support: TaskRows, entity_index: int) -> Params:
+    """theta_meta as one task starts from it; a task vector may start where the support's items lie."""
     block = network.meta
     if isinstance(block, TaskVector):
-        return {"vector": block.vector}
+        size = len(support.item_R)
+        vector: Tensor = block.vector
+        if block.item_scale is not None and size >= network.meta_config.min_support_rows:
+            items = [item_vector(network, support, row) for row in range(size)]
+            vector = vector + F.pad(10.0 * block.item_scale * torch.stack(items).sum(dim=0) / (size + 10.0), (0, 1))
+        return {"vector": vector}
     if isinstance(block, IdMlp):
         return {"id": block.table[entity_index], **block.mlp}
     assert isinstance(block, RowMlp)
@@ -114,7 +118,7 @@ def task_embedding(network: LiMAML, support: TaskRows, entity_index: int, *, num
         logits_S = score(network, support, embed(network, phi, support))
         return F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
 
-    theta = initial(network, entity_index)
+    theta = initial(network, support, entity_index)
     if len(support.item_R) >= network.meta_config.min_support_rows:
         damping = network.damping()
         steps = {name: rate / (len(support.item_R) + damping[name]) for name, rate in network.rates().items()}

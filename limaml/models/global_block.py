@@ -100,7 +100,7 @@ class GlobalBlock(nn.Module):
     def encode(self, rows: Rows, keep: Sequence[Tensor] = ()) -> RowState:
         """What does not depend on the embeddings."""
         x = rows.dense
-        item_TRK = self._items(rows) if self.has_product else None
+        item_TRK = self.items(rows) if self.has_product else None
         if self.has_concat:
             weight_HF = self._layers[0].weight[:, : self.num_features]
             return RowState(torch.zeros_like(x[..., :1]), linear(x, weight_HF, self._layers[0].bias), item_TRK)
@@ -144,7 +144,7 @@ class GlobalBlock(nn.Module):
             return product_loss(state.logit_TR1, state.item_TRK, embedding_TD, label_TR, mask_TR, num_tasks)
         layers = self._weights(self._layers)
         layers[0] = layers[0][0][:, : self.num_features], layers[0][1]
-        item_TRK = self._items(rows) if self.has_product else None
+        item_TRK = self.items(rows) if self.has_product else None
         shift_TH = self._shift(embeddings)
         return mlp_loss(rows.dense, layers, embedding_TD, shift_TH, item_TRK, label_TR, mask_TR, keep, num_tasks)
 
@@ -207,7 +207,8 @@ class GlobalBlock(nn.Module):
                 logit_TR1 = logit_TR1 + along_items(state.item_TRK, embeddings[kind])
         return logit_TR1
 
-    def _items(self, rows: Rows) -> Tensor:
+    def items(self, rows: Rows) -> Tensor:
+        """(T, R, K) vectors of the rows' items."""
         vector_TRK = F.embedding(rows.item_index_TR, self.item)
         unknown_TR = rows.item_index_TR == UNKNOWN
         if is_plain():

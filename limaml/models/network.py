@@ -50,10 +50,15 @@ class LiMAML(nn.Module):
         """(D,) embedding of an empty support."""
         return self.meta.prior()
 
+    def is_adapted(self, count_T: Tensor) -> Tensor:
+        """Whether a task of so many support rows is adapted; of any shape."""
+        return count_T >= self.meta_config.min_support_rows
+
     def step_sizes(self, count_T: Tensor) -> Params:
         """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T.
 
-        0 for a task of fewer rows than `meta.min_support_rows`. Where neither is learned and all of a parameter's are equal, of shape (T, 1, ...): the inner loop has a cheaper form.
+        0 for a task that is not adapted. Where neither rate nor c is learned and all of a parameter's are equal, of shape
+        (T, 1, ...): the inner loop has a cheaper form.
         """
         learned = self.meta_config.learn_inner_lr or self.meta_config.learn_damping
         sizes = {}
@@ -64,7 +69,7 @@ class LiMAML(nn.Module):
             rows = count + damping
             # An empty support with c = 0 would divide by 0; its gradient is 0.
             size = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
-            sizes[name] = size * (count >= self.meta_config.min_support_rows)
+            sizes[name] = size * self.is_adapted(count)
         return sizes
 
     def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -60,16 +60,35 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, 
     learned=st.tuples(st.booleans(), st.booleans()),
     damped=st.booleans(),
     least=st.integers(1, 3),
+    at_items=st.booleans(),
+    vectors=st.sampled_from(["fitted", "learned"]),
 )
 def test_engine_equals_reference(
-    config, network, batch, block, second_order, dtype, lengths, num_steps, seed, interaction, hidden, learned, damped, least
+    config,
+    network,
+    batch,
+    block,
+    second_order,
+    dtype,
+    lengths,
+    num_steps,
+    seed,
+    interaction,
+    hidden,
+    learned,
+    damped,
+    least,
+    at_items,
+    vectors,
 ):
     """Random networks and tasks: every block and interaction, Meta-SGD rates, damping learned, fixed or 0, tasks of 0, 1 and
-    many rows (on both sides of where Gram matrices stop paying), padding."""
+    many rows (on both sides of where Gram matrices stop paying), padding, tasks that are not adapted, starts at the items."""
     learn_rate, learn_damping = learned
     meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": least}
     meta |= {} if damped else {"damping": 0.0, "factor_damping": 0.0}
-    net = network(config({"meta_block": block, "interaction": interaction, "meta_hidden": hidden}, meta), seed)
+    start = "items" if at_items and block == "task_vector" and interaction != "concat" else "prior"
+    model = {"meta_block": block, "interaction": interaction, "meta_hidden": hidden, "start": start, "item_vectors": vectors}
+    net = network(config(model, meta), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
     _assert_gradients_equal(net, tasks, num_steps, second_order, dtype)
 
