@@ -7,6 +7,7 @@ MLflow database there. Designs are not chosen here: they are frozen in designs.j
 look at whether everything works: its figures mean nothing, and it writes them beside the kept units, not into results/.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiments.progress import follow
 from experiments.results import RESULTS, merge, write
 from experiments.tables import cost, drift, methods, recovery, sensitivity
 from experiments.units import Output, Run, Store, Unit
+from limaml import telemetry
 from limaml.config import RegistryConfig
 from limaml.registry import Registry
 
@@ -40,6 +42,7 @@ def experiments(
 ) -> None:
     """Measure ours and the rivals on the same rows, with intervals."""
     console, started = Console(), time.monotonic()
+    telemetry.configure(json_lines=False, level=logging.WARNING)
     folder = out or (WORK / "quick" if quick else RESULTS)
     names = [name for name in tables.split(",") if name] or list(TABLES)
     unknown = [name for name in names if name not in TABLES]
@@ -92,4 +95,6 @@ def _mlflow(quick: bool) -> Callable[[Unit, Output], None]:
 
 
 if __name__ == "__main__":
-    typer.run(experiments)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(experiments)
+    app()

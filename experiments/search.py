@@ -87,4 +87,6 @@ def search(
 
 
 if __name__ == "__main__":
-    typer.run(search)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(search)
+    app()

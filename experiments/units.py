@@ -6,6 +6,7 @@ name and renamed. The folder's name is the unit's own digest: other parameters, 
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from limaml import telemetry
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -89,7 +92,7 @@ def run_units(units: Sequence[Unit], run: Mapping[str, Run], store: Store, worke
             yield unit, output, False
     if not waiting:
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         futures: dict[Future[Output], Unit] = {pool.submit(_timed, run[unit.table], unit): unit for unit in waiting}
         for future in as_completed(futures):
@@ -111,7 +114,9 @@ def _timed(run: Run, unit: Unit) -> Output:
     return Output({**output.values, "seconds": time.perf_counter() - started}, output.arrays)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """A worker has one thread, and says only what is wrong: hundreds of fits would bury the progress."""
     import torch
 
     torch.set_num_threads(1)
+    telemetry.configure(json_lines=False, level=logging.WARNING)

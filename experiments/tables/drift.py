@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.cases import CADENCES, CONFIG, NEVER
+from experiments.data import WORK
 from experiments.units import Output, Unit
 from experiments.worlds import KnownRows, World
 from limaml import metrics
@@ -65,10 +66,14 @@ _NETWORK = (
 )
 
 
+JUDGED_SEED = 1
+"""Settings were chosen on the world of seed 0, some of them after a look at its judged rows; this one was not looked at."""
+
+
 def units(quick: bool) -> list[Unit]:
     size = _QUICK if quick else _FULL
     scales = _QUICK_SCALES if quick else HALF_LIVES
-    return [Unit(TABLE, scale, {**size, "scale": scale, "seed": 0}) for scale in scales]
+    return [Unit(TABLE, scale, {**size, "scale": scale, "seed": JUDGED_SEED, "root": str(WORK)}) for scale in scales]
 
 
 def run(unit: Unit) -> Output:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.cases import CONFIG
+from experiments.data import WORK
 from experiments.oracle import posterior
 from experiments.units import Output, Unit
 from experiments.worlds import KnownRows, World
@@ -64,7 +65,9 @@ _NETWORK = (
 def units(quick: bool) -> list[Unit]:
     size = _QUICK if quick else _FULL
     return [
-        Unit(TABLE, f"{taste}/seed{seed}", {**size, "taste": taste, "seed": seed}) for taste in TASTES for seed in _SEEDS[quick]
+        Unit(TABLE, f"{taste}/seed{seed}", {**size, "taste": taste, "seed": seed, "root": str(WORK)})
+        for taste in TASTES
+        for seed in _SEEDS[quick]
     ]
 
 

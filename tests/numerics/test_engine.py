@@ -139,12 +139,34 @@ def test_damping_of_zero_divides_by_the_rows_alone_and_an_empty_support_stays_fi
     assert not net.log_rates["vector"].requires_grad
 
 
+def test_a_task_that_starts_at_its_items_reads_no_label(config, network, batch):
+    net = network(config({"start": "items"}))
+    tasks = batch([3, 0, 5], [2, 2, 2])
+    flipped = replace(tasks.support, label_TR=1.0 - tasks.support.label_TR)
+    started = engine.embed_tasks(net, tasks.support, tasks.entity_index_T, num_steps=0)
+    assert torch.equal(started, engine.embed_tasks(net, flipped, tasks.entity_index_T, num_steps=0))
+    assert torch.equal(started[1], net.prior().detach())
+    assert not torch.equal(started[0], net.prior().detach())
+    assert not torch.equal(
+        engine.embed_tasks(net, flipped, tasks.entity_index_T), engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
+    )
+    mean_K = net.global_block.items(tasks.support)[0, :3].sum(dim=0) / 13.0
+    expected_D = net.prior() + torch.cat([10.0 * net.meta.item_scale * mean_K, torch.zeros(1)])
+    torch.testing.assert_close(started[0], expected_D.detach())
+
+
+@pytest.mark.parametrize("model", [{"meta_block": "row_mlp"}, {"meta_block": "task_vector", "interaction": "concat"}])
+def test_only_a_task_vector_beside_item_vectors_can_start_at_items(config, model):
+    with pytest.raises(ValueError, match='start = "items" needs meta_block = "task_vector"'):
+        config({"start": "items"} | model)
+
+
 def test_a_task_of_too_few_rows_keeps_the_prior(config, network, batch):
     tasks = batch([1, 2, 3], [2, 2, 2])
-    net = network(config(meta={"min_support_rows": 3}))
+    net = network(config({"start": "items"}, {"min_support_rows": 3}))
     embedding_TD = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)
     assert torch.equal(embedding_TD[:2], net.prior().detach().expand(2, -1))
-    free = network(config())
+    free = network(config({"start": "items"}))
     assert torch.equal(embedding_TD[2], engine.embed_tasks(free, tasks.support, tasks.entity_index_T)[2])
 
 
@@ -159,10 +181,14 @@ def test_embed_tasks_gives_the_embeddings_that_the_outer_loss_scores_with(config
     torch.testing.assert_close(embedding, outer.embedding_TD, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_an_embedding_does_not_depend_on_its_batch(config, network, batch, rows, block):
+@pytest.mark.parametrize(("block", "start"), [*((block, "prior") for block in BLOCKS), ("task_vector", "items")])
+def test_an_embedding_does_not_depend_on_its_batch(config, network, batch, rows, block, start):
     """In float32, as served: alone and unpadded, or among 300 others (contract 5)."""
-    net = network(config({"meta_block": block})).float()
+    net = network(config({"meta_block": block, "start": start}))
+    if start == "items":
+        # As long as fitted ones: items of length 1 start a task at a logit of 10 and amplify rounding.
+        net.global_block.item.data.mul_(0.1)
+    net = net.float()
     lengths = [(7 * task) % 20 for task in range(300)]
     support = rows(lengths, seed=1, padding=11).to(dtype=torch.float32)
     entity = torch.arange(300) % 5
