@@ -20,7 +20,7 @@ from limaml.data.protocols import as_served, first_k
 from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskSpec, support_spec
 from limaml.evaluation.judged import Judge, JudgedRows
 
-CONFIG = "configs/movielens.toml"
+CONFIG = "experiments/movielens.toml"
 KS = (0, 1, 2, 3, 5, 10, 20, 50)
 MIN_QUERY_ROWS = 5
 CADENCES = {

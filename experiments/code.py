@@ -9,10 +9,12 @@ _HERE = Path(__file__).parent
 
 
 def revision(*parts: str) -> str:
-    """SHA-256 (hex) of the core's model code and of the named modules or folders of this package."""
+    """SHA-256 (hex) of the core's model code and of the named modules or folders of this package, and its settings."""
     digest = hashlib.sha256(code_revision().encode())
+    files = [*_HERE.glob("*.toml")]
     for part in ("data", "origins", *parts):
         path = _HERE / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            digest.update(f"{file.relative_to(_HERE)}\0".encode() + file.read_bytes())
+        files += path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(_HERE)}\0".encode() + file.read_bytes())
     return digest.hexdigest()

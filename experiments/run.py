@@ -69,7 +69,7 @@ def _measure(
     outputs: dict[str, dict[str, Output]] = {name: {} for name in names}
     runs: Mapping[str, Run] = {name: TABLES[name].run for name in names}
     for name in names:
-        store = Store(WORK / "units", revision("cases", "methods", f"tables/{name}"))
+        store = Store(WORK / "units", revision("cases", "methods", "oracle", "worlds", f"tables/{name}"))
         found = follow(TABLES[name].units(quick), runs, store, workers, console, log)
         outputs[name] = {unit.key: output for unit, output in found.items()}
     return [TABLES[name].assemble(outputs[name]) for name in names]

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experiments.cases import CONFIG
 from experiments.data import TODAY, logged_rows, placed
 from experiments.oracle import Support
 from limaml.config import Config, load
@@ -26,9 +25,7 @@ from limaml.evaluation.judged import JudgedRows
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# MovieLens' bounds of a normal day say nothing about a generated one.
-_ANY_DAY = ("source.kind=synthetic", "source.min_rows_ratio=0.0", "source.max_rows_ratio=1e6")
-_ANY_LABELS = ("source.min_label_rate=0.0", "source.max_label_rate=1.0")
+CONFIG = "experiments/worlds.toml"
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class World:
     @classmethod
     def ingested(cls, overrides: Sequence[str], root: Path) -> "World":
         """Generate and ingest a world below `root`, or read what an earlier call has ingested there."""
-        cfg = placed(load(CONFIG, [*_ANY_DAY, *_ANY_LABELS, *overrides]), root)
+        cfg = placed(load(CONFIG, overrides), root)
         return cls(cfg, logged_rows(cfg))
 
     @cached_property

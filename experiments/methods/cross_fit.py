@@ -40,4 +40,5 @@ def cross_fitted(network: LiMAML, rows: TaskRows, cfg: Config, folds: int) -> Ta
 def _turned(table_IK: Tensor, onto_IK: Tensor, weight_I1: Tensor) -> Tensor:
     """The rotation of a table that lies nearest to another, frequent items weighing more."""
     left, _, right = torch.linalg.svd((weight_I1 * table_IK).t() @ onto_IK)
-    return table_IK @ (left @ right)
+    turned_IK: Tensor = table_IK @ (left @ right)
+    return turned_IK

@@ -32,7 +32,7 @@ def sensitivity(results: Results) -> list[str]:
         rows.setdefault(setting(cell), {})[cell["inner_steps"]] = cell
     values = [cell["validation_auc"] for cell in cells if not cell["diverged"] and cell["validation_auc"] is not None]
     best = max(values, default=None)
-    header = ("order", "inner rates", "outer rate", "first inner rate, x", *(f"steps = {n}" for n in steps))
+    header = ("order", "inner rates", "outer rate, x", "first inner rate, x", *(f"steps = {n}" for n in steps))
     shown = [
         (*_setting(key), *(_cell(found[n], best) if n in found else DASH for n in steps))
         for key, found in sorted(rows.items(), key=lambda item: (item[0][0] != "second", not item[0][1], item[0][2:]))
@@ -41,8 +41,8 @@ def sensitivity(results: Results) -> list[str]:
     return [
         "## Table 3: sensitivity",
         "",
-        "On validation users, one seed: the validation number in points, and seconds of outer steps. The first inner rate is a"
-        f" multiple of the shipped one; with learned rates (Meta-SGD) it is where they start.{spread}",
+        "On validation users, one seed: the validation number in points, and seconds of outer steps. Rates are"
+        f" multiples of the shipped ones; with learned rates (Meta-SGD) the first is where they start.{spread}",
         "",
         *table(header, shown),
         "![Sensitivity](sensitivity.png)",

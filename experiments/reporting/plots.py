@@ -130,7 +130,7 @@ def sensitivity(results: Results) -> "Figure":
             axis.plot([cell["inner_steps"] for cell in there], y, marker="o", label=f"rate x {rate:g}")
         axis.set_ylim(*_limits([cell["validation_auc"] for cell in results["sensitivity"] if not cell["diverged"]]))
         axis.set_xticks(sorted({cell["inner_steps"] for cell in results["sensitivity"]}))
-        axis.set_title(f"{key[0]} order, {'learned' if key[1] else 'fixed'},\nouter {key[2]:g}", fontsize="small")
+        axis.set_title(f"{key[0]} order, {'learned' if key[1] else 'fixed'},\nouter rate x {key[2]:g}", fontsize="small")
     _legend(figure, axes[0])
     return figure
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.cases import CADENCES, CONFIG, NEVER
+from experiments.cases import CADENCES, NEVER
 from experiments.data import WORK
 from experiments.units import Output, Unit
-from experiments.worlds import KnownRows, World
+from experiments.worlds import CONFIG, KnownRows, World
 from limaml import metrics
 from limaml.config import load
 from limaml.data.encoding import Encoder

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.cases import CONFIG
 from experiments.data import WORK
 from experiments.oracle import posterior
 from experiments.units import Output, Unit
-from experiments.worlds import KnownRows, World
+from experiments.worlds import CONFIG, KnownRows, World
 from limaml.config import Config, load
 from limaml.data.encoding import Encoder
 from limaml.data.protocols import first_k, query_rows

@@ -131,7 +131,7 @@ def test_files_stay_readable() -> None:
 def test_ci_calls_the_same_targets_as_people_do() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("test", "test-services", "run", "stop"):
+    for target in ("test", "test-services", "experiments", "run", "stop"):
         assert re.search(rf"^\s*make {target}\b", script, re.MULTILINE), target
         assert re.search(rf"^{target}:.*## \S", makefile, re.MULTILINE), target
 

@@ -3,7 +3,6 @@
 import pytest
 
 from experiments.cases import OriginData
-from experiments.methods.fitted import CONFIG
 from experiments.origins import rolling_origins
 from experiments.tables import sensitivity
 from experiments.units import Output
@@ -11,18 +10,18 @@ from limaml.config import load
 
 
 def test_one_cell_is_what_ships_and_no_two_are_alike():
-    shipped = load(CONFIG)
-    found = [load(CONFIG, sensitivity.overrides(unit.params)) for unit in sensitivity.units(quick=False)]
+    shipped = load(sensitivity.SHIPPED)
+    found = [load(sensitivity.SHIPPED, sensitivity.overrides(unit.params)) for unit in sensitivity.units(quick=False)]
     assert found.count(shipped) == 1
     assert len({each.fingerprint() for each in found}) == len({unit.key for unit in sensitivity.units(quick=False)}) == 72
 
 
 def test_rates_are_multiples_of_the_shipped_ones():
-    params = {"inner_steps": 5, "inner_rate": 3.0, "learned": False, "outer_rate": 1e-3, "second_order": False, "quick": True}
-    cfg, shipped = load(CONFIG, sensitivity.overrides(params)), load(CONFIG)
+    params = {"inner_steps": 5, "inner_rate": 3.0, "learned": False, "outer_rate": 0.3, "second_order": False, "quick": True}
+    cfg, shipped = load(sensitivity.SHIPPED, sensitivity.overrides(params)), load(sensitivity.SHIPPED)
     assert (cfg.meta.inner_lr, cfg.meta.factor_inner_lr) == (3 * shipped.meta.inner_lr, 3 * shipped.meta.factor_inner_lr)
     assert (cfg.meta.inner_steps, cfg.meta.learn_inner_lr, cfg.meta.second_order) == (5, False, False)
-    assert (cfg.training.outer_lr, cfg.training.max_steps) == (1e-3, sensitivity.QUICK_STEPS)
+    assert (cfg.training.outer_lr, cfg.training.max_steps) == (0.3 * shipped.training.outer_lr, sensitivity.QUICK_STEPS)
 
 
 SMALL = ["training.max_steps=8", "training.num_workers=1", "training.tasks_per_step=8", "training.validate_every=4"]
