@@ -50,7 +50,7 @@ def experiments(
         raise typer.BadParameter(f"--tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}")
     console.print("ingesting MovieLens, if it is not yet")
     movielens(str(MOVIELENS))
-    log = _mlflow(quick)
+    log = mlflow_log(WORK / "mlflow", "experiments-quick" if quick else "experiments")
     parts: list[dict[str, Any]] = []
     together = [name for name in names if name not in ALONE]
     for group, processes in ((together, workers), *(([name], 1) for name in names if name in ALONE)):
@@ -75,15 +75,15 @@ def _measure(
     return [TABLES[name].assemble(outputs[name]) for name in names]
 
 
-def _mlflow(quick: bool) -> Callable[[Unit, Output], None]:
-    """Log a unit as a run: its parameters, and every number among its values."""
-    folder = (WORK / "mlflow").absolute()
+def mlflow_log(folder: Path, experiment: str) -> Callable[[Unit, Output], None]:
+    """What logs a unit as a run of the MLflow database in `folder`: its parameters, and every number among its values."""
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    experiment = "experiments-quick" if quick else "experiments"
-    settings = RegistryConfig(
-        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_root=str(folder / "artifacts"), experiment=experiment
+    registry = Registry(
+        RegistryConfig(
+            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_root=str(folder / "artifacts"), experiment=experiment
+        )
     )
-    registry = Registry(settings)
 
     def log(unit: Unit, output: Output) -> None:
         run = registry.start_run(f"{unit.table}/{unit.key}", unit.params, {"table": unit.table})

@@ -1,8 +1,8 @@
 """Table 3, sensitivity of the shipped network to its inner and outer loop, on validation users only.
 
-inner steps x first inner rate (fixed or where Meta-SGD starts) x order, at the shipped outer rate; and inner steps x first inner
-rate at two other outer rates, second order with Meta-SGD. Rates are multiples of the shipped ones. Damping stays learned. One seed;
-a cell's figures are means over the origins.
+inner steps x first inner rate (fixed or where Meta-SGD starts) x order, at the shipped outer rate; and inner steps x first
+inner rate at two other outer rates, second order with Meta-SGD. Rates are multiples of the shipped ones. Damping stays
+learned. One seed; a cell's figures are means over the origins.
 """
 
 import itertools

@@ -1,0 +1,49 @@
+"""The committed results hold what readers of results.json rely on, and what ships is what they say won."""
+
+import pytest
+
+from experiments.cases import CADENCES, CONFIG, KS, NEVER
+from experiments.designs import read_designs
+from experiments.results import plain, read
+from limaml.config import load
+
+OURS, RIVALS = ("stored", "full"), ("global_mlp", "user_level", "user_id", "history_mlp")
+
+
+@pytest.fixture(scope="module")
+def results():
+    return read()
+
+
+def test_differences_have_a_mean_and_an_interval(results):
+    for ours in OURS:
+        for rival in RIVALS:
+            for name in ("delta_auc", "delta_peruser_auc"):
+                by_k = results[name][ours][rival]
+                assert {str(k) for k in KS} | {"20+"} == set(by_k)
+                assert all(found["low"] <= found["mean"] <= found["high"] for found in by_k.values())
+            served = results["as_served_delta"][ours][rival]
+            assert served["low"] <= served["mean"] <= served["high"]
+            assert served["returning"]["low"] <= served["returning"]["high"]
+
+
+def test_values_are_there_at_every_k_cadence_and_number_of_rows(results):
+    assert not results["quick"]
+    for method in {*OURS, *RIVALS, "item_mean", "logistic", "lightgbm", "history"}:
+        assert {str(k) for k in KS} == set(results["auc"][method])
+        assert all(0.5 < value < 1.0 for value in results["auc"][method].values())
+    assert set(results["refresh_auc"]) == {*CADENCES, NEVER}
+    assert all({"all", "returning"} == set(found) for found in results["refresh_auc"].values())
+    assert {"5", "10", "20", "50", "100", "200"} <= set(results["recovered_share"])
+
+
+def test_every_method_with_settings_got_as_many_configurations(results):
+    counts = {name: count for name, count in results["configurations"].items() if name not in ("item_mean", "user_level")}
+    assert len(set(counts.values())) == 1, counts
+    assert results["designs"] == plain(read_designs()), "designs were changed after the run: python -m experiments.run"
+
+
+def test_what_ships_is_the_winner_on_validation_users():
+    shipped = load("configs/movielens.toml")
+    won = load(CONFIG, read_designs()["stored"]["design"]["overrides"])
+    assert (shipped.model, shipped.meta, shipped.training) == (won.model, won.meta, won.training)

@@ -1,0 +1,23 @@
+"""What a run of the experiments leaves besides its results."""
+
+from mlflow import MlflowClient
+
+from experiments.run import mlflow_log
+from experiments.units import Output, Unit
+
+
+def test_every_unit_is_a_run_in_mlflow(tmp_path):
+    log = mlflow_log(tmp_path, "looks")
+    log(
+        Unit("methods", "stored/origin0/seed1", {"method": "stored", "seed": 1}),
+        Output({"validation": 0.7, "seconds": 2, "notes": {}}),
+    )
+    log(Unit("cost", "all"), Output({"seconds": 3.0}))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("looks").experiment_id])
+    assert {run.info.run_name for run in runs} == {"methods/stored/origin0/seed1", "cost/all"}
+    stored = next(run for run in runs if run.info.run_name.startswith("methods"))
+    assert stored.data.params == {"method": "stored", "seed": "1"}
+    assert stored.data.metrics == {"validation": 0.7, "seconds": 2.0}
+    assert stored.data.tags["table"] == "methods"
+    assert stored.info.status == "FINISHED"
