@@ -62,7 +62,7 @@ def _plain_logits(network, support, query, entity, second_order=True):
     def loss(phi):
         return F.binary_cross_entropy_with_logits(run(phi, support), support.label_R, reduction="sum")
 
-    phi = reference.initial(network, entity)
+    phi = reference.initial(network, support, entity)
     if len(support.item_R):
         damping = network.damping()
         rates = {name: rate / (len(support.item_R) + damping[name]) for name, rate in network.rates().items()}
@@ -135,7 +135,7 @@ def test_the_stored_prior_of_a_full_network_is_the_mean_over_its_training_rows(m
     everyone = [TaskSpec(e, whole.as_of_us, int(a), int(b)) for e, (a, b) in enumerate(itertools.pairwise(rows.offsets))]
     batch = build_batch(rows, everyone)
     embeddings = network.meta.start(
-        batch.entity_index_T, batch.support, network.step_sizes(batch.support.mask_TR.sum(1))
+        batch.entity_index_T, batch.support, network.step_sizes(batch.support.mask_TR.sum(1)), None
     ).embed()
     torch.testing.assert_close(network.prior(), embeddings.mean(dim=0), rtol=1e-4, atol=1e-5)
 

@@ -35,6 +35,10 @@ DESIGNS: dict[str, Design] = {
     "user_id": {"overrides": _NETWORK},
     "history_mlp": {"folds": 2, "overrides": _NETWORK},
     "stored": {"overrides": _NETWORK},
+    "history": {"overrides": [*_NETWORK, "meta.inner_lr=0.5"], "folds": 2, "hidden": 8},
+    "full": {"overrides": [*_NETWORK, "meta.inner_lr=0.1"]},
+    "row_mlp": {"overrides": [*_NETWORK, "model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.1"]},
+    "id_mlp": {"overrides": [*_NETWORK, "model.meta_block=id_mlp", "meta.inner_lr=0.1"]},
 }
 PERSONAL = sorted(set(METHODS) - {"item_mean", "global_mlp"})
 
