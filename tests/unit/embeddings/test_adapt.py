@@ -100,6 +100,7 @@ def bundle() -> Bundle:
 # Shipped defaults and rates (inner_lr 1.5, factor_inner_lr 40); the blocks whose weights are adapted, in both precisions.
 BLOCKS: dict[str, tuple[dict[str, object], dict[str, object], torch.dtype]] = {
     "task_vector": ({}, {"inner_steps": 5}, torch.float32),
+    "task_vector from its items": ({"start": "items"}, {"inner_steps": 5, "min_support_rows": 2}, torch.float32),
     "row_mlp": ({"meta_block": "row_mlp"}, {"inner_lr": 0.3, "inner_steps": 5}, torch.float64),
     "row_mlp beside": (
         {"meta_block": "row_mlp", "embedding_dim": 32, "interaction": "concat"},
