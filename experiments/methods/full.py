@@ -15,12 +15,11 @@ from experiments.methods.rowwise import adapt_rowwise, full_loss, logits, start_
 from limaml.config import Config
 from limaml.data.rows import Rows
 from limaml.data.tasks import TaskRows, TaskSpec, build_batch, length_groups, meta_batch
-from limaml.errors import TrainingError
+from limaml.evaluation.best_average import best_average
 from limaml.evaluation.judged import Floats, Judge, JudgedRows
 from limaml.models.item_vectors import warm_start
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML, build_network
-from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 from limaml.training.scoring import score_specs
 
 ROW_LEVEL = ("model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.3")
@@ -51,20 +50,15 @@ def fit_full(cfg: Config, data: OriginData, serve: Score) -> tuple[LiMAML, float
     rows, judge = data.training.rows, Judge(data.validation, cfg)
     network = build_network(cfg, data.encoder.dims, cfg.training.seed)
     warm_start(network, rows, cfg)
-    optimizer, average = make_optimizer(network, cfg.training), averaged_copy(network)
-    best, best_value, best_step, stale = averaged_copy(network), -np.inf, 0, 0
-    for step in range(cfg.training.max_steps):
-        full_step(network, optimizer, rows, cfg, step)
-        update_average(average, network, cfg.training, step)
-        if (step + 1) % cfg.training.validate_every and step + 1 != cfg.training.max_steps:
-            continue
+
+    def backward(step: int) -> None:
+        full_backward(network, rows, cfg, step)
+
+    def quality_of(average: LiMAML) -> float:
         give_prior(average, rows)
-        value, stale = quality(average, judge, serve), stale + 1
-        if value > best_value:
-            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
-        if stale >= cfg.training.patience:
-            break
-    return best, best_value, best_step
+        return quality(average, judge, serve)
+
+    return best_average(cfg.training, network, cfg.training.max_steps, backward, quality_of)
 
 
 def quality(network: LiMAML, judge: Judge, serve: Score) -> float:
@@ -72,15 +66,11 @@ def quality(network: LiMAML, judge: Judge, serve: Score) -> float:
     return judge.quality([serve(network, judge.judged.rows, specs) for specs in judge.tasks])
 
 
-def full_step(network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows, cfg: Config, step: int) -> None:
-    """Update the network with meta-batch number `step`, as `limaml.training.step` does with the stored network's loss.
-
-    Raises TrainingError, before any weight is changed, if the gradient is not finite.
-    """
+def full_backward(network: LiMAML, rows: TaskRows, cfg: Config, step: int) -> None:
+    """Leave the gradient of meta-batch number `step`, as `limaml.training.step` does of the stored network's loss."""
     training = cfg.training
     state = np.random.SeedSequence((training.seed, step, 0)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]) >> 1)
-    optimizer.zero_grad(set_to_none=True)
     for group in length_groups(meta_batch(rows, cfg, seed=training.seed, step=step)):
         loss = full_loss(network, build_batch(rows, group), generator=generator, num_tasks=training.tasks_per_step)
         torch.autograd.backward(loss)
@@ -88,13 +78,6 @@ def full_step(network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows,
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
-    if not torch.isfinite(norm):
-        raise TrainingError(
-            f"the outer gradient must stay finite, got norm {float(norm):g} at step {step}; lower meta.inner_lr"
-        )
-    set_learning_rate(optimizer, training, step, training.max_steps)
-    optimizer.step()
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems
 from limaml.config import Config
 from limaml.data.encoding import EncoderDims
 from limaml.data.tasks import TaskSpec, meta_batch
+from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
-from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 
 SLOPE = 0.22
 """Mean of rate * (1 - rate): what a logit moves a rate by."""
@@ -102,39 +102,15 @@ def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) 
 
     model.standardise([draw(step) for step in range(_SCALE_STEPS)])
     generator = torch.Generator().manual_seed(cfg.training.seed)
-    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
-    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
-    for step in range(num_steps):
-        set_learning_rate(optimizer, cfg.training, step, num_steps)
-        _step(model, optimizer, *draw(step), generator, cfg.training.grad_clip)
-        update_average(average, model, cfg.training, step)
-        if (step + 1) % cfg.training.validate_every and step + 1 != num_steps:
-            continue
-        value, stale = judge.quality_of(score_history(average, num_genres)), stale + 1
-        if value > best_value:
-            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
-        if stale >= cfg.training.patience:
-            break
-    return best, float(best_value), best_step
 
+    def backward(step: int) -> None:
+        tasks, table_T = draw(step)
+        torch.autograd.backward(query_loss(model(tasks, table_T, generator), tasks.batch.query))
 
-def _step(
-    model: HistoryMlp,
-    optimizer: torch.optim.Optimizer,
-    tasks: HistoryTasks,
-    table_T: Tensor,
-    generator: torch.Generator,
-    grad_clip: float,
-) -> None:
-    query = tasks.batch.query
-    assert query.label_TR is not None
-    logit_TQ = model(tasks, table_T, generator)
-    loss_TQ = F.binary_cross_entropy_with_logits(logit_TQ, query.label_TR, reduction="none") * query.mask_TR
-    loss = (loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1)).mean()
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    optimizer.step()
+    def quality(average: HistoryMlp) -> float:
+        return judge.quality_of(score_history(average, num_genres))
+
+    return best_average(cfg.training, model, num_steps, backward, quality)
 
 
 def score_history(model: HistoryMlp, num_genres: int) -> Method:

@@ -22,11 +22,11 @@ from experiments.methods.history import HistorySettings, HistoryTasks, aggregate
 from limaml.config import Config
 from limaml.data.encoding import EncoderDims
 from limaml.data.tasks import TaskSpec, meta_batch
+from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
 from limaml.meta.engine import adapt, embed_tasks
 from limaml.models.item_vectors import warm_start
 from limaml.models.network import build_network
-from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 
 _POOLED = 2
 _SCALE_STEPS = 4
@@ -91,33 +91,16 @@ def history(data: OriginData, design: Design, seed: int) -> Fitted:
 
     model.standardise([draw(step) for step in range(_SCALE_STEPS)])
     generator = torch.Generator().manual_seed(seed)
-    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
-    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
-    for step in range(cfg.training.max_steps):
-        set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
-        _step(model, optimizer, draw(step), generator, cfg.training.grad_clip)
-        update_average(average, model, cfg.training, step)
-        if (step + 1) % cfg.training.validate_every and step + 1 != cfg.training.max_steps:
-            continue
-        value, stale = judge.quality_of(_scores(average, num_genres)), stale + 1
-        if value > best_value:
-            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
-        if stale >= cfg.training.patience:
-            break
-    return Fitted(_scores(best, num_genres), float(best_value), notes={"best_step": best_step})
 
+    def backward(step: int) -> None:
+        tasks = draw(step)
+        torch.autograd.backward(query_loss(model(tasks, generator), tasks.batch.query))
 
-def _step(
-    model: HistoryLiMAML, optimizer: torch.optim.Optimizer, tasks: HistoryTasks, generator: torch.Generator, clip: float
-) -> None:
-    query = tasks.batch.query
-    assert query.label_TR is not None
-    loss_TQ = F.binary_cross_entropy_with_logits(model(tasks, generator), query.label_TR, reduction="none") * query.mask_TR
-    loss = (loss_TQ.sum(dim=1) / query.mask_TR.sum(dim=1)).mean()
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
+    def quality(average: HistoryLiMAML) -> float:
+        return judge.quality_of(_scores(average, num_genres))
+
+    best, value, step = best_average(cfg.training, model, cfg.training.max_steps, backward, quality)
+    return Fitted(_scores(best, num_genres), value, notes={"best_step": step})
 
 
 def _scores(model: HistoryLiMAML, num_genres: int) -> Method:

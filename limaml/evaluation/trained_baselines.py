@@ -9,15 +9,14 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from limaml import telemetry
 from limaml.config import Config
 from limaml.data.protocols import query_rows
 from limaml.data.tasks import TaskRows, TaskSpec, build_batch, meta_batch
+from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
 from limaml.models.baselines import GlobalMlp, WideDeep
-from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 from limaml.training.scoring import flat_rows
 
 RATES = (0.1, 0.3, 1.0, 3.0)
@@ -36,21 +35,17 @@ def train(cfg: Config, model: _Model, rows: TaskRows, judge: Judge) -> _Model:
     Optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
     """
     generator = torch.Generator().manual_seed(cfg.training.seed)
-    optimizer, average = make_optimizer(model, cfg.training), averaged_copy(model)
-    best, best_value, best_step, stale = averaged_copy(model), -np.inf, 0, 0
-    num_steps = cfg.evaluation.baseline_steps
-    for step in range(num_steps):
-        set_learning_rate(optimizer, cfg.training, step, num_steps)
-        _step(cfg, model, optimizer, rows, generator, step)
-        update_average(average, model, cfg.training, step)
-        if (step + 1) % cfg.training.validate_every and step + 1 != num_steps:
-            continue
-        value, stale = judge.quality_of(score_as_trained(average)), stale + 1
-        if value > best_value:
-            best, best_value, best_step, stale = averaged_copy(average), value, step + 1, 0
-        if stale >= cfg.training.patience:
-            break
-    _log.info("baseline_trained", baseline=type(model).__name__, best_step=best_step, validation=round(best_value, 5))
+
+    def backward(step: int) -> None:
+        batch = build_batch(rows, meta_batch(rows, cfg, seed=cfg.training.seed, step=step))
+        logits_TQ = model(batch.query, model.vectors(batch.entity_index_T), generator)
+        torch.autograd.backward(query_loss(logits_TQ, batch.query))
+
+    def quality(average: _Model) -> float:
+        return judge.quality_of(score_as_trained(average))
+
+    best, value, step = best_average(cfg.training, model, cfg.evaluation.baseline_steps, backward, quality)
+    _log.info("baseline_trained", baseline=type(model).__name__, best_step=step, validation=round(value, 5))
     return best
 
 
@@ -98,25 +93,6 @@ def fit_vectors(
         for step, vector_TV in fitted.items():
             found[step][torch.from_numpy(chosen)] = vector_TV
     return found
-
-
-def _step(
-    cfg: Config,
-    model: GlobalMlp | WideDeep,
-    optimizer: torch.optim.Optimizer,
-    rows: TaskRows,
-    generator: torch.Generator,
-    step: int,
-) -> None:
-    batch = build_batch(rows, meta_batch(rows, cfg, seed=cfg.training.seed, step=step))
-    assert batch.query.label_TR is not None
-    logits_TR = model(batch.query, model.vectors(batch.entity_index_T), generator)
-    loss_TR = F.binary_cross_entropy_with_logits(logits_TR, batch.query.label_TR, reduction="none") * batch.query.mask_TR
-    loss = (loss_TR.sum(dim=1) / batch.query.mask_TR.sum(dim=1)).mean()
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.training.grad_clip)
-    optimizer.step()
 
 
 @torch.no_grad()
