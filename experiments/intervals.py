@@ -57,16 +57,18 @@ class Difference:
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
-def measure(rows: Sequence[CaseRows], scores: Sequence[Sequence[Floats]], weights_BU: Floats) -> Measured:
-    """Measure scores[origin][seed] on the origins' rows; the draws are those of `limaml.metrics.draw_users`."""
+def measure(rows: Sequence[CaseRows], scores: Sequence[Sequence[Floats]], weights_BU: Floats | None) -> Measured:
+    """Measure scores[origin][seed] on the origins' rows; the draws are those of `limaml.metrics.draw_users`, none for None."""
     values: dict[str, list[float]] = {name: [] for name in (AUC, PERUSER_AUC, LOG_LOSS, CALIBRATION_ERROR)}
     draws: dict[str, list[Floats]] = {AUC: [], PERUSER_AUC: []}
     for case, seeds in zip(rows, scores, strict=True):
         mine, users = np.unique(case.users, return_inverse=True)
-        bootstrap = Bootstrap(users, weights_BU[:, mine])
         found = [_values(case.labels, part, users, len(mine)) for part in seeds]
         for name, kept in values.items():
             kept.append(float(np.mean([each[name] for each in found])))
+        if weights_BU is None:
+            continue
+        bootstrap = Bootstrap(users, weights_BU[:, mine])
         draws[AUC].append(np.mean([bootstrap.pooled_auc(case.labels, part) for part in seeds], axis=0))
         draws[PERUSER_AUC].append(np.mean([bootstrap.per_user_auc(case.labels, part) for part in seeds], axis=0))
     return Measured(values, draws)
