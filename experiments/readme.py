@@ -59,6 +59,7 @@ def _sentences(results: Results) -> list[str]:
         *(map(_missed, lost) if lost else ["- nothing"]),
         "",
         *([f"Not measured: {'; '.join(unknown)}.", ""] if unknown else []),
+        *_as_served(results),
         *_with_history(results),
         shipped(results),
         "",
@@ -78,6 +79,15 @@ def _missed(claim: Claim) -> str:
 
 def _because(claim: Claim) -> str:
     return f"; {claim.reason}" if claim.reason else ""
+
+
+def _as_served(results: Results) -> list[str]:
+    """What of the gain is left where most rows have no history yet: per-user AUC alone can change a ranking."""
+    found = pick(results, "as_served_delta_peruser_auc", _OURS, "global_mlp", "all")
+    if found is None:
+        return []
+    verdict = "is gained" if found["low"] > 0.0 else "is **lost**" if found["high"] < 0.0 else "is **not** shown to be gained"
+    return [f"As served daily, per-user AUC {verdict} over the global MLP: {change(found, 2)} on all rows.", ""]
 
 
 def _with_history(results: Results) -> list[str]:

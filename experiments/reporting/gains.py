@@ -117,6 +117,13 @@ def shipped(results: Results) -> str:
     higher = [name for name, value in others.items() if value is not None and value > design["validation"]]
     for name in ordered(higher):
         text += f" *{name_of(name)}* validated higher ({points(others[name], 2)}) and does not ship."
+    for name in ordered(set(others) - set(higher)):
+        gain = negated(pick(results, "delta_auc", "stored", name, "20+"))
+        if gain is not None and (gain["low"] or 0.0) > 0.0:
+            text += (
+                f" *{name_of(name)}* validated lower ({points(others[name], 2)}) and does better on the judged users"
+                f" (pooled, k >= 20: {change(gain)}); judged users choose nothing, so it does not ship."
+            )
     return text
 
 
