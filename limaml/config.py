@@ -52,14 +52,12 @@ class SourceConfig(Section):
     synthetic_days: PositiveCount = 30
     synthetic_rows_per_user: PositiveCount = 40
     synthetic_factors: Count = 1
-    """Dimensions of the planted taste; 0: none."""
     synthetic_level: Annotated[float, Field(ge=0.0)] = 0.0
-    """Standard deviation of the planted level (logits): what a user adds to the logit of every item alike; 0: none."""
+    """Planted: dimensions of the taste, and standard deviation of what a user adds to every item's logit alike; 0: none."""
     synthetic_drift: Annotated[float, Field(ge=0.0)] = 0.0
     synthetic_session_rows: PositiveCount = 4
-    """Rows of one visit after the day of arrival; a user comes at most once a day."""
     synthetic_pace_s: PositiveCount = 1
-    """Seconds between the pairs of rows of one visit."""
+    """Rows of one visit after the day of arrival (a user comes at most once a day), and seconds between its pairs of rows."""
     synthetic_seed: Count = 0
 
 
@@ -112,16 +110,12 @@ class ModelConfig(Section):
     """`id_mlp`: share of training tasks whose entity is replaced by the unknown row."""
 
     @model_validator(mode="after")
-    def _start_has_item_vectors(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.start == "items" and (self.meta_block != "task_vector" or self.interaction == "concat"):
             raise ValueError(
                 'start = "items" needs meta_block = "task_vector" and an interaction with item vectors (product or both), got '
                 f'meta_block = "{self.meta_block}", interaction = "{self.interaction}"; set start = "prior"'
             )
-        return self
-
-    @model_validator(mode="after")
-    def _concat_has_a_hidden_layer(self) -> Self:
         if self.interaction != "product" and not self.global_hidden:
             raise ValueError(
                 f"global_hidden must hold at least one width where interaction is {self.interaction}, got none; "
