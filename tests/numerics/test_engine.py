@@ -240,7 +240,7 @@ def test_labels_reach_the_meta_block_through_gradients_alone(config, network, ba
     net = network(config({"meta_block": block}))
     tasks = batch([4, 2], [1, 1])
     start, seen = net.meta.start, []
-    monkeypatch.setattr(net.meta, "start", lambda at, rows, sizes: (seen.append(rows.label_TR), start(at, rows, sizes))[1])
+    monkeypatch.setattr(net.meta, "start", lambda at, rows, *rest: (seen.append(rows.label_TR), start(at, rows, *rest))[1])
     flipped = replace(tasks.support, label_TR=1 - tasks.support.label_TR)
     same = [engine.embed_tasks(net, support, tasks.entity_index_T, num_steps=0) for support in (tasks.support, flipped)]
     other = [engine.embed_tasks(net, support, tasks.entity_index_T, num_steps=1) for support in (tasks.support, flipped)]
