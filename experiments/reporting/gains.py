@@ -97,8 +97,8 @@ def configurations(results: Results) -> list[str]:
         *table(("method", "configurations", "validation number of the best"), rows),
         "The validation number is the mean of pooled and per-user AUC over both protocols. Rivals choose their own support-time"
         " fit (steps, rate, shrinkage, by number of support rows) on validation users besides. Before that"
-        " search settings were tried by hand, of ours more than of any rival ([LOG.md](../LOG.md) has the counts), so ours is the more"
-        " optimistic validation number.",
+        " search settings were tried by hand, of ours more than of any rival ([LOG.md](../LOG.md) has the counts), so ours is"
+        " the more optimistic validation number.",
         "",
         shipped(results),
         "",
