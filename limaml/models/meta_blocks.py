@@ -37,7 +37,7 @@ class MetaBlock(Protocol):
     reads_items: bool
 
     def rates(self) -> dict[str, torch.Size]: ...
-    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None) -> Adapted: ...
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None = None) -> Adapted: ...
     def prior(self) -> Tensor: ...
 
 
@@ -56,7 +56,7 @@ class TaskVector(nn.Module):
     def rates(self) -> dict[str, torch.Size]:
         return {FACTORS: self.vector.shape}
 
-    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None) -> AdaptedVector:
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None = None) -> AdaptedVector:
         """The vector, moved towards the support's items if they are read; labels speak through the inner gradient alone."""
         vector_TD = self.vector.expand(len(entity_index_T), -1)
         if self.item_scale is not None:
@@ -86,7 +86,7 @@ class IdMlp(nn.Module):
     def rates(self) -> dict[str, torch.Size]:
         return {"id": self.table.shape[1:]} | {name: p.shape for name, p in self.mlp.items()}
 
-    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None) -> AdaptedMlp:  # noqa: ARG002
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None = None) -> AdaptedMlp:  # noqa: ARG002
         """What the MLP makes of the entity's row; the support rows speak through the inner gradient alone."""
         return AdaptedMlp(dict(self.mlp.items()), sizes, self.table[entity_index_T].unsqueeze(1), input_moves=True)
 
@@ -114,7 +114,7 @@ class RowMlp(nn.Module):
     def rates(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.mlp.items()}
 
-    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None) -> AdaptedMlp:  # noqa: ARG002
+    def start(self, entity_index_T: Tensor, support: Rows, sizes: Params, item_TSK: Tensor | None = None) -> AdaptedMlp:  # noqa: ARG002
         count_T1 = support.mask_TR.sum(dim=1, keepdim=True)
         pool_TS1 = (support.mask_TR / count_T1.clamp(min=1.0)).unsqueeze(2)
         return AdaptedMlp(dict(self.mlp.items()), sizes, self.features(support), pool_TS1=pool_TS1, empty_D=self.empty)

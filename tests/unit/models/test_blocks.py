@@ -86,10 +86,11 @@ def test_a_step_is_the_rate_over_the_damped_number_of_rows():
     meta = {"inner_lr": 2.0, "damping": 4.0, "factor_inner_lr": 30.0, "factor_damping": 100.0}
     for block in BLOCKS:
         network = build_network(_config(meta_block=block).model_copy(update={"meta": MetaConfig(**meta)}), DIMS)
-        for name, size in network.step_sizes(torch.tensor([0.0, 20.0])).items():
-            expected = torch.stack([torch.full(size.shape[1:], 2 / 4), torch.full(size.shape[1:], 2 / 24)])
+        for name, size in network.step_sizes(torch.tensor([0.0, 1.0, 20.0])).items():
+            empty, one, many = (torch.full(size.shape[1:], value) for value in (0.0, 2 / 5, 2 / 24))
+            expected = torch.stack([empty, one, many])
             if name == "vector":
-                expected[:, :2] = torch.tensor([[30 / 100], [30 / 120]])
+                expected[:, :2] = torch.tensor([[0.0], [30 / 101], [30 / 120]])
             torch.testing.assert_close(size, expected)
 
 
