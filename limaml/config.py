@@ -2,6 +2,7 @@
 
 Read by `load`; single values are overridden with `section.key=value` strings (the command line's `--set`). Relative
 paths are taken from the working directory. Secrets are never here: they come by environment variable or file.
+Over 400 lines, because it is read from top to bottom as the reference of every setting.
 """
 
 import hashlib
@@ -77,7 +78,9 @@ class TaskKindConfig(Section):
     active_days: PositiveCount = 365
     """The first fill takes entities with at least one event in this many days before its as-of."""
     max_lag_s: Positive = 3 * 86400.0
-    """Beyond this freshness lag the prior is used (contract 3)."""
+    """Beyond this freshness lag an embedding is stale (contract 3)."""
+    when_stale: Literal["prior", "use"] = "prior"
+    """prior: a stale embedding is not used. use: it is, and the response and a metric say that it is stale."""
 
 
 class ModelConfig(Section):
@@ -293,10 +296,25 @@ class ServingConfig(Section):
     max_candidates: PositiveCount = 1000
     timeout_s: Positive = 5.0
     """A request that takes longer is answered with 504."""
-    store_timeout_s: Positive = 1.0
+    max_in_flight: PositiveCount = 64
+    """Requests a worker works on or lets wait; one more is answered with 503 and Retry-After at once."""
+    store_timeout_s: Positive = 0.02
     """Waiting for the online store ends after this; the request goes on with the prior."""
     store_threads: PositiveCount = 4
     """Threads that read the online store, a process: what a hanging store can hold."""
+    breaker_failures: PositiveCount = 5
+    """After this many failed or late look-ups in a row the store is left alone for `breaker_open_s`; then one look-up tries."""
+    breaker_open_s: Positive = 1.0
+    items_refresh_s: Positive = 60.0
+    """Item features are held in memory and read anew this often, in the background."""
+    token_file: str = ""
+    """File with the bearer token that `/rank` asks for; empty: none is asked for."""
+    allow_remote_without_token: bool = False
+    """Without a token the service listens on loopback only, unless this says that something else keeps strangers out."""
+    log_share: Share = 0.0
+    """Share of users, by hash of the id, whose requests are logged with the features fetched, for `limaml consistency`."""
+    log_path: str = ".run/requests"
+    """Folder or URL of the logged requests, in day partitions."""
 
     @model_validator(mode="after")
     def _store_answers_first(self) -> Self:
@@ -306,6 +324,17 @@ class ServingConfig(Section):
                 "otherwise a hanging store fails requests that the prior could answer"
             )
         return self
+
+
+class MonitoringConfig(Section):
+    """How batch verbs, which end before anybody could scrape them, export their metrics."""
+
+    textfile_dir: str = ".run/metrics"
+    """Folder of one `<verb>.prom` a verb, for the textfile collector of a node exporter; empty: none is written."""
+    pushgateway: str = ""
+    """`host:port` of a Prometheus Pushgateway to push the same metrics to; empty: none."""
+    max_mismatch_ratio: Share = 0.001
+    """`limaml consistency` fails above this share of logged values that differ from the offline join."""
 
 
 class LocalConfig(Section):
@@ -337,6 +366,7 @@ class Config(Section):
     feast: FeastConfig = FeastConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     serving: ServingConfig = ServingConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     local: LocalConfig = LocalConfig()
 
     @model_validator(mode="after")

@@ -9,14 +9,34 @@ from typing import Any
 
 import structlog
 
-# Final names; docs/runbooks and dashboards refer to them.
-LAG_SECONDS = "limaml_meta_embedding_lag_seconds"
-LOOKUPS_TOTAL = "limaml_meta_embedding_lookups_total"
-MODEL_INFO = "limaml_model_info"
-SCORE = "limaml_score"
-RANK_SECONDS = "limaml_rank_seconds"
-RANK_CANDIDATES = "limaml_rank_candidates"
+# Final names, frozen in tests/contracts/metric_names.txt; dashboards, alert rules and runbooks refer to them.
+# Of the service:
+LAG_SECONDS = "limaml_meta_embedding_lag_seconds"  # histogram {kind}
+INACTIVITY_SECONDS = "limaml_meta_embedding_inactivity_seconds"  # histogram {kind}
+LOOKUPS_TOTAL = "limaml_meta_embedding_lookups_total"  # counter {kind, status}
+COMPLETE_THROUGH_SECONDS = "limaml_embeddings_complete_through_timestamp_seconds"  # gauge {slot}
+MODEL_INFO = "limaml_model_info"  # gauge {version, slot}: 1 serves, 0 did
+CHAMPION_LOAD_FAILED = "limaml_champion_load_failed"  # gauge: 1 while the registry's champion cannot be loaded
+REGISTRY_POLL_SECONDS = "limaml_registry_poll_timestamp_seconds"  # gauge: last poll that was answered
+STORE_BREAKER_OPEN = "limaml_online_store_breaker_open"  # gauge: 1 while look-ups are not tried
+REQUESTS_TOTAL = "limaml_rank_requests_total"  # counter {code}
+SCORE = "limaml_score"  # histogram
+RANK_SECONDS = "limaml_rank_seconds"  # histogram {stage}
+RANK_CANDIDATES = "limaml_rank_candidates"  # histogram
 LOOKUP_STATUSES = ("fresh", "stale", "missing", "version_mismatch", "store_error")
+RANK_STAGES = ("features", "embedding", "score", "serialise", "total")
+# Of the batch verbs:
+LAST_PUBLISHED_SECONDS = "limaml_last_published_timestamp_seconds"  # gauge {kind}: when the last publication ended
+PUBLISHED_ENTITIES = "limaml_published_entities"  # gauge {kind, state}: active entities by age of their newest row
+ENTITY_STATES = ("within_1d", "within_7d", "within_30d", "older")
+MISMATCH_RATIO = "limaml_offline_online_mismatch_ratio"  # gauge {view}: share of logged values unlike the offline join
+MISSING_RATIO = "limaml_offline_online_missing_ratio"  # gauge {view}: share of logged rows without a counterpart offline
+MAX_DIFFERENCE = "limaml_offline_online_max_difference"  # gauge {view}: largest absolute difference of a number
+CONSISTENCY_REQUESTS = "limaml_offline_online_requests"  # gauge: logged requests that were compared
+FEATURE_DRIFT_PSI = "limaml_feature_drift_psi"  # gauge {feature}
+SCORE_DRIFT_PSI = "limaml_score_drift_psi"  # gauge
+VERB_FINISHED_SECONDS = "limaml_verb_finished_timestamp_seconds"  # gauge {verb, status}: last end of a batch verb
+VERB_SECONDS = "limaml_verb_duration_seconds"  # gauge {verb}
 
 
 def configure(*, json_lines: bool = True, level: int = logging.INFO) -> None:

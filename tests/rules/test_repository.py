@@ -125,7 +125,9 @@ def test_no_pickle_is_read_or_written() -> None:
 
 def test_files_stay_readable() -> None:
     shipped = [path for path in python_files() if path.parts[0] in ("limaml", "serving", "dags", "feature_repo")]
-    assert not [path for path in shipped if len((ROOT / path).read_text().splitlines()) > MAX_LINES]
+    long = [path for path in shipped if len((ROOT / path).read_text().splitlines()) > MAX_LINES]
+    reasons = {path: ast.get_docstring(ast.parse((ROOT / path).read_text())) or "" for path in long}
+    assert not [path for path, reason in reasons.items() if "Over 400 lines, because " not in reason]
 
 
 def test_ci_calls_the_same_targets_as_people_do() -> None:
