@@ -42,7 +42,7 @@ check: .venv/installed  ## Lint, format, types and import rules
 bench: .venv/installed benchmarks/.venv/installed  ## Speed against peers in the same runs; writes benchmarks/results (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; resumable (QUICK=1 for a look in 5 minutes)
+experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)
 
 # Peers have an environment of their own. One of them, learn2learn, may fail to build: its part then says why it is missing.

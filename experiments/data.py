@@ -1,6 +1,6 @@
 """Logged rows to experiment on, ingested once through the project's own gates, snapshots and point-in-time join."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +41,3 @@ def logged_rows(cfg: Config) -> pa.Table:
     apply(cfg)
     ingest_history(cfg, through, TODAY)
     return read_logged(Storage(cfg.storage.root), through=through)
-
-
-def at(instant_us: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=instant_us)

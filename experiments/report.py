@@ -32,7 +32,8 @@ def render(results: Results) -> str:
     for section in SECTIONS:
         lines += section(results)
     made = (
-        f"Written by `make experiments` from results.json; {results['minutes']:g} minutes, tables {_list(results['tables'])}."
+        f"Written by `make experiments` from results.json; tables {_list(results['tables'])}. The last run took"
+        f" {results['minutes']:g} minutes; what an earlier one had left was not computed again."
     )
     return "\n".join([*lines, made]) + "\n"
 

@@ -3,13 +3,14 @@
     .venv/bin/python -m experiments.run [--quick] [--tables methods,cost] [--workers 2]
 
 Finished units are kept below experiments/.work, so that an interrupted run goes on where it was; each unit is a run in the
-MLflow database there. Designs are not chosen here: they are frozen in designs.json (`experiments.search`). A quick run is a
-look at whether everything works: its figures mean nothing, and it writes them beside the kept units, not into results/.
+MLflow database there. A run from nothing takes about 70 minutes on two cores. Designs are not chosen here: they are frozen in
+designs.json (`experiments.search`). A quick run is a look at whether everything works: its figures mean nothing, and it writes
+them beside the kept units, not into results/.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -24,14 +25,14 @@ from experiments.data import MOVIELENS, WORK
 from experiments.progress import follow
 from experiments.results import RESULTS, merge, write
 from experiments.tables import cost, drift, methods, recovery, sensitivity
-from experiments.units import Output, Run, Store, Unit
+from experiments.units import Output, Store, Unit
 from limaml import telemetry
 from limaml.config import RegistryConfig
 from limaml.registry import Registry
 
 TABLES: dict[str, ModuleType] = {module.TABLE: module for module in (methods, sensitivity, recovery, drift, cost)}
 ALONE = (cost.TABLE,)
-"""Timed, so nothing else runs beside them."""
+"""Timed, so its units run one at a time."""
 
 
 def experiments(
@@ -48,13 +49,12 @@ def experiments(
     unknown = [name for name in names if name not in TABLES]
     if unknown:
         raise typer.BadParameter(f"--tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}")
+    if folder == RESULTS and set(names) != set(TABLES):
+        raise typer.BadParameter(f"--tables must be all of them where {RESULTS} is written, got {tables}; name another --out")
     console.print("ingesting MovieLens, if it is not yet")
     movielens(str(MOVIELENS))
     log = mlflow_log(WORK / "mlflow", "experiments-quick" if quick else "experiments")
-    parts: list[dict[str, Any]] = []
-    together = [name for name in names if name not in ALONE]
-    for group, processes in ((together, workers), *(([name], 1) for name in names if name in ALONE)):
-        parts += _measure(group, quick, processes, console, log)
+    parts = [_measure(name, quick, 1 if name in ALONE else workers, console, log) for name in names]
     minutes = (time.monotonic() - started) / 60
     results = merge(parts, {"quick": quick, "minutes": round(minutes, 1), "tables": names})
     write(results, folder)
@@ -62,17 +62,13 @@ def experiments(
     console.print(f"{minutes:.0f} min; {folder / 'REPORT.md'}", soft_wrap=True)
 
 
-def _measure(
-    names: list[str], quick: bool, workers: int, console: Console, log: Callable[[Unit, Output], None]
-) -> list[dict[str, Any]]:
-    """The results' parts of some tables, their units side by side."""
-    outputs: dict[str, dict[str, Output]] = {name: {} for name in names}
-    runs: Mapping[str, Run] = {name: TABLES[name].run for name in names}
-    for name in names:
-        store = Store(WORK / "units", revision("cases", "methods", "oracle", "worlds", f"tables/{name}"))
-        found = follow(TABLES[name].units(quick), runs, store, workers, console, log)
-        outputs[name] = {unit.key: output for unit, output in found.items()}
-    return [TABLES[name].assemble(outputs[name]) for name in names]
+def _measure(name: str, quick: bool, workers: int, console: Console, log: Callable[[Unit, Output], None]) -> dict[str, Any]:
+    """One table's part of the results."""
+    table = TABLES[name]
+    store = Store(WORK / "units", revision("cases", "methods", "oracle", "worlds", f"tables/{name}"))
+    outputs = follow(table.units(quick), {name: table.run}, store, workers, console, log)
+    part: dict[str, Any] = table.assemble({unit.key: output for unit, output in outputs.items()})
+    return part
 
 
 def mlflow_log(folder: Path, experiment: str) -> Callable[[Unit, Output], None]:

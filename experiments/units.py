@@ -47,7 +47,7 @@ Run = Callable[[Unit], Output]
 
 
 class Store:
-    """Outputs on disk below one folder; `mark` is a digest of what all units depend on (code, data)."""
+    """Outputs on disk below one folder; `mark` is a digest of what all units depend on (code, settings)."""
 
     def __init__(self, root: Path, mark: str) -> None:
         self._root, self._mark = root, mark
@@ -67,7 +67,7 @@ class Store:
     def write(self, unit: Unit, output: Output) -> None:
         folder = self.folder(unit)
         temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
         np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
         if folder.exists():

@@ -18,7 +18,7 @@ from experiments.oracle import Support
 from limaml.config import Config, load
 from limaml.data.encoding import Encoder
 from limaml.data.sources import open_source
-from limaml.data.synthetic import SyntheticSource
+from limaml.data.synthetic import SyntheticSource, expected_auc
 from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import JudgedRows
 
@@ -92,3 +92,9 @@ class KnownRows:
         item_TS = self.item_R[at_TS]
         label_TS = self.judged.rows.label[at_TS].astype(np.float64)
         return Support(self.popularity_I[item_TS], self.loading_IL[item_TS], label_TS, mask_TS)
+
+
+def expected_peruser_auc(probability: Floats, scores: Floats, users: Ints) -> float:
+    """Mean over users of the expected AUC inside each one's rows; a user with one row has none."""
+    groups = [np.flatnonzero(users == user) for user in np.unique(users)]
+    return float(np.mean([expected_auc(probability[rows], scores[rows]) for rows in groups if len(rows) > 1]))

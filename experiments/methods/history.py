@@ -6,17 +6,17 @@ residual r of a row is its label less its item's logged rate. A sum shrunk by c 
     T tasks, S support rows, Q query rows, G genres, K width of an item's vector, H features
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limaml.data.encoding import Indices
 from limaml.data.rows import TaskBatch
 from limaml.data.tasks import TaskSpec, build_batch
-from limaml.evaluation.judged import JudgedRows
+from limaml.evaluation.judged import Floats, JudgedRows
 
 VECTOR_FEATURES = ("pooled", "liked", "similar", "folded", "folded_level")
 _QUERY_ROWS = 64
@@ -157,6 +157,44 @@ def _fold_in(item_TSK: Tensor, mask_TS1: Tensor, residual_TS1: Tensor, slope: fl
 def _unit(item_TRK: Tensor) -> Tensor:
     unit_TRK: Tensor = item_TRK / item_TRK.norm(dim=2, keepdim=True).clamp(min=1e-6)
     return unit_TRK
+
+
+class Standardised(nn.Module):
+    """H features less their mean, in units of their standard deviation, as a few batches of tasks have them."""
+
+    shift_H: Tensor
+    scale_H: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("shift_H", torch.zeros(num_features))
+        self.register_buffer("scale_H", torch.ones(num_features))
+
+    def take_moments(self, features_NH: Tensor) -> None:
+        self.shift_H.copy_(features_NH.mean(dim=0))
+        self.scale_H.copy_(1.0 / features_NH.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, features_TQH: Tensor) -> Tensor:
+        return (features_TQH - self.shift_H) * self.scale_H
+
+
+def dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """`x` with a share of its units dropped; none without a generator to draw them."""
+    if generator is None or not share:
+        return x
+    return x * (torch.rand(x.shape, generator=generator) >= share) / (1.0 - share)
+
+
+@torch.no_grad()
+def score_tasks(
+    judged: JudgedRows, specs: Sequence[TaskSpec], num_genres: int, logits: Callable[[HistoryTasks], Tensor]
+) -> Floats:
+    """Probability of every query row, one spec after another, from logits (T, Q) of a batch of tasks."""
+    found: Floats = np.empty(sum(len(spec.query) for spec in specs))
+    for part, places in in_batches(specs):
+        tasks = history_tasks(judged, part, num_genres)
+        found[places] = torch.sigmoid(logits(tasks)[tasks.batch.query.mask_TR > 0].double()).numpy()
+    return found
 
 
 def in_batches(specs: Sequence[TaskSpec]) -> Iterator[tuple[list[TaskSpec], Indices]]:

@@ -6,7 +6,6 @@ T tasks, Q query rows, H features of the history
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +16,11 @@ from experiments.methods.history import (
     VECTOR_FEATURES,
     HistorySettings,
     HistoryTasks,
+    Standardised,
     aggregates,
+    dropped,
     history_tasks,
-    in_batches,
+    score_tasks,
     vector_features,
 )
 from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems, fitted_items, table_of
@@ -37,9 +38,6 @@ _SCALE_STEPS = 4
 class HistoryMlp(nn.Module):
     """logit = MLP(row's features, history) + <weight, history>: the linear part lets a good feature act at once."""
 
-    shift_H: Tensor
-    scale_H: Tensor
-
     def __init__(self, cfg: Config, dims: EncoderDims, items: LearnedItems | FittedItems, design: Design) -> None:
         super().__init__()
         self.items, self.dropout = items, cfg.model.dropout
@@ -49,8 +47,7 @@ class HistoryMlp(nn.Module):
         widths = (dims.item_dense + dims.user_dense + dims.context + num_history, *cfg.model.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.direct_H = nn.Parameter(torch.zeros(num_history), requires_grad=bool(design.get("direct", True)))
-        self.register_buffer("shift_H", torch.zeros(num_history))
-        self.register_buffer("scale_H", torch.ones(num_history))
+        self.standardised = Standardised(num_history)
 
     def history(self, tasks: HistoryTasks, table_T: Tensor) -> Tensor:
         """(T, Q, H), not standardised."""
@@ -63,17 +60,14 @@ class HistoryMlp(nn.Module):
     def standardise(self, parts: Sequence[tuple[HistoryTasks, Tensor]]) -> None:
         """Take the features' moments from some tasks."""
         found_NH = torch.cat([self.history(tasks, table_T)[tasks.batch.query.mask_TR > 0] for tasks, table_T in parts])
-        self.shift_H.copy_(found_NH.mean(dim=0))
-        self.scale_H.copy_(1.0 / found_NH.std(dim=0).clamp(min=1e-3))
+        self.standardised.take_moments(found_NH)
 
     def forward(self, tasks: HistoryTasks, table_T: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, Q); units are dropped if there is a generator to draw them."""
-        history_TQH = (self.history(tasks, table_T) - self.shift_H) * self.scale_H
+        history_TQH = self.standardised(self.history(tasks, table_T))
         x = torch.cat([tasks.batch.query.dense, history_TQH], dim=2)
         for layer in self.layers[:-1]:
-            x = F.silu(layer(x))
-            if generator is not None and self.dropout:
-                x = x * (torch.rand(x.shape, generator=generator) >= self.dropout) / (1.0 - self.dropout)
+            x = dropped(F.silu(layer(x)), self.dropout, generator)
         logit_TQ: Tensor = self.layers[-1](x).squeeze(2) + history_TQH @ self.direct_H
         return logit_TQ
 
@@ -116,14 +110,11 @@ def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) 
 def score_history(model: HistoryMlp, num_genres: int) -> Method:
     """Score tasks with vectors of all training users."""
 
-    @torch.no_grad()
+    def logits(tasks: HistoryTasks) -> Tensor:
+        found_TQ: Tensor = model(tasks, torch.full((tasks.batch.num_tasks,), ALL_USERS))
+        return found_TQ
+
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        found: Floats = np.empty(sum(len(spec.query) for spec in specs))
-        for part, places in in_batches(specs):
-            tasks = history_tasks(judged, part, num_genres)
-            table_T = torch.full((len(part),), ALL_USERS)
-            real = tasks.batch.query.mask_TR > 0
-            found[places] = torch.sigmoid(model(tasks, table_T)[real].double()).numpy()
-        return found
+        return score_tasks(judged, specs, num_genres, logits)
 
     return scores

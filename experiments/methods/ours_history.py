@@ -10,7 +10,6 @@ T tasks, Q query rows, H features of the history
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +17,16 @@ from torch import Tensor, nn
 from experiments.cases import OriginData
 from experiments.methods.cross_fit import cross_fitted
 from experiments.methods.fitted import Design, Fitted, configured
-from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches, pooled_features
+from experiments.methods.history import (
+    HistorySettings,
+    HistoryTasks,
+    Standardised,
+    aggregates,
+    dropped,
+    history_tasks,
+    pooled_features,
+    score_tasks,
+)
 from limaml.config import Config
 from limaml.data.encoding import EncoderDims
 from limaml.data.tasks import TaskSpec, meta_batch
@@ -35,9 +43,6 @@ _SCALE_STEPS = 4
 class HistoryLiMAML(nn.Module):
     """logit = LiMAML + MLP(row's features, history) + <weight, history>; the last two start at zero."""
 
-    shift_H: Tensor
-    scale_H: Tensor
-
     def __init__(self, cfg: Config, dims: EncoderDims, settings: HistorySettings, hidden: int) -> None:
         super().__init__()
         self.network = build_network(cfg, dims, cfg.training.seed)
@@ -48,8 +53,7 @@ class HistoryLiMAML(nn.Module):
             self.first = nn.Linear(dims.item_dense + dims.user_dense + dims.context + num_history, hidden)
         self.last = nn.Parameter(torch.zeros(hidden))
         self.direct_H = nn.Parameter(torch.zeros(num_history))
-        self.register_buffer("shift_H", torch.zeros(num_history))
-        self.register_buffer("scale_H", torch.ones(num_history))
+        self.standardised = Standardised(num_history)
 
     def history(self, tasks: HistoryTasks) -> Tensor:
         """(T, Q, H), not standardised."""
@@ -61,19 +65,16 @@ class HistoryLiMAML(nn.Module):
     def standardise(self, parts: Sequence[HistoryTasks]) -> None:
         """Take the features' moments from some tasks."""
         found_NH = torch.cat([self.history(tasks)[tasks.batch.query.mask_TR > 0] for tasks in parts])
-        self.shift_H.copy_(found_NH.mean(dim=0))
-        self.scale_H.copy_(1.0 / found_NH.std(dim=0).clamp(min=1e-3))
+        self.standardised.take_moments(found_NH)
 
     def forward(self, tasks: HistoryTasks, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, Q); units are dropped if there is a generator to draw them."""
         batch, network = tasks.batch, self.network
         embed = adapt if torch.is_grad_enabled() else embed_tasks
         logit_TQ: Tensor = network(batch.query, embed(network, batch.support, batch.entity_index_T), generator)
-        history_TQH = (self.history(tasks) - self.shift_H) * self.scale_H
+        history_TQH: Tensor = self.standardised(self.history(tasks))
         x = F.silu(self.first(torch.cat([batch.query.dense, history_TQH], dim=2)))
-        dropout = network.global_block.dropout
-        if generator is not None and dropout:
-            x = x * (torch.rand(x.shape, generator=generator) >= dropout) / (1.0 - dropout)
+        x = dropped(x, network.global_block.dropout, generator)
         return logit_TQ + x @ self.last + history_TQH @ self.direct_H
 
 
@@ -104,13 +105,7 @@ def history(data: OriginData, design: Design, seed: int) -> Fitted:
 
 
 def _scores(model: HistoryLiMAML, num_genres: int) -> Method:
-    @torch.no_grad()
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        found: Floats = np.empty(sum(len(spec.query) for spec in specs))
-        for part, places in in_batches(specs):
-            tasks = history_tasks(judged, part, num_genres)
-            real = tasks.batch.query.mask_TR > 0
-            found[places] = torch.sigmoid(model(tasks)[real].double()).numpy()
-        return found
+        return score_tasks(judged, specs, num_genres, model)
 
     return scores

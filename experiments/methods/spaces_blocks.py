@@ -41,6 +41,10 @@ SPACES: dict[str, Callable[[np.random.Generator], Design]] = {"full": row_level,
 def _changes(rng: np.random.Generator, choices: Mapping[str, Sequence[Any]]) -> list[str]:
     drawn = []
     for name, values in choices.items():
-        at = int(rng.integers(1, len(values))) if rng.random() < CHANGED else 0
-        drawn.append(f"{name}={values[at]}")
+        drawn.append(f"{name}={near(rng, values)}")
     return drawn
+
+
+def near(rng: np.random.Generator, values: Sequence[Any]) -> Any:
+    """The first value, or, with probability `CHANGED`, one of the others."""
+    return values[int(rng.integers(1, len(values)))] if rng.random() < CHANGED else values[0]

@@ -4,12 +4,13 @@ Rates are given as totals over the inner steps, so that more steps are not more 
 adapted on are fixed: they were chosen by what is left of the prior's quality at k = 1 to 5 (LOG.md); so is the start.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-CHANGED = 0.3
+from experiments.methods.spaces_blocks import near
+
 FIXED = ("meta.damping=100", "meta.min_support_rows=2", 'model.start="items"')
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "training.outer_lr": (6e-3, 3e-3, 1.2e-2),
@@ -26,23 +27,19 @@ _STEPS, _FACTOR_MOVE, _LEVEL_MOVE = (3, 1, 5), (120.0, 80.0, 180.0), (4.5, 7.5)
 
 
 def stored(rng: np.random.Generator) -> dict[str, Any]:
-    steps, factor, level = (_one(rng, values) for values in (_STEPS, _FACTOR_MOVE, _LEVEL_MOVE))
+    steps, factor, level = (near(rng, values) for values in (_STEPS, _FACTOR_MOVE, _LEVEL_MOVE))
     rates = [f"meta.inner_steps={steps}", f"meta.factor_inner_lr={factor / steps:.4g}", f"meta.inner_lr={level / steps:.4g}"]
-    return {"overrides": [*FIXED, *rates, *(f"{name}={_one(rng, values)}" for name, values in _CHOICES.items())]}
+    return {"overrides": [*FIXED, *rates, *(f"{name}={near(rng, values)}" for name, values in _CHOICES.items())]}
 
 
 def history(rng: np.random.Generator) -> dict[str, Any]:
     settings = {
-        "shrinkage": _one(rng, (5.0, 2.0, 10.0, 20.0)),
-        "genre_shrinkage": _one(rng, (10.0, 5.0, 30.0)),
-        "vector_shrinkage": _one(rng, (20.0, 50.0, 100.0)),
-        "genre_vectors": _one(rng, (False, True)),
+        "shrinkage": near(rng, (5.0, 2.0, 10.0, 20.0)),
+        "genre_shrinkage": near(rng, (10.0, 5.0, 30.0)),
+        "vector_shrinkage": near(rng, (20.0, 50.0, 100.0)),
+        "genre_vectors": near(rng, (False, True)),
     }
-    return {**stored(rng), "history": settings, "hidden": _one(rng, (32, 16, 64))}
+    return {**stored(rng), "history": settings, "hidden": near(rng, (32, 16, 64))}
 
 
 SPACES: Mapping[str, Callable[[np.random.Generator], dict[str, Any]]] = {"stored": stored, "history": history}
-
-
-def _one(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    return values[int(rng.integers(1, len(values)))] if rng.random() < CHANGED else values[0]

@@ -37,12 +37,17 @@ def sensitivity(results: Results) -> list[str]:
         (*_setting(key), *(_cell(found[n], best) if n in found else DASH for n in steps))
         for key, found in sorted(rows.items(), key=lambda item: (item[0][0] != "second", not item[0][1], item[0][2:]))
     ]
-    spread = f" From {points(min(values), 2)} to {points(best, 2)}, where a fit did not diverge." if values else ""
+    spread = (
+        f" That mean lies between {points(min(values), 2)} and {points(best, 2)}, where a fit did not diverge."
+        if values
+        else ""
+    )
     return [
         "## Table 3: sensitivity",
         "",
-        "On validation users, one seed: the validation number in points, and seconds of outer steps. Rates are"
-        f" multiples of the shipped ones; with learned rates (Meta-SGD) the first is where they start.{spread}",
+        "On validation users: pooled / per-user AUC in points, means over their task lists, origins and seeds, and seconds of"
+        " outer steps. Rates are multiples of the shipped ones; with learned rates (Meta-SGD) the first is where they start."
+        f" Bold: the best mean of both.{spread}",
         "",
         *table(header, shown),
         "![Sensitivity](sensitivity.png)",
@@ -63,7 +68,7 @@ def _setting(key: tuple[Any, ...]) -> tuple[str, ...]:
 def _cell(cell: Cell, best: float | None) -> str:
     if cell["diverged"]:
         return "diverged" if cell["diverged"] >= 1.0 else f"diverged at {100 * cell['diverged']:.0f} % of the origins"
-    shown = points(cell["validation_auc"], 2)
+    shown = f"{points(cell['pooled'], 1)} / {points(cell['peruser'], 1)}"
     mark = f"**{shown}**" if cell["validation_auc"] == best else shown
     return f"{mark}, {number(cell['train_seconds'], 1)} s"
 
@@ -85,9 +90,22 @@ def recovery(results: Results) -> list[str]:
         f" personalisation the AUC is {none}.",
         "",
         *table(("rows", *(TASTES[taste] for taste in tastes), "least"), rows),
+        *_inside_users(results),
         "![Share recovered](recovery.png)",
         "",
     ]
+
+
+def _inside_users(results: Results) -> list[str]:
+    """The same of per-user AUC, for the tastes that can rank one item above another."""
+    found = results.get("recovery_peruser", {})
+    tastes = [taste for taste in TASTES if any("share" in cell for cell in found.get(taste, {}).values())]
+    if not tastes:
+        return []
+    rows = [
+        (f"k = {k}", *(_recovered(pick(found, taste, k)) for taste in tastes)) for k in by_number(found[tastes[0]]) if k != "0"
+    ]
+    return ["The same of per-user AUC:", "", *table(("rows", *(TASTES[taste] for taste in tastes)), rows)]
 
 
 def share(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """The report's plots, one file for each table that is there; each written whole or not at all."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def sensitivity(results: Results) -> "Figure":
     for cell in results["sensitivity"]:
         key = cell["order"], cell["learned"], cell["outer_rate"]
         groups.setdefault(key, {}).setdefault(cell["inner_rate"], []).append(cell)
-    figure, axes = _panels(len(groups), "inner steps", wide=2.6)
+    figure, axes = _panels(len(groups), "inner steps", wide=2.6, tall=2.2, columns=3)
     for axis, (key, lines) in zip(axes, sorted(groups.items(), reverse=True), strict=True):
         for rate, cells in sorted(lines.items()):
             there = sorted((cell for cell in cells if not cell["diverged"]), key=lambda cell: cell["inner_steps"])
@@ -168,12 +169,18 @@ def cost(results: Results) -> "Figure":
     return figure
 
 
-def _panels(count: int, x: str, wide: float = 4.0, tall: float = 3.8) -> "tuple[Figure, Sequence[Axes]]":
-    figure, axes = plt.subplots(1, count, figsize=(max(wide * count, 6.0), tall), squeeze=False, layout="constrained")
-    for axis in axes[0]:
+def _panels(
+    count: int, x: str, wide: float = 4.0, tall: float = 3.8, columns: int | None = None
+) -> "tuple[Figure, Sequence[Axes]]":
+    """In one row, or in as many rows of `columns` as it takes."""
+    across = min(count, columns or count)
+    size = max(wide * across, 6.0), tall * math.ceil(count / across)
+    figure, axes = plt.subplots(math.ceil(count / across), across, figsize=size, squeeze=False, layout="constrained")
+    for place, axis in enumerate(axes.flat):
         axis.set_xlabel(x)
         axis.grid(alpha=0.3)
-    return figure, list(axes[0])
+        axis.set_visible(place < count)
+    return figure, list(axes.flat)[:count]
 
 
 def _line(axis: "Axes", x: Sequence[int], values: Sequence[float | None], name: str, label: str) -> None:

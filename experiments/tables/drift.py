@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from experiments.cases import CADENCES, NEVER
 from experiments.data import WORK
 from experiments.units import Output, Unit
-from experiments.worlds import CONFIG, KnownRows, World
+from experiments.worlds import CONFIG, KnownRows, World, expected_peruser_auc
 from limaml import metrics
 from limaml.config import load
 from limaml.data.encoding import Encoder
@@ -29,7 +28,7 @@ from limaml.data.protocols import as_served, query_rows
 from limaml.data.synthetic import expected_auc
 from limaml.data.tasks import TaskSpec, microseconds, support_spec
 from limaml.evaluation.baselines import choose_shrinkage, item_mean
-from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.evaluation.judged import Judge, JudgedRows, Method
 from limaml.schema import day_start
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
@@ -66,14 +65,18 @@ _NETWORK = (
 )
 
 
-JUDGED_SEED = 1
-"""Settings were chosen on the world of seed 0, some of them after a look at its judged rows; this one was not looked at."""
+JUDGED_SEEDS = (1, 2, 3)
+"""Settings were chosen on the world of seed 0, some of them after a look at its judged rows; these were not looked at."""
 
 
 def units(quick: bool) -> list[Unit]:
     size = _QUICK if quick else _FULL
     scales = _QUICK_SCALES if quick else HALF_LIVES
-    return [Unit(TABLE, scale, {**size, "scale": scale, "seed": JUDGED_SEED, "root": str(WORK)}) for scale in scales]
+    return [
+        Unit(TABLE, f"{scale}/seed{seed}", {**size, "scale": scale, "seed": seed, "root": str(WORK)})
+        for scale in scales
+        for seed in JUDGED_SEEDS[: 1 if quick else None]
+    ]
 
 
 def run(unit: Unit) -> Output:
@@ -160,20 +163,24 @@ def _judge(
     pooled, per_user = {}, {}
     for name, rows in (("all", np.ones(len(queries), np.bool_)), ("returning", rows_back)):
         p, s = judged.probability_R[queries.rows][rows], scores[rows]
-        pooled[name], per_user[name] = expected_auc(p, s), _per_user(p, s, queries.users[rows])
+        pooled[name], per_user[name] = expected_auc(p, s), expected_peruser_auc(p, s, queries.users[rows])
     return pooled, per_user
 
 
-def _per_user(probability: Floats, scores: Floats, users: npt.NDArray[np.int64]) -> float:
-    """Mean over users of the expected AUC inside each one's rows; a user with one row has none."""
-    groups = [np.flatnonzero(users == user) for user in np.unique(users)]
-    return float(np.mean([expected_auc(probability[rows], scores[rows]) for rows in groups if len(rows) > 1]))
-
-
 def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
+    """Means over seeds by scale, with the number of support rows that each seed's validation users chose."""
     found = {}
-    for output in outputs.values():
-        scale = output.values["scale"]
-        kept = {name: output.values[name] for name in ("auc", "peruser_auc", "support_rows", "validation")}
-        found[scale] = {"half_life_days": HALF_LIVES[scale], "delta": drift_of(HALF_LIVES[scale]), **kept}
-    return {"synthetic_drift": {scale: found[scale] for scale in HALF_LIVES if scale in found}}
+    for scale, half_life in HALF_LIVES.items():
+        seeds = [output.values for output in outputs.values() if output.values["scale"] == scale]
+        if seeds:
+            means = {name: _mean([values[name] for values in seeds]) for name in ("auc", "peruser_auc")}
+            chosen = [values["support_rows"] for values in seeds]
+            found[scale] = {"half_life_days": half_life, "delta": drift_of(half_life), "support_rows": chosen, **means}
+    return {"synthetic_drift": found}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Mean of numbers, or of mappings of the same keys down to numbers."""
+    if isinstance(values[0], Mapping):
+        return {name: _mean([each[name] for each in values]) for name in values[0]}
+    return float(np.mean(values))

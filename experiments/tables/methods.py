@@ -74,7 +74,6 @@ class Scores:
     """Outputs of all units, by method, case, origin and seed."""
 
     def __init__(self, outputs: Mapping[str, Output], num_origins: int) -> None:
-        self._num_origins = num_origins
         self._found: dict[str, list[list[Output]]] = {}
         for key, output in sorted(outputs.items()):
             name, origin, _ = key.split("/")
@@ -84,6 +83,11 @@ class Scores:
     @property
     def methods(self) -> list[str]:
         return list(self._found)
+
+    @property
+    def num_seeds(self) -> int:
+        """Of those methods that have seeds."""
+        return max(len(seeds) for origins in self._found.values() for seeds in origins)
 
     def of(self, method: str, case: str) -> list[list[Floats]]:
         """[origin][seed] scores of the case's query rows. `prior` is the shipped network's."""
@@ -181,7 +185,7 @@ def protocol(found: Assembly, origins: Sequence[OriginData]) -> dict[str, Any]:
                 "served_returning_rows": int(groups["returning"].sum()),
             }
         )
-    return {"origins": described, "ks": list(KS), "draws": DRAWS, "seeds": SEEDS}
+    return {"origins": described, "ks": list(KS), "draws": DRAWS, "seeds": found.scores.num_seeds}
 
 
 def by_k(found: Assembly, ours: str, rival: str, metric: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def backward(
     """Leave the whole meta-batch's gradient in `network`; returns this worker's tasks with their losses, and the whole loss."""
     weight = next(network.parameters())
     specs = by_length(meta_batch(rows, cfg, seed=cfg.training.seed, step=step))[workers.rank :: workers.size]
-    generator = _dropout_generator(cfg.training.seed, step, workers.rank, weight.device)
+    generator = dropout_generator(cfg.training.seed, step, workers.rank, weight.device)
     losses: list[tuple[str, Tensor]] = []
     total = torch.zeros((), dtype=weight.dtype, device=weight.device)
     for group in length_groups(specs):
@@ -103,7 +103,7 @@ def reduce_gradients(network: LiMAML, loss: Tensor, workers: Workers) -> Tensor:
     return flat[-1]
 
 
-def _dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+def dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
     """A function of its arguments alone, so that a resumed run draws what an uninterrupted one would have drawn."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) >> 1)

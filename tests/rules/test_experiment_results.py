@@ -5,6 +5,7 @@ import pytest
 from experiments.cases import CADENCES, CONFIG, KS, NEVER
 from experiments.designs import read_designs
 from experiments.results import plain, read
+from experiments.search import drawn
 from limaml.config import load
 
 OURS, RIVALS = ("stored", "full"), ("global_mlp", "user_level", "user_id", "history_mlp")
@@ -41,6 +42,12 @@ def test_every_method_with_settings_got_as_many_configurations(results):
     counts = {name: count for name, count in results["configurations"].items() if name not in ("item_mean", "user_level")}
     assert len(set(counts.values())) == 1, counts
     assert results["designs"] == plain(read_designs()), "designs were changed after the run: python -m experiments.run"
+
+
+def test_every_frozen_design_is_among_its_methods_draws():
+    for method, frozen in read_designs().items():
+        assert frozen["design"] in drawn(method, frozen["configurations"]), method
+        assert len(frozen["validation_of_all"]) == frozen["configurations"]
 
 
 def test_what_ships_is_the_winner_on_validation_users():

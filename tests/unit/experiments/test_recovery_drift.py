@@ -88,14 +88,18 @@ def test_returning_users_are_judged_apart(known):
 def test_assembled_scales_carry_their_half_lives():
     outputs = {}
     for number, scale in enumerate(reversed(drift.HALF_LIVES)):
-        auc = {"limaml": {"daily": {"all": number / 10, "returning": 0.5}}}
-        outputs[scale] = Output({"scale": scale, "auc": auc, "peruser_auc": auc, "support_rows": 16, "validation": {"16": 0.6}})
+        for seed, support_rows in ((1, 16), (2, 64)):
+            auc = {"limaml": {"daily": {"all": number / 10 + seed / 100, "returning": 0.5}}}
+            outputs[f"{scale}/seed{seed}"] = Output(
+                {"scale": scale, "auc": auc, "peruser_auc": auc, "support_rows": support_rows}
+            )
     found = drift.assemble(outputs)["synthetic_drift"]
     assert list(found) == list(drift.HALF_LIVES)
     assert found["fast"]["half_life_days"] == 2.0
-    assert found["none"]["auc"]["limaml"]["daily"]["all"] == pytest.approx(0.3)
+    assert found["none"]["auc"]["limaml"]["daily"]["all"] == pytest.approx(0.315), "the mean of both seeds"
+    assert found["none"]["support_rows"] == [16, 64]
 
 
 def test_source_of_every_scale_is_another_one():
     sources = [drift._world({**unit.params}) for unit in drift.units(quick=False)]
-    assert len({tuple(each) for each in sources}) == len(drift.HALF_LIVES)
+    assert len({tuple(each) for each in sources}) == len(sources) == len(drift.HALF_LIVES) * len(drift.JUDGED_SEEDS)

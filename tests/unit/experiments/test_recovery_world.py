@@ -89,18 +89,22 @@ def test_share_recovered_by_hand():
     assert found["5"]["share"] == pytest.approx(0.9)
     assert found["10"]["share"] == pytest.approx(0.9)
     assert found["0"] == {"limaml": 0.61, "oracle": 0.60, "none": 0.60}, "nothing to recover without rows"
+    assert "share" not in recovery.shares({0: 0.6, 5: 0.6}, {0: 0.6, 5: 0.601})["5"], "nor where rows tell next to nothing"
 
 
 def test_assembled_shares_are_the_worst_of_the_tastes_means():
     def output(taste, share):
         aucs = {str(k): {"limaml": 0.6 + share / 10, "oracle": 0.7, "none": 0.6, "share": share} for k in recovery.KS}
-        return Output({"taste": taste, "aucs": aucs})
+        peruser = {k: {name: value for name, value in cell.items() if name != "share"} for k, cell in aucs.items()}
+        return Output({"taste": taste, "aucs": aucs, "peruser_aucs": peruser if taste == "level" else aucs})
 
     given = {"level": (0.9, 0.8), "one_dimension": (0.95, 0.95), "ten_dimensions": (0.7, 1.0)}
     outputs = {f"{taste}/{n}": output(taste, share) for taste, pair in given.items() for n, share in enumerate(pair)}
     found = recovery.assemble(outputs)
     assert found["recovered_share"] == pytest.approx({str(k): 0.85 for k in recovery.KS if k})
     assert found["recovery"]["one_dimension"]["5"]["share"] == pytest.approx(0.95)
+    assert found["recovery_peruser"]["one_dimension"]["5"]["share"] == pytest.approx(0.95)
+    assert "share" not in found["recovery_peruser"]["level"]["5"], "a level ranks nothing inside a user"
 
 
 def test_every_taste_has_a_unit_with_its_own_key():

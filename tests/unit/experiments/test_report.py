@@ -66,12 +66,14 @@ def recovery_part():
     aucs = {k: {"limaml": 0.65, "oracle": 0.66, "none": 0.6, "share": 0.85} for k in ks}
     taste = {"0": {"limaml": 0.6, "oracle": 0.6, "none": 0.6}} | aucs
     recovery = dict.fromkeys(("level", "one_dimension", "ten_dimensions"), taste)
-    return {"recovery": recovery, "recovered_share": {k: aucs[k]["share"] for k in ks}}
+    level = {k: {name: value for name, value in cell.items() if name != "share"} for k, cell in taste.items()}
+    shares = {"recovered_share": {k: aucs[k]["share"] for k in ks}, "recovery_peruser": recovery | {"level": level}}
+    return {"recovery": recovery, **shares}
 
 
 def drift_part():
     aucs = {name: _by_cadence(0.6) for name in ("limaml", "user_level", "none", "truth")}
-    one = {"delta": 0.1, "auc": aucs, "peruser_auc": aucs, "support_rows": 16, "validation": {"16": 0.7, "64": 0.69}}
+    one = {"delta": 0.1, "auc": aucs, "peruser_auc": aucs, "support_rows": [16, 64, 16]}
     scales = {"none": None, "slow": 60.0, "medium": 10.0, "fast": 2.0}
     return {"synthetic_drift": {scale: {"half_life_days": days, **one} for scale, days in scales.items()}}
 
@@ -251,3 +253,12 @@ def test_the_readmes_block_names_what_holds_and_what_does_not(results):
     del results["delta_auc"]["stored"]["user_id"]
     assert "Not measured: over wide & deep user ids, pooled, k = 20." in readme.block(results)
     assert "Shipped in `configs/movielens.toml`" in block
+
+
+def test_sensitivity_shows_both_metrics_and_recovery_both_shares(results):
+    text = report.render(results)
+    assert "71.0 / 70.0, 4.0 s" in text
+    assert "The same of per-user AUC:" in text
+    shown = text.split("The same of per-user AUC:")[1].split("![")[0]
+    assert "a level" not in shown, "a level ranks no item above another"
+    assert "85.0 % (65.0 of 66.0)" in shown

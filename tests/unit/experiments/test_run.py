@@ -1,8 +1,10 @@
 """What a run of the experiments leaves besides its results."""
 
+import pytest
+import typer
 from mlflow import MlflowClient
 
-from experiments.run import mlflow_log
+from experiments.run import experiments, mlflow_log
 from experiments.units import Output, Unit
 
 
@@ -21,3 +23,13 @@ def test_every_unit_is_a_run_in_mlflow(tmp_path):
     assert stored.data.metrics == {"validation": 0.7, "seconds": 2.0}
     assert stored.data.tags["table"] == "methods"
     assert stored.info.status == "FINISHED"
+
+
+def test_a_run_of_some_tables_may_not_replace_the_results_of_all(monkeypatch, tmp_path):
+    monkeypatch.setattr("experiments.run.RESULTS", tmp_path / "results")  # so that a failure here replaces none either
+    with pytest.raises(
+        typer.BadParameter, match=r"must be all of them where .*results is written, got cost; name another --out"
+    ):
+        experiments(tables="cost")
+    with pytest.raises(typer.BadParameter, match=r"must be among methods, .*, got costs"):
+        experiments(tables="costs")

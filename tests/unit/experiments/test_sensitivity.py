@@ -13,7 +13,7 @@ def test_one_cell_is_what_ships_and_no_two_are_alike():
     shipped = load(sensitivity.SHIPPED)
     found = [load(sensitivity.SHIPPED, sensitivity.overrides(unit.params)) for unit in sensitivity.units(quick=False)]
     assert found.count(shipped) == 1
-    assert len({each.fingerprint() for each in found}) == len({unit.key for unit in sensitivity.units(quick=False)}) == 72
+    assert len({each.fingerprint() for each in found}) == len({unit.key for unit in sensitivity.units(quick=False)}) == 108
 
 
 def test_rates_are_multiples_of_the_shipped_ones():
