@@ -36,6 +36,7 @@ PARENT_VARIABLE = "LIMAML_PARENT_PID"
 """Set by the Airflow operator: the process without which this one has no business going on."""
 
 DAG_TASKS = "Tasks of the DAGs"
+BY_HAND = "When something is wrong"
 ONE_MACHINE = "Everything on one machine"
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ MaybeDay = Annotated[date | None, _day("One day that arrived (UTC).")]
 MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive (UTC).")]
 Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
 Version = Annotated[str, typer.Option(help="Model version in the registry.")]
+MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back to; a repeated call then changes nothing.")]
 Candidate = Annotated[Path, typer.Option(help="Folder that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
@@ -242,15 +244,15 @@ def fill(cfg: "Config", version: Version, shard: Shard) -> dict[str, Any]:
 
 @verb(DAG_TASKS)
 def cut_over(cfg: "Config", version: Version) -> dict[str, Any]:
-    """Check that the filled slot is complete, then point the alias `champion` at its version."""
-    from limaml.embeddings.slots import cut_over
+    """Check that the filled slot is complete, catch it up, then point the alias `champion` at its version."""
+    from limaml.embeddings.switch import cut_over
 
     return cut_over(cfg, version, _run_id())
 
 
 @verb(DAG_TASKS)
 def adapt(cfg: "Config", day: Day) -> dict[str, Any]:
-    """Adapt the entities that have new rows on a day, write their partition, gate it."""
+    """Adapt the entities that have new rows on a day, for each version kept up to date; write their partitions, gate them."""
     from limaml.embeddings.daily import adapt_day
 
     return adapt_day(cfg, day)
@@ -262,6 +264,14 @@ def publish(cfg: "Config", day: Day) -> dict[str, Any]:
     from limaml.embeddings.daily import publish_day
 
     return publish_day(cfg, day, _run_id())
+
+
+@verb(BY_HAND)
+def rollback(cfg: "Config", version: MaybeVersion = None) -> dict[str, Any]:
+    """Make the previous version, still ready in the other slot, the champion again, as fresh as the champion was."""
+    from limaml.embeddings.switch import rollback
+
+    return rollback(cfg, version, _run_id())
 
 
 @verb(ONE_MACHINE, spoken=True)

@@ -1,13 +1,20 @@
 """One day's changed entities: adapt them, publish them, then say that the day is complete (contracts 3 and 5).
 
-The day after the champion's `complete_through` moves it, once every changed entity was published and read back. A day that is
-covered already and unchanged changes nothing. A corrected one re-adapts exactly the entities whose rows differ, as of
-`complete_through`, which stays. Publishing the previous version too, while it is `ready`, belongs beside `publish_day`.
+Both the champion and the version before it, while it is `ready`, are served with every day after their own `complete_through`,
+up to the given one: in order, without gaps, each moving `complete_through` once its changed entities were published and read
+back. A day that is covered already and unchanged changes nothing. A corrected one re-adapts exactly the entities whose rows
+differ, as of `complete_through`, which stays.
+
+A version has its steps to itself: that one is up to date does not stop the other, and the champion comes first, so that what
+fails for the version before it stops nobody who is served.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -15,33 +22,37 @@ from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
 from limaml.data import snapshots
 from limaml.data.events import DayManifest, EventStore
+from limaml.embeddings.lease import Held
 from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
-from limaml.embeddings.slots import Places, complete_through, publish_features
-from limaml.errors import DataError, NothingToDo
+from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside
+from limaml.errors import DataError, LimamlError, NothingToDo
 from limaml.registry import ModelVersion
 from limaml.telemetry import get_logger
 
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+Manifests = dict[date, DayManifest]
 _log = get_logger(__name__)
 _ONE_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class DayPlan:
-    """What a day changes online for one version."""
+class Step:
+    """What one day changes online for one version."""
 
     version: ModelVersion
     day: date
     as_of: datetime
+    is_new: bool
+    """Whether the day moves `complete_through`; otherwise it corrects rows as of it."""
     revision: int
     """Of the day's events; 0 if the source has no such day."""
     covered: int
     """Revision that the version's online rows hold; 0 for a day that is not complete yet, whatever was written of it."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the day moves `complete_through`."""
-        return self.as_of == schema.day_end(self.day) and self.as_of > complete_through(self.version)
+    events: str
+    """Digest of the revisions of all days that the rows are made from."""
 
     def partition(self, kind: TaskKindConfig) -> Partition:
         # A correction gets a file of its own: the one of the day's first publication, or of the fill, stays what it was.
@@ -50,122 +61,246 @@ class DayPlan:
 
     @property
     def inputs(self) -> dict[str, str | int]:
-        return {"revision": self.revision}
+        return {"events": self.events, "revision": self.revision}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Rows that steps published: of embeddings looked at, of them written, of features written."""
+
+    entities: int = 0
+    written: int = 0
+    features: int = 0
+
+    def __add__(self, other: "Published") -> "Published":
+        return Published(self.entities + other.entities, self.written + other.written, self.features + other.features)
 
 
 def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
-    """Write the champion's embeddings of the entities that `day` changed; nothing online changes.
+    """Write the embeddings of the entities that `day` changed, for each version that it is to be published for.
 
-    Raises NothingToDo without a champion or if the day is covered and unchanged, DataError if a day before it is missing.
+    Nothing online changes. Raises NothingToDo without a champion or if the day is covered and unchanged, DataError if a day
+    before it is missing. What fails for the version before the champion is logged and left to `publish_day` to raise.
     """
     places = Places.of(cfg)
-    plan = _plan_day(places, day)
-    done, paths = Adapted(), []
-    for kind in cfg.task_kinds:
-        changed = _changed(places, plan, kind.entity_column)
-        if changed:
-            bundle = places.bundle(plan.version.version)
-            where = plan.partition(kind)
-            done += write_partition(cfg, places.storage, bundle, where, changed, plan.as_of, plan.inputs)
-            paths.append(places.storage.path(where.path))
-    _log.info("day_adapted", model_version=plan.version.version, day=day.isoformat(), **done.figures)
-    return {**_result(plan), **done.figures, "paths": paths}
+    manifests = _manifests(places, day)
+    done = Adapted()
+    paths: list[str] = []
+    results: list[dict[str, Any]] = []
+    versions = _published_for(places)
+    for version in versions:
+        try:
+            steps = _steps(places, manifests, version, day)
+            adapted = _adapt(places, steps)
+        except LimamlError as error:
+            if not results:
+                raise
+            _log.error("previous_version_not_adapted", model_version=version.version, day=day.isoformat(), error=str(error))
+            results.append({"version": version.version, "error": str(error)[:500]})
+            continue
+        if steps:
+            done += adapted
+            results.append(_result(steps) | {"entities": adapted.entities})
+            paths += [
+                _path(places, steps[-1], kind) for kind in cfg.task_kinds if _changed(places, steps[-1], kind.entity_column)
+            ]
+            _log.info("day_adapted", model_version=version.version, day=day.isoformat(), **adapted.figures)
+    _require_work(results, versions, day)
+    return {"day": day.isoformat(), **done.figures, "versions": results, "paths": paths}
 
 
 def publish_day(cfg: Config, day: date, run: str) -> dict[str, Any]:
-    """Publish the day's snapshots, then the champion's embeddings of its entities, read them back, and mark the day complete.
+    """Publish the day's snapshots, then the embeddings of its entities, read them back, and mark the day complete.
 
-    Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if a day before it is missing or
-    the embeddings were not adapted for this champion and `complete_through`.
+    For each version after another. Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if
+    a day before it is missing or the embeddings were not adapted for this version, these events and `complete_through`.
     """
-    places, settings = Places.of(cfg), cfg.embeddings
+    places = Places.of(cfg)
+    total, results = Published(), []
     with places.writing("publish", run) as held:
-        plan = _plan_day(places, day)
-        tables = {kind.name: _adapted(places, plan, kind) for kind in cfg.task_kinds}
-        store = places.store()
-        features = publish_features(places, store, _day_features(places, plan), held)
-        written = 0
-        for kind in cfg.task_kinds:
-            view = OnlineView(store, schema.embedding_view(kind.name, plan.version.tags[registry.SLOT]))
-            written += publish(view, tables[kind.name], held, settings.write_batch_rows).num_rows
-            require_published(view, tables[kind.name], settings.write_batch_rows)
-            covered = read_covered(places.storage, kind, plan.version.version)
-            write_covered(places.storage, kind, plan.version.version, covered | {day.isoformat(): plan.revision})
-        held.check()
-        if plan.is_new:
-            places.registry.set_tags(plan.version.version, {registry.COMPLETE_THROUGH: plan.as_of.isoformat()})
-    entities = sum(table.num_rows for table in tables.values())
-    _log.info("day_published", model_version=plan.version.version, day=day.isoformat(), written=written, features=features)
-    return {**_result(plan), "entities": entities, "written": written, "features_written": features}
+        manifests = _manifests(places, day)
+        versions = _published_for(places)
+        for version in versions:
+            steps = _steps(places, manifests, version, day)
+            if steps:
+                done = _publish(places, held, steps)
+                total += done
+                results.append(_result(steps) | {"entities": done.entities, "written": done.written})
+    _require_work(results, versions, day)
+    figures = {"entities": total.entities, "written": total.written, "features_written": total.features}
+    return {"day": day.isoformat(), **figures, "versions": results}
 
 
-def _plan_day(places: Places, day: date) -> DayPlan:
+def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -> int:
+    """Adapt and publish for `version` what it lacks up to `through`; returns the number of days.
+
+    First the corrections of days that it is complete for, then the days after them. Raises DataError for a day that is missing.
+    """
+    manifests = EventStore(places.storage).manifests()
+    steps = [*_corrections(places, manifests, version), *_new_days(manifests, version, through)]
+    if steps:
+        _adapt(places, steps)
+        _publish(places, held, steps)
+    return len(steps)
+
+
+def _published_for(places: Places) -> list[ModelVersion]:
+    """The champion, and the version before it while that is ready."""
     champion = places.registry.champion()
     if champion is None:
         raise NothingToDo("there is no champion to publish for; limaml_train makes the first one")
-    manifest = _manifest(places, day)
-    revision = manifest.revision if manifest.status == "passed" else 0
-    covered = min(
-        read_covered(places.storage, kind, champion.version).get(day.isoformat(), 0) for kind in places.cfg.task_kinds
-    )
-    through = complete_through(champion)
-    if schema.day_start(day) < through:
-        if revision == covered:
-            raise NothingToDo(f"day {day} is online for version {champion.version} already, and unchanged")
-        return DayPlan(champion, day, through, revision, covered)
-    _refuse_gap(places, champion, day)
-    return DayPlan(champion, day, schema.day_end(day), revision, covered=0)
+    previous = ready_beside(places.registry, champion)
+    return [champion, previous] if previous else [champion]
 
 
-def _manifest(places: Places, day: date) -> DayManifest:
-    manifest = EventStore(places.storage).manifest(day)
-    if manifest is None or manifest.status == "quarantined":
-        state = f"is in quarantine ({', '.join(manifest.failed)})" if manifest else "was not ingested"
-        raise DataError(f"day {day} must have passed its gate before it is published, but it {state}; ingest it (again)")
-    return manifest
+def _require_work(results: Sequence[Any], versions: Sequence[ModelVersion], day: date) -> None:
+    if not results:
+        names = " and ".join(version.version for version in versions)
+        raise NothingToDo(f"day {day} is online for version {names} already, and unchanged")
 
 
-def _refuse_gap(places: Places, champion: ModelVersion, day: date) -> None:
-    """Every day between `complete_through` and `day` must be known to have no data."""
-    events, before = EventStore(places.storage), complete_through(champion).date()
-    while before < day:
-        manifest = events.manifest(before)
-        if manifest is None or manifest.status != "no_data":
+def _steps(places: Places, manifests: Manifests, version: ModelVersion, day: date) -> list[Step]:
+    """What a daily run for `day` has to do for one version, in order."""
+    if schema.day_start(day) < complete_through(version):
+        return [step for step in _corrections(places, manifests, version) if step.day == day]
+    return _new_days(manifests, version, day)
+
+
+def _corrections(places: Places, manifests: Manifests, version: ModelVersion) -> list[Step]:
+    """Days whose events are not those that the version's online rows hold."""
+    through = complete_through(version)
+    covered = [read_covered(places.storage, kind, version.version) for kind in places.cfg.task_kinds]
+    found = []
+    for day, manifest in manifests.items():
+        held = min(days.get(day.isoformat(), 0) for days in covered)
+        if schema.day_start(day) < through and _revision(manifest) != held:
+            found.append(_step(manifests, version, manifest, through, is_new=False, covered=held))
+    return found
+
+
+def _new_days(manifests: Manifests, version: ModelVersion, through: date) -> list[Step]:
+    """Every day after `complete_through`, up to `through`. Raises DataError if one of them has not passed its gate."""
+    steps, day = [], complete_through(version).date()
+    while day <= through:
+        manifest = manifests.get(day)
+        if manifest is None or manifest.status == "quarantined":
             raise DataError(
-                f"day {day} must follow without a gap: version {champion.version} is complete through {before - _ONE_DAY}, and "
-                f"{before} is not online; run limaml_daily for {before} first"
+                f"day {through} must follow without a gap: version {version.version} is complete through {day - _ONE_DAY}, and "
+                f"{day} {_state(manifest)}; run limaml_daily for {day} first"
             )
-        before += _ONE_DAY
+        steps.append(_step(manifests, version, manifest, schema.day_end(day), is_new=True, covered=0))
+        day += _ONE_DAY
+    return steps
 
 
-def _changed(places: Places, plan: DayPlan, column: str) -> list[str]:
+def _step(
+    manifests: Manifests, version: ModelVersion, manifest: DayManifest, as_of: datetime, *, is_new: bool, covered: int
+) -> Step:
+    revisions = {day.isoformat(): _revision(m) for day, m in manifests.items() if schema.day_start(day) < as_of}
+    digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
+    return Step(version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
+
+
+def _manifests(places: Places, day: date) -> Manifests:
+    """What is known of every day. Raises DataError if `day` has not passed its gate."""
+    manifests = EventStore(places.storage).manifests()
+    found = manifests.get(day)
+    if found is None or found.status == "quarantined":
+        raise DataError(
+            f"day {day} must have passed its gate before it is published, but it {_state(found)}; ingest it (again)"
+        )
+    return manifests
+
+
+def _revision(manifest: DayManifest) -> int:
+    """Of the day's events in the store; a refused day counts its refusals, and has none."""
+    return manifest.revision if manifest.status == "passed" else 0
+
+
+def _state(manifest: DayManifest | None) -> str:
+    return f"is in quarantine ({', '.join(manifest.failed)})" if manifest else "was not ingested"
+
+
+def _adapt(places: Places, steps: Sequence[Step]) -> Adapted:
+    """Write the partitions of the steps, all of one version."""
+    done, bundle = Adapted(), None
+    for step in steps:
+        for kind in places.cfg.task_kinds:
+            changed = _changed(places, step, kind.entity_column)
+            if changed:
+                bundle = bundle or places.bundle(step.version.version)
+                where = step.partition(kind)
+                done += write_partition(places.cfg, places.storage, bundle, where, changed, step.as_of, step.inputs)
+    return done
+
+
+def _publish(places: Places, held: Held, steps: Sequence[Step]) -> Published:
+    store, done = places.store(), Published()
+    for step in steps:
+        done += _publish_step(places, held, store, step)
+    return done
+
+
+def _publish_step(places: Places, held: Held, store: "FeatureStore", step: Step) -> Published:
+    """Features, then embeddings, then what says that they are online. The lease is checked before each write."""
+    batch_rows, version = places.cfg.embeddings.write_batch_rows, step.version
+    tables = [(kind, _adapted(places, step, kind)) for kind in places.cfg.task_kinds]
+    done = Published(features=publish_features(places, store, _day_features(places, step), held))
+    for kind, table in tables:
+        if table is not None:
+            view = OnlineView(store, schema.embedding_view(kind.name, version.tags[registry.SLOT]))
+            written = publish(view, table, held, batch_rows)
+            require_published(view, table, batch_rows)
+            done += Published(table.num_rows, written.num_rows)
+        covered = read_covered(places.storage, kind, version.version)
+        held.check()
+        write_covered(places.storage, kind, version.version, covered | {step.day.isoformat(): step.revision})
+    if step.is_new:
+        places.tag(held, version.version, {registry.COMPLETE_THROUGH: step.as_of.isoformat()})
+    _log.info(
+        "day_published",
+        model_version=version.version,
+        day=step.day.isoformat(),
+        corrected=not step.is_new,
+        written=done.written,
+        features=done.features,
+    )
+    return done
+
+
+def _changed(places: Places, step: Step, column: str) -> list[str]:
     """Entities whose rows of the day differ from what the version's online rows hold."""
-    if plan.revision == 0:
+    if step.revision == 0:
         return []
-    return EventStore(places.storage).changed_entities(plan.day, column, since=plan.covered)
+    return EventStore(places.storage).changed_entities(step.day, column, since=step.covered)
 
 
-def _adapted(places: Places, plan: DayPlan, kind: TaskKindConfig) -> pa.Table:
-    changed = _changed(places, plan, kind.entity_column)
-    if not changed:
-        return schema.embeddings(kind.entity_column, places.cfg.model.embedding_dim).arrow.empty_table()
-    return read_partition(places.storage, plan.partition(kind), plan.as_of, plan.inputs)
+def _adapted(places: Places, step: Step, kind: TaskKindConfig) -> pa.Table | None:
+    """The step's rows, None if it changes no entity."""
+    if not _changed(places, step, kind.entity_column):
+        return None
+    return read_partition(places.storage, step.partition(kind), step.as_of, step.inputs)
 
 
-def _day_features(places: Places, plan: DayPlan) -> dict[str, pa.Table]:
+def _day_features(places: Places, step: Step) -> dict[str, pa.Table]:
     """Snapshots stamped with the day's end; of a corrected day, the newest of every entity it changed."""
-    if plan.is_new:
-        return {kind: snapshots.changed(places.storage, kind, plan.day) for kind in ("user", "item")}
-    last = plan.as_of.date() - _ONE_DAY
-    changed = {kind: _changed(places, plan, f"{kind}_id") for kind in ("user", "item")}
+    if step.is_new:
+        return {kind: snapshots.changed(places.storage, kind, step.day) for kind in ("user", "item")}
+    last = step.as_of.date() - _ONE_DAY
+    changed = {kind: _changed(places, step, f"{kind}_id") for kind in ("user", "item")}
     return {kind: snapshots.latest(places.storage, kind, last, entities) for kind, entities in changed.items()}
 
 
-def _result(plan: DayPlan) -> dict[str, Any]:
+def _path(places: Places, step: Step, kind: TaskKindConfig) -> str:
+    return places.storage.path(step.partition(kind).path)
+
+
+def _result(steps: Sequence[Step]) -> dict[str, Any]:
+    last = steps[-1]
     return {
-        "version": plan.version.version,
-        "day": plan.day.isoformat(),
-        "as_of": plan.as_of.isoformat(),
-        "revision": plan.revision,
-        "corrected": not plan.is_new,
+        "version": last.version.version,
+        "days": len(steps),
+        "as_of": last.as_of.isoformat(),
+        "revision": last.revision,
+        "corrected": not last.is_new,
     }

@@ -1,12 +1,14 @@
-"""Fill the idle slot with a new model version's embeddings, then cut over to it (contract 4).
+"""Fill the idle slot with a new model version's embeddings (contract 4).
 
     plan_fill   retire what held the idle slot, empty it, plan the shards, publish the features they are served with
     fill_shard  adapt, write the partition, gate, publish, read a sample back; shards in any order, each as often as needed
-    cut_over    check that every planned entity is online, then tags, and the alias `champion` last
 
-Every step can be repeated and gives the same end. Slot, state and `complete_through` are tags of the model version, changed
-under the lease of the online store. Here for the champion alone: keeping the previous version up to date, catching a target
-up at the cut-over, and roll-back belong beside `cut_over`.
+Then `switch.cut_over` makes the version the champion, and `daily` keeps it up to date. Every step can be repeated and gives
+the same end. Slot, state and `complete_through` are tags of the model version, changed under the lease of the online store:
+
+    filling   its slot is being filled; nobody reads it
+    ready     its slot holds every row it should; the champion, and the version before it until its slot is filled again
+    retired   its slot was given to another version
 """
 
 from collections.abc import Iterator
@@ -30,7 +32,6 @@ from limaml.embeddings.partition import (
     FillPlan,
     read_partition,
     read_plan,
-    write_covered,
     write_partition,
     write_plan,
 )
@@ -78,6 +79,12 @@ class Places:
 
         return open_store(self.cfg)
 
+    def tag(self, held: Held, version: str, tags: dict[str, str | None]) -> None:
+        """Change tags of a version in the order given, each after a check of the lease; None removes a tag."""
+        for name, value in tags.items():
+            held.check()
+            self.registry.set_tags(version, {name: value})
+
 
 def plan_fill(cfg: Config, version: str, through: date, run: str) -> dict[str, Any]:
     """Prepare the idle slot for `version`; returns version, slot, as_of_day and the list of shards.
@@ -91,23 +98,24 @@ def plan_fill(cfg: Config, version: str, through: date, run: str) -> dict[str, A
         target = places.registry.get(version)
         if champion is not None and champion.version == version:
             raise NothingToDo(f"version {version} is the champion already")
-        slot = _idle_slot(champion)
+        slot = idle_slot(champion)
         _refuse_before_dwell(cfg, champion)
         holders = _holders(places.registry, slot, version)
         _refuse_if_filling(cfg, holders)
         day = max([through, *([complete_day(champion)] if champion else [])])
         plans = _plan(places, version, day)
-        held.check()
-        for holder in holders:
-            places.registry.set_tags(holder.version, {registry.STATE: RETIRED})
-        places.registry.set_tags(target.version, _filling_tags(slot, day, run))
+        for holder in [*holders, *([target] if registry.STATE in target.tags else [])]:
+            places.tag(held, holder.version, {registry.STATE: RETIRED})
         store = places.store()
         for plan in plans:
+            held.check()
             write_plan(places.storage, plan)
             held.check()
             OnlineView(store, schema.embedding_view(plan.kind.name, slot)).clear()
         features = {kind: snapshots.latest(places.storage, kind, day) for kind in _SNAPSHOT_VIEWS}
         written = publish_features(places, store, features, held)
+        # The state is the last of them: a slot that was not emptied to the end cannot be filled.
+        places.tag(held, version, _filling_tags(slot, day, run))
     entities = sum(len(plan.entities) for plan in plans)
     _log.info("fill_planned", model_version=version, slot=slot, day=day.isoformat(), entities=entities, features=written)
     shards = list(range(cfg.embeddings.num_shards))
@@ -120,7 +128,7 @@ def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any
     Raises StoreError if the version is not being filled (any more).
     """
     places = Places.of(cfg)
-    slot, day = _filling(places.registry.get(version))
+    slot, day = _open_fill(places.registry.get(version))
     bundle = places.bundle(version)
     as_of = schema.day_end(day)
     done, plans = Adapted(), []
@@ -135,7 +143,7 @@ def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any
         plans.append(plan)
     written = 0
     with places.writing("fill", run) as held:
-        if _filling(places.registry.get(version)) != (slot, day):
+        if _open_fill(places.registry.get(version)) != (slot, day):
             raise StoreError(f"version {version} was planned again while shard {shard} was adapted; fill its shards again")
         store = places.store()
         for plan in plans:
@@ -143,40 +151,10 @@ def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any
             view = OnlineView(store, schema.embedding_view(plan.kind.name, slot))
             written += publish(view, table, held, cfg.embeddings.write_batch_rows).num_rows
             require_published(view, sample(table, cfg.embeddings.read_back_rows), cfg.embeddings.write_batch_rows)
-        places.registry.set_tags(version, {registry.FILL_SEEN_AT: _now().isoformat()})
+        places.tag(held, version, {registry.FILL_SEEN_AT: now().isoformat()})
     _log.info("shard_filled", model_version=version, slot=slot, shard=shard, written=written, **done.figures)
     paths = [places.storage.path(plan.shard(shard).path) for plan in plans]
     return {"version": version, "slot": slot, "shard": shard, **done.figures, "written": written, "paths": paths}
-
-
-def cut_over(cfg: Config, version: str, run: str) -> dict[str, Any]:
-    """Make `version` the champion once every planned entity is online, bit for bit. A repeated call changes nothing.
-
-    Raises StoreError if a planned entity is missing or differs, or if the champion has been published past the fill's day.
-    """
-    places = Places.of(cfg)
-    with places.writing("cut-over", run) as held:
-        target = places.registry.get(version)
-        champion = places.registry.champion()
-        if champion is not None and champion.version == version:
-            return _cut_over_result(target, "unchanged")
-        slot, day = _filling(target, or_ready=True)
-        _refuse_if_behind(target, day, champion)
-        store = places.store()
-        for kind in cfg.task_kinds:
-            plan = read_plan(places.storage, kind, version, day)
-            _require_complete(places, plan, OnlineView(store, schema.embedding_view(kind.name, slot)))
-            write_covered(places.storage, kind, version, plan.revisions)
-        held.check()
-        tags = {
-            registry.STATE: READY,
-            registry.COMPLETE_THROUGH: schema.day_end(day).isoformat(),
-            registry.CUT_OVER_AT: _now().isoformat(),
-        }
-        places.registry.set_tags(version, tags)
-        places.registry.set_champion(version)
-    _log.info("cut_over", model_version=version, slot=slot, complete_through=tags[registry.COMPLETE_THROUGH])
-    return _cut_over_result(places.registry.get(version), "cut_over")
 
 
 def publish_features(places: Places, store: "FeatureStore", tables: dict[str, pa.Table], held: Held) -> int:
@@ -200,6 +178,29 @@ def complete_through(version: ModelVersion) -> datetime:
     return datetime.fromisoformat(version.tags[registry.COMPLETE_THROUGH])
 
 
+def filling(version: ModelVersion, *, or_ready: bool = False) -> tuple[str, date]:
+    """Slot and as-of day of the version's fill. Raises StoreError if it is in another state."""
+    state = version.tags.get(registry.STATE)
+    if state != FILLING and not (or_ready and state == READY):
+        raise StoreError(f"version {version.version} must be filling, its state is {state}; run limaml plan-fill for it first")
+    return version.tags[registry.SLOT], date.fromisoformat(version.tags[registry.FILL_DAY])
+
+
+def idle_slot(champion: ModelVersion | None) -> str:
+    """The slot that the champion does not use."""
+    return next(slot for slot in schema.SLOTS if champion is None or slot != champion.tags[registry.SLOT])
+
+
+def ready_beside(store: Registry, champion: ModelVersion) -> ModelVersion | None:
+    """The version in the other slot, if it is ready: the one to roll back to."""
+    found = store.find(registry.SLOT, idle_slot(champion))
+    return next((version for version in found if version.tags.get(registry.STATE) == READY), None)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _plan(places: Places, version: str, day: date) -> list[FillPlan]:
     revisions = EventStore(places.storage).lineage(day)
     shards = places.cfg.embeddings.num_shards
@@ -209,8 +210,13 @@ def _plan(places: Places, version: str, day: date) -> list[FillPlan]:
     ]
 
 
-def _idle_slot(champion: ModelVersion | None) -> str:
-    return next(slot for slot in schema.SLOTS if champion is None or slot != champion.tags[registry.SLOT])
+def _open_fill(version: ModelVersion) -> tuple[str, date]:
+    """`filling`, for a shard: once a cut-over has accepted the fill, its rows could replace newer ones."""
+    if version.tags.get(registry.STATE) == FILLING and registry.COMPLETE_THROUGH in version.tags:
+        raise StoreError(
+            f"version {version.version} takes no shard any more, its fill was found complete; run limaml cut-over for it"
+        )
+    return filling(version)
 
 
 def _holders(store: Registry, slot: str, version: str) -> list[ModelVersion]:
@@ -224,9 +230,9 @@ def _refuse_before_dwell(cfg: Config, champion: ModelVersion | None) -> None:
         return
     since = datetime.fromisoformat(champion.tags[registry.CUT_OVER_AT])
     free_at = since + timedelta(seconds=cfg.embeddings.min_dwell_s)
-    if _now() < free_at:
+    if now() < free_at:
         raise BusyError(
-            f"busy: cut-over to version {champion.version} since {since:%Y-%m-%dT%H:%M:%SZ}; servers may read the other slot "
+            f"busy: switch to version {champion.version} since {since:%Y-%m-%dT%H:%M:%SZ}; servers may read the other slot "
             f"until {free_at:%H:%M:%SZ} (embeddings.min_dwell_s = {cfg.embeddings.min_dwell_s:g}); plan the fill after that"
         )
 
@@ -237,19 +243,11 @@ def _refuse_if_filling(cfg: Config, holders: list[ModelVersion]) -> None:
         if holder.tags[registry.STATE] != FILLING:
             continue
         seen = datetime.fromisoformat(holder.tags[registry.FILL_SEEN_AT])
-        if _now() < seen + limit:
+        if now() < seen + limit:
             raise BusyError(
                 f"busy: fill of version {holder.version} by {holder.tags[registry.FILLED_BY]} since {seen:%Y-%m-%dT%H:%M:%SZ}; "
                 f"wait for its cut-over, or until it has been silent for embeddings.fill_timeout_s = {limit.total_seconds():g}"
             )
-
-
-def _refuse_if_behind(target: ModelVersion, day: date, champion: ModelVersion | None) -> None:
-    if champion is not None and complete_day(champion) > day:
-        raise StoreError(
-            f"version {target.version} is filled through {day}, but the champion {champion.version} is complete through "
-            f"{complete_day(champion)}, and readers would lose days; start again with plan-fill of version {target.version}"
-        )
 
 
 def _filling_tags(slot: str, day: date, run: str) -> dict[str, str | None]:
@@ -259,39 +257,6 @@ def _filling_tags(slot: str, day: date, run: str) -> dict[str, str | None]:
         registry.SLOT: slot,
         registry.FILL_DAY: day.isoformat(),
         registry.FILLED_BY: run,
-        registry.FILL_SEEN_AT: _now().isoformat(),
+        registry.FILL_SEEN_AT: now().isoformat(),
         registry.STATE: FILLING,
     }
-
-
-def _filling(version: ModelVersion, *, or_ready: bool = False) -> tuple[str, date]:
-    """Slot and as-of day of the version's fill. Raises StoreError if it is in another state."""
-    state = version.tags.get(registry.STATE)
-    if state != FILLING and not (or_ready and state == READY):
-        raise StoreError(f"version {version.version} must be filling, its state is {state}; run limaml plan-fill for it first")
-    return version.tags[registry.SLOT], date.fromisoformat(version.tags[registry.FILL_DAY])
-
-
-def _require_complete(places: Places, plan: FillPlan, view: OnlineView) -> None:
-    """Every planned entity is in a partition that passed its gate, and online exactly as it is there."""
-    as_of, inputs = schema.day_end(plan.day), {"plan": plan.digest}
-    found: set[str] = set()
-    for shard in range(plan.num_shards):
-        table = read_partition(places.storage, plan.shard(shard), as_of, inputs)
-        require_published(view, table, places.cfg.embeddings.write_batch_rows)
-        found.update(table[plan.kind.entity_column].to_pylist())
-    missing = sorted(set(plan.entities) - found)
-    if missing:
-        raise StoreError(
-            f"fill of version {plan.version} must hold its {len(plan.entities)} planned entities, {len(missing)} are missing, "
-            f"e.g. {missing[0]}; fill its shards again"
-        )
-
-
-def _cut_over_result(version: ModelVersion, status: str) -> dict[str, Any]:
-    names = {"slot": registry.SLOT, "complete_through": registry.COMPLETE_THROUGH}
-    return {"status": status, "version": version.version} | {key: version.tags[tag] for key, tag in names.items()}
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -20,6 +20,8 @@ class Status:
     last_day: date
     complete_through: datetime | None
     pending: tuple[date, ...]
+    previous: str | None
+    """The version that `limaml rollback` would go to."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -33,7 +35,8 @@ class Status:
 
 def read_status(cfg: Config, today: date) -> Status:
     """Raises DataError if the source is too short to keep `local.daily_days` days aside."""
-    from limaml.registry import COMPLETE_THROUGH, FINGERPRINT, Registry
+    from limaml.embeddings.slots import ready_beside
+    from limaml.registry import COMPLETE_THROUGH, FINGERPRINT, SLOT, Registry
     from limaml.training.candidate import fingerprint
 
     days = open_source(cfg, today).days()
@@ -44,10 +47,13 @@ def read_status(cfg: Config, today: date) -> Status:
             f"source must span more than local.daily_days + 1 ({cfg.local.daily_days + 1}) days, got {len(days)} "
             f"({days[0]} to {last_day}); lower local.daily_days"
         )
-    champion = Registry(cfg.registry).champion()
+    registry = Registry(cfg.registry)
+    champion = registry.champion()
     tags = champion.tags if champion else {}
     complete = datetime.fromisoformat(tags[COMPLETE_THROUGH]) if COMPLETE_THROUGH in tags else None
     first_pending = through + timedelta(days=1) if complete is None else complete.date()
     pending = tuple(first_pending + timedelta(days=n) for n in range((last_day - first_pending).days + 1))
     current = champion is not None and tags.get(FINGERPRINT) == fingerprint(cfg, through)
-    return Status(champion.version if champion else None, current, through, last_day, complete, pending)
+    beside = ready_beside(registry, champion) if champion and SLOT in tags else None
+    previous = beside.version if beside else None
+    return Status(champion.version if champion else None, current, through, last_day, complete, pending, previous)

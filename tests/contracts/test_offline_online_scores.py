@@ -25,7 +25,7 @@ from limaml.data.sources import week_shift
 from limaml.data.storage import Storage
 from limaml.data.synthetic import SyntheticSource
 from limaml.data.tasks import TaskRows
-from limaml.embeddings import daily, slots
+from limaml.embeddings import daily, slots, switch
 from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.registry import Registry
@@ -104,7 +104,7 @@ class Chain:
         version = self.registry.register(self.folder / "bundle", run_id, {})
         for shard in slots.plan_fill(self.cfg, version, self.day_before, RUN)["shards"]:
             slots.fill_shard(self.cfg, version, shard, RUN)
-        slots.cut_over(self.cfg, version, RUN)
+        switch.cut_over(self.cfg, version, RUN)
         self.version = version
 
     def offline(self, support_through=None):

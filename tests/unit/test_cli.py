@@ -16,7 +16,8 @@ from limaml.errors import DataError, GateError, LimamlError, NothingToDo
 ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
 VERBS = [
-    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "up", "stop", "status",
+    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback",
+    "up", "stop", "status",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ print(time.process_time() - started, sorted(heavy))
 def test_every_verb_has_help(verb: str) -> None:
     registered = {command.name: command for command in cli.app.registered_commands}
     assert registered[verb].callback.__doc__
-    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.ONE_MACHINE)
+    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.BY_HAND, cli.ONE_MACHINE)
 
 
 def test_an_unknown_key_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
