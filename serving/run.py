@@ -39,7 +39,7 @@ def main() -> None:
     environment["BENTOML_HOME"] = os.path.abspath(environment["BENTOML_HOME"])
     os.makedirs(environment["BENTOML_HOME"], exist_ok=True)
     os.execve(  # noqa: S606 - no shell is wanted: the pid must be the server's own
-        sys.executable, [sys.executable, "-m", "bentoml", "serve", "serving.service:Ranking"], environment
+        sys.executable, [sys.executable, "-m", "serving.supervisor", "serve", "serving.service:Ranking"], environment
     )
 
 
