@@ -5,7 +5,7 @@ The context's fields and ranges come from `limaml.schema.CONTEXT`.
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -24,9 +24,12 @@ Fallback = Literal["stale", "missing", "version_mismatch", "store_error"]
 class RequestError(LimamlError):
     """A request that is answered with an error: `status` and the body `{"error": {field, rule, value, remedy}}`."""
 
-    def __init__(self, status: int, *, field: str, rule: str, value: Any, remedy: str) -> None:
+    def __init__(
+        self, status: int, *, field: str, rule: str, value: Any, remedy: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(f"{field} {rule}, got {value!r}; {remedy}")
         self.status = status
+        self.headers = headers or {}
         self.body = {"error": {"field": field, "rule": rule, "value": value, "remedy": remedy}}
 
 
@@ -77,6 +80,10 @@ class EmbeddingUsed(BaseModel):
     age_s: float | None = Field(description="Freshness lag of the stored embedding in seconds; null where none was found.")
     inactivity_s: float | None = Field(description="Seconds since the entity's last event; reported only.")
     fallback: Fallback | None = Field(description="Why the prior was used; null where the stored embedding was.")
+    stale: bool = Field(
+        description="Whether the stored embedding lags more than the configuration allows; by configuration (`when_stale`) "
+        "it is used all the same, with `fallback` null, or the prior is, with `fallback` stale."
+    )
 
 
 class RankResponse(BaseModel):
@@ -125,19 +132,6 @@ def parse_request(body: bytes, request_type: type[RankRequest]) -> RankRequest:
             400, field="item_ids", rule="must name each item once", value=twice, remedy="send each candidate once"
         )
     return request
-
-
-def check_catalogue(request: RankRequest, catalogue: Collection[str]) -> None:
-    """Raises RequestError (400) with the first candidate that is not in the catalogue."""
-    for index, item in enumerate(request.item_ids):
-        if item not in catalogue:
-            raise RequestError(
-                400,
-                field=f"item_ids.{index}",
-                rule="must be in the catalogue",
-                value=item,
-                remedy="leave it out, or wait for the daily run that brings it",
-            )
 
 
 def _refusal(error: ValidationError) -> RequestError:

@@ -1,64 +1,52 @@
-"""Which model version serves: polls the registry's champion, loads it in the background, swaps it in one assignment.
+"""Which model version serves: polls the registry's champion, loads and warms it in the background, swaps it in one assignment.
 
 Contract 4: alias and tags are polled; block and slot switch together; every request is scored from exactly one `Loaded`.
-A champion that cannot be loaded leaves the one that serves in place.
+A champion that cannot be loaded leaves the one that serves in place, and so does a registry that does not answer.
+Item features are read anew in the same thread: the store gives up by itself (`features.READ_TIMEOUT_S`).
 """
 
+import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import datetime
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.data.encoding import Encoder
 from limaml.data.storage import Storage
 from limaml.errors import ConfigError, StoreError
-from limaml.models.network import LiMAML
-from serving.features import OnlineFeatures
+from serving import ranking
+from serving.features import UNAVAILABLE, OnlineFeatures
+from serving.items import Items, ItemTable
+from serving.loaded import Loaded
+from serving.metrics import Metrics
 
 log = telemetry.get_logger(__name__)
 
-WARM_UP_S = 60.0
-"""MovieLens' 1,682 items are read in a tenth of a second; a store that takes longer than this hangs."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Everything a request is scored from; never changed, only replaced."""
-
-    version: str
-    slot: str
-    complete_through: datetime | None
-    """End of the last day published whole into the slot; None before the first one is known."""
-    network: LiMAML
-    encoder: Encoder
-    prior: Mapping[str, Tensor]
-    """Task kind -> (D,) embedding of an empty support."""
-    catalogue: frozenset[str]
-    features: OnlineFeatures
+_BUNDLE_FOLDER = "limaml-bundle-"
+_WARM_UP_REQUESTS = 5
+"""Of each of two sizes: the first passes through a network take several times as long as later ones."""
 
 
 class Champion:
     """Holds `loaded` (None until a champion has been loaded) and the thread that keeps it current."""
 
-    def __init__(self, cfg: Config, *, on_switch: Callable[[Loaded], None]) -> None:
+    def __init__(self, cfg: Config, metrics: Metrics, *, on_switch: Callable[[], None] = lambda: None) -> None:
         """`on_switch` is called in the polling thread after each change of version or slot."""
         for kind in cfg.task_kinds:
             if kind.entity_column != "user_id":
                 raise ConfigError(f"task_kinds: {kind.name} must hang on user_id to be served, got {kind.entity_column}")
         self.loaded: Loaded | None = None
         self._cfg = cfg
+        self._metrics = metrics
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
-        self._pool = ThreadPoolExecutor(cfg.serving.store_threads, thread_name_prefix="online-store")
-        self._last_items: dict[str, tuple[Any, ...]] = {}
+        self._items = Items()
+        self._items_due = 0.0
+        self._store_failed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll_until_stopped, name="champion-poll", daemon=True)
         self._last_errors: dict[str, str] = {}
@@ -67,28 +55,26 @@ class Champion:
         self._thread.start()
 
     def stop(self) -> None:
-        """End polling and look-ups; a read that hangs is left behind."""
         self._stopping.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def poll(self) -> None:
-        """Read alias and tags once and act on them. Raises what registry, bundle or catalogue raise."""
+        """Read alias and tags once and act on them. Raises what the registry raises."""
         champion = self._registry.champion()
-        if champion is None:
-            return
+        self._metrics.polled()
+        self._last_errors.pop("champion_poll_failed", None)
         current = self.loaded
-        if current is None or (current.version, current.slot) != (champion.version, champion.tags.get(registry.SLOT)):
-            self.loaded = self._load(champion)
-            log.info("champion_loaded", version=self.loaded.version, slot=self.loaded.slot)
-            self._on_switch(self.loaded)
-            return
-        complete_through = _complete_through(champion)
-        if complete_through != current.complete_through:
-            # A day has been published: it may have brought new items.
-            current = replace(current, complete_through=complete_through, catalogue=self._catalogue())
-        if current.features.failed:
-            current = replace(current, features=self._open_features(current.slot, current.catalogue))
-        self.loaded = current
+        if champion is not None:
+            if current is None or (current.version, current.slot) != (champion.version, champion.tags.get(registry.SLOT)):
+                self._switch(champion)
+                return
+            self._load_succeeded()  # the alias is back where it was, if it was elsewhere
+            complete_through = _complete_through(champion)
+            if complete_through != current.complete_through:
+                # A day has been published: it may have brought new items, which are there before its end is shown.
+                self._refresh(current, complete_through)
+                return
+        if current is not None and time.monotonic() >= self._items_due:
+            self._refresh(current, current.complete_through)
 
     def _poll_until_stopped(self) -> None:
         from limaml.data.feature_store import import_feast
@@ -98,10 +84,33 @@ class Champion:
         while not self._stopping.is_set():
             try:
                 self.poll()
-                self._last_errors.pop("champion_poll_failed", None)
             except Exception as error:  # noqa: BLE001 - polling goes on, and the version that serves goes on serving
                 self._log_error("champion_poll_failed", error)
+                self._refresh_without_registry()
             self._stopping.wait(self._cfg.serving.poll_interval_s)
+
+    def _refresh_without_registry(self) -> None:
+        if self.loaded is not None and time.monotonic() >= self._items_due:
+            self._refresh(self.loaded, self.loaded.complete_through)
+
+    def _switch(self, champion: registry.ModelVersion) -> None:
+        """Load and warm a version, then let it serve; if that fails, what serves stays."""
+        try:
+            loaded = self._load(champion)
+            self._warm_up(loaded)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a version, the old one serves
+            self._metrics.load_failed(True)
+            self._log_error("champion_load_failed", error, version=champion.version)
+            return
+        self.loaded = loaded
+        self._load_succeeded()
+        self._metrics.serving(loaded.version, loaded.slot, loaded.complete_through)
+        log.info("champion_loaded", version=loaded.version, slot=loaded.slot)
+        self._on_switch()
+
+    def _load_succeeded(self) -> None:
+        self._metrics.load_failed(False)
+        self._last_errors.pop("champion_load_failed", None)
 
     def _load(self, champion: registry.ModelVersion) -> Loaded:
         from limaml.models import bundle
@@ -112,14 +121,15 @@ class Champion:
                 f"champion {champion.version} must have the tag {registry.SLOT} in {schema.SLOTS}, got {slot!r}; "
                 "cut over to it with `limaml cut-over`, which writes the tag before it moves the alias"
             )
-        with tempfile.TemporaryDirectory(prefix="limaml-bundle-") as folder:
+        with tempfile.TemporaryDirectory(prefix=_BUNDLE_FOLDER) as folder:
             loaded = bundle.load(self._registry.download(champion.version, Path(folder)), parts=(bundle.REFIT,))
         prior, kinds = loaded.prior, [kind.name for kind in self._cfg.task_kinds]
         if sorted(prior) != sorted(kinds):
             raise ConfigError(
                 f"task_kinds must be the champion's, {sorted(prior)}, got {sorted(kinds)}; serve with its configuration"
             )
-        catalogue = self._catalogue()
+        features = OnlineFeatures(self._cfg, slot)
+        self._read_items(features)
         return Loaded(
             version=champion.version,
             slot=slot,
@@ -127,38 +137,64 @@ class Champion:
             network=loaded.network,
             encoder=loaded.encoder,
             prior=prior,
-            catalogue=catalogue,
-            features=self._open_features(slot, catalogue),
+            items=ItemTable.encode(self._items, loaded.encoder),
+            features=features,
         )
 
-    def _catalogue(self) -> frozenset[str]:
+    def _warm_up(self, loaded: Loaded) -> None:
+        """Score a few requests as they will come, so that the first real ones are not the slow ones."""
+        for size in {1, min(len(loaded.items.number), self._cfg.serving.max_candidates)} - {0}:
+            for _ in range(_WARM_UP_REQUESTS):
+                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, datetime.now(UTC))
+                ranking.score(loaded, range(size), UNAVAILABLE, lookups, hour=0)
+
+    def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
+        """Items as they are now, and the end of the last published day."""
+        before = self._items
+        self._read_items(current.features)
+        items = current.items if self._items is before else ItemTable.encode(self._items, current.encoder)
+        self.loaded = replace(current, complete_through=complete_through, items=items)
+        self._metrics.serving(current.version, current.slot, complete_through)
+
+    def _read_items(self, features: OnlineFeatures) -> None:
+        """Catalogue and item features; what cannot be read stays as last read and is tried again at the next poll."""
+        self._items_due = 0.0
+        catalogue = self._catalogue()
+        try:
+            if not features.is_open or self._store_failed:
+                features.open()
+            rows = features.read_items(catalogue)
+            self._last_errors.pop("items_refresh_failed", None)
+            self._items_due = time.monotonic() + self._cfg.serving.items_refresh_s
+            self._store_failed = False
+        except Exception as error:  # noqa: BLE001 - contract 6: a server without its online store serves the prior
+            self._store_failed = True  # it may be another file when it is back: it is opened anew
+            self._log_error("items_refresh_failed", error)
+            rows = dict(self._items.rows or {})
+        if (catalogue, rows) != (self._items.catalogue, self._items.rows):
+            self._items = Items(catalogue, rows)
+
+    def _catalogue(self) -> tuple[str, ...]:
+        """Item ids. Raises what storage raises, while there is no earlier catalogue to go on with."""
         from limaml.data import catalogue
 
-        return frozenset(catalogue.read(Storage(self._cfg.storage.root), "item")["item_id"].to_pylist())
-
-    def _open_features(self, slot: str, catalogue: frozenset[str]) -> OnlineFeatures:
-        """Features of a slot, every item read once; without the store it is marked failed and tried again at the next poll."""
-        features = OnlineFeatures(self._cfg, slot, self._pool, self._last_items)
-
-        def open_and_warm_up() -> None:
-            features.open()
-            features.warm_up(sorted(catalogue))
-
         try:
-            # In the pool, because a store that hangs must not keep the poller from following the champion.
-            self._pool.submit(open_and_warm_up).result(WARM_UP_S)
-            self._last_errors.pop("online_store_failed", None)
-        except Exception as error:  # noqa: BLE001 - contract 6: a server without its online store serves the prior
-            features.failed = True
-            self._log_error("online_store_failed", error)
-        return features
+            ids = catalogue.read(Storage(self._cfg.storage.root), "item")["item_id"].to_pylist()
+            self._last_errors.pop("catalogue_refresh_failed", None)
+        except Exception as error:
+            if not self._items.catalogue:
+                raise
+            self._log_error("catalogue_refresh_failed", error)
+            return self._items.catalogue
+        return tuple(sorted(ids))
 
-    def _log_error(self, event: str, error: Exception) -> None:
+    def _log_error(self, event: str, error: Exception, **fields: str) -> None:
         """Once for a series of equal errors: polling repeats them every few seconds."""
         message = f"{type(error).__name__}: {error}"
-        if self._last_errors.get(event) != message:
-            log.error(event, error=message, serving=self.loaded.version if self.loaded else None)
-        self._last_errors[event] = message
+        cause = re.sub(_BUNDLE_FOLDER + r"\w+", "", message)  # it has another name each time
+        if self._last_errors.get(event) != cause:
+            log.error(event, error=message, serving=self.loaded.version if self.loaded else None, **fields)
+        self._last_errors[event] = cause
 
 
 def _complete_through(champion: registry.ModelVersion) -> datetime | None:

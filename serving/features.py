@@ -1,142 +1,185 @@
-"""Features and embeddings of one request from Feast's online store, never failing for want of it (contract 6).
+"""The user's features and embeddings from Feast's online store, in one read; and item features, many at a time.
 
-SQLite reads block, so they run in a bounded thread pool; what is waited for is abandoned after `store_timeout_s`, and the
-request goes on with an unknown user, the items' features as last read, and the prior.
+Rows are read by the bulk path of `limaml.data.online`: the bytes are Feast's own, without the response that
+`get_online_features` builds of them. A value that is not what Feast would have written is the store's failure.
 """
 
-import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from limaml import schema, telemetry
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from limaml import schema
 from limaml.config import Config
 from limaml.errors import StoreError
 from serving.freshness import StoredEmbedding
 
-log = telemetry.get_logger(__name__)
+READ_TIMEOUT_S = 1.0
+"""A read that nobody waits for any more gives its thread back after this."""
+_READ_ITEMS = 200
+"""Items a read: short enough for a busy store, and the interpreter is left to requests in between."""
+_US_PER_S = 1e6
+_FIELD = {
+    pa.string(): "string_val",
+    pa.int64(): "int64_val",
+    pa.float32(): "float_val",
+    pa.list_(pa.string()): "string_list_val",
+}
+_EMBEDDING_FIELDS = {
+    "embedding": "float_list_val",
+    "model_version": "string_val",
+    "support_size": "int64_val",
+    "last_event_at": "unix_timestamp_val",
+}
 
-_WARM_UP_ITEMS = 200
-"""Items a read while warming up: short enough for SQLite's limit of bound values and for a busy store."""
+ItemRow = tuple[Any, ...]
+"""One item's features, in the order of `schema.ITEM_FEATURE_NAMES`; None for what the store does not know."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What the store knew: one value a user feature, one a candidate for item features, one row or None a task kind."""
+    """What the store knew of a user: one value a feature, one row or None a task kind."""
 
     user: Mapping[str, Any]
-    items: Mapping[str, Sequence[Any]]
     embeddings: Mapping[str, StoredEmbedding | None]
     available: bool = True
-    """False when the store did not answer: then `user` and `embeddings` are empty."""
+    """False when the store did not answer: then both are empty."""
 
 
-@dataclass
+UNAVAILABLE = Fetched({}, {}, available=False)
+
+
 class OnlineFeatures:
-    """Reads the feature service of one slot.
+    """Reads the views of one slot; `open` before use."""
 
-    `pool` is shared by all slots of a process: its size bounds the threads that a hanging store can hold.
-    """
+    def __init__(self, cfg: Config, slot: str) -> None:
+        self.slot = slot
+        self._cfg = cfg
+        self._kinds = [kind.name for kind in cfg.task_kinds]
+        self._read_user: Callable[[str], Fetched] | None = None
+        self._read_items: Callable[[Sequence[str]], list[ItemRow]] | None = None
 
-    cfg: Config
-    slot: str
-    pool: ThreadPoolExecutor
-    last_items: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Item -> features as last read; shared by all slots, as no model version has items of its own."""
-    failed: bool = False
-    """The last read failed; the poller then opens the store anew."""
-    _store: Any = None
-    _references: dict[str, list[str]] = field(default_factory=dict)
-    """Join key -> `view:feature` of every feature of the service that hangs on it."""
+    @property
+    def is_open(self) -> bool:
+        return self._read_user is not None
 
     def open(self) -> None:
-        """Open the store and look the feature service up. Raises whatever Feast raises."""
+        """Open the store and look the views up. Raises whatever Feast raises."""
         from limaml.data.feature_store import open_store
 
-        store = open_store(self.cfg)
-        for view in store.get_feature_service(schema.ranking_service(self.slot)).feature_view_projections:
-            [key] = store.get_feature_view(view.name).join_keys
-            self._references.setdefault(key, []).extend(f"{view.name}:{feature.name}" for feature in view.features)
-        self._store = store
+        store: Any = open_store(_with_timeouts(self._cfg))
+        online, config = store.provider.online_store, store.config
+        version = config.entity_key_serialization_version
+        views = [(store.get_feature_view(schema.USER_FEATURES.name), schema.USER_FEATURE_NAMES)] + [
+            (store.get_feature_view(schema.embedding_view(kind, self.slot)), schema.EMBEDDING_FEATURE_NAMES)
+            for kind in self._kinds
+        ]
+        items = store.get_feature_view(schema.ITEM_FEATURES.name)
+        self._read_items = _item_reader(online, config, items, version)
+        self._read_user = self._user_reader(online.entity_reader(config, views), version)
 
-    def warm_up(self, catalogue: Sequence[str]) -> None:
-        """Read every item once, so that its features are known should the store go away. Raises what Feast raises."""
-        for start in range(0, len(catalogue), _WARM_UP_ITEMS):
-            self.read("", catalogue[start : start + _WARM_UP_ITEMS])
-
-    async def fetch(self, user_id: str, item_ids: Sequence[str]) -> Fetched:
-        """Read one request's rows; on a failure or a time-out answer with what is known without the store."""
-        loop = asyncio.get_running_loop()
-        try:
-            reading = loop.run_in_executor(self.pool, self.read, user_id, item_ids)
-            fetched = await asyncio.wait_for(reading, self.cfg.serving.store_timeout_s)
-        except Exception as error:  # noqa: BLE001 - whatever the store does, a request is answered
-            if not self.failed:
-                log.warning("online_store_failed", slot=self.slot, error=f"{type(error).__name__}: {error}")
-            self.failed = True
-            return Fetched({}, self._last_known(item_ids), {}, available=False)
-        self.failed = False
-        return fetched
-
-    def read(self, user_id: str, item_ids: Sequence[str]) -> Fetched:
-        """One blocking read of user, candidates and embeddings. Raises whatever Feast or the store raises."""
-        # Two reads: in one, Feast repeats the user's values for every candidate, which costs twice the time at 100.
-        user, item = self._online("user_id", [user_id]), self._online("item_id", item_ids)
-        items = {name: _values(item, schema.ITEM_FEATURES.name, name) for name in schema.ITEM_FEATURE_NAMES}
-        for row, item_id in enumerate(item_ids):
-            self.last_items[item_id] = tuple(values[row] for values in items.values())
-        return Fetched(
-            user={name: _values(user, schema.USER_FEATURES.name, name)[0] for name in schema.USER_FEATURE_NAMES},
-            items=items,
-            embeddings={
-                kind.name: _embedding(user, schema.embedding_view(kind.name, self.slot)) for kind in self.cfg.task_kinds
-            },
-        )
-
-    def _online(self, key: str, entities: Sequence[str]) -> dict[str, Any]:
-        """Feature vectors by `view__feature`: their order in the response is not the order asked for."""
-        if self._store is None:
+    def read_user(self, user_id: str) -> Fetched:
+        """One blocking read of a user's features and embeddings. Raises whatever the store raises."""
+        if self._read_user is None:
             raise StoreError("the online store must be open before it is read; the poller tries again")
-        response = self._store.get_online_features(
-            features=self._references[key], entity_rows={key: list(entities)}, full_feature_names=True
-        ).proto
-        return dict(zip(response.metadata.feature_names.val, response.results, strict=True))
+        return self._read_user(user_id)
 
-    def _last_known(self, item_ids: Sequence[str]) -> dict[str, list[Any]]:
-        unknown = (None,) * len(schema.ITEM_FEATURE_NAMES)
-        rows = [self.last_items.get(item, unknown) for item in item_ids]
-        return {name: [row[at] for row in rows] for at, name in enumerate(schema.ITEM_FEATURE_NAMES)}
+    def read_items(self, item_ids: Sequence[str]) -> dict[str, ItemRow]:
+        """Features of many items, read some at a time. Raises whatever the store raises."""
+        if self._read_items is None:
+            raise StoreError("the online store must be open before it is read; the poller tries again")
+        found: dict[str, ItemRow] = {}
+        for start in range(0, len(item_ids), _READ_ITEMS):
+            part = item_ids[start : start + _READ_ITEMS]
+            found.update(zip(part, self._read_items(part), strict=True))
+        return found
+
+    def _user_reader(self, read: Callable[[bytes], Any], key_version: int) -> Callable[[str], Fetched]:
+        from google.protobuf.message import DecodeError
+
+        from limaml.data.online.wire import LENGTH, string_key_header
+
+        header = string_key_header("user_id", key_version)
+        user_fields = _fields(schema.USER_FEATURES, schema.USER_FEATURE_NAMES)
+
+        def read_user(user_id: str) -> Fetched:
+            text = user_id.encode()
+            user, *embeddings = read(header + LENGTH.pack(len(text)) + text)
+            try:
+                return Fetched(
+                    user=_values(user, user_fields),
+                    embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
+                )
+            except DecodeError as error:
+                raise StoreError(f"the online store must hold Feast's values, got bytes that are none: {error}") from None
+
+        return read_user
 
 
-def _values(columns: Mapping[str, Any], view: str, feature: str) -> list[Any]:
-    return [_plain(value) for value in columns[f"{view}__{feature}"].values]
+def _item_reader(online: Any, config: Any, view: Any, key_version: int) -> Callable[[Sequence[str]], list[ItemRow]]:
+    from limaml.data.online.wire import string_keys
+
+    names, fields = schema.ITEM_FEATURE_NAMES, _fields(schema.ITEM_FEATURES, schema.ITEM_FEATURE_NAMES)
+
+    def read_items(item_ids: Sequence[str]) -> list[ItemRow]:
+        keys = string_keys("item_id", pa.chunked_array([pa.array(item_ids, pa.string())]), key_version)
+        return [tuple(_values(row, fields).values()) for row in online.read_rows(config, view, names, keys)]
+
+    return read_items
 
 
-def _plain(value: Any) -> Any:
-    """A Feast value as Python has it; lists become lists, nothing becomes None."""
-    kind = value.WhichOneof("val")
-    if kind is None or kind == "null_val":
+def _with_timeouts(cfg: Config) -> Config:
+    """Redis gives up by itself, after this long unless the connection says otherwise; SQLite's reader does anyway."""
+    connection = cfg.feast.online_connection
+    if cfg.feast.online_store != "redis" or "socket_timeout" in connection:
+        return cfg
+    connection += f",socket_timeout={READ_TIMEOUT_S:g},socket_connect_timeout={READ_TIMEOUT_S:g}"
+    return cfg.model_copy(update={"feast": cfg.feast.model_copy(update={"online_connection": connection})})
+
+
+def _fields(table: schema.Table, names: Sequence[str]) -> dict[str, str]:
+    """Feature -> field of Feast's value that must hold it."""
+    return {column.name: _FIELD[column.type] for column in table.columns if column.name in names}
+
+
+def _values(row: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    """A stored row as Python has it; nothing becomes None. Raises StoreError for a value of another type."""
+    if row is None:
+        return dict.fromkeys(fields)
+    return {name: _plain(value, name, field) for (name, field), value in zip(fields.items(), row[1], strict=True)}
+
+
+def _plain(serialised: bytes | None, name: str, field: str) -> Any:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    if serialised is None:
         return None
-    plain = getattr(value, kind)
-    return list(plain.val) if hasattr(plain, "val") else plain
+    value: Any = Value.FromString(serialised)
+    found = value.WhichOneof("val")
+    if found is None or found == "null_val":
+        return None
+    if found != field:
+        raise StoreError(f"{name} in the online store must be a {field}, got a {found}; publish it again with limaml")
+    plain = getattr(value, field)
+    if field == "float_list_val":
+        return np.array(plain.val, np.float32)
+    return list(plain.val) if field == "string_list_val" else plain
 
 
-def _embedding(columns: Mapping[str, Any], view: str) -> StoredEmbedding | None:
-    """The user's row of an embedding view, None if there is none.
-
-    SQLite says NOT_FOUND; Redis says PRESENT with nulls and timestamp 0. TTLs are not enforced on reads.
-    """
-    row = {name: columns[f"{view}__{name}"] for name in schema.EMBEDDING_FEATURE_NAMES}
-    values = {name: _plain(vector.values[0]) for name, vector in row.items()}
-    as_of_s = row["embedding"].event_timestamps[0].seconds
-    if as_of_s == 0 or values["embedding"] is None:
+def _embedding(row: Any) -> StoredEmbedding | None:
+    """The user's row of an embedding view, None if there is none. TTLs are not enforced on reads."""
+    values = _values(row, _EMBEDDING_FIELDS)
+    vector: npt.NDArray[np.float32] | None = values["embedding"]
+    if row is None or vector is None:
         return None
     return StoredEmbedding(
-        vector=values["embedding"],
+        vector=vector,
         model_version=values["model_version"] or "",
-        as_of=datetime.fromtimestamp(as_of_s, UTC),
+        as_of=datetime.fromtimestamp(row[0] / _US_PER_S, UTC),
         last_event_at=_instant(values["last_event_at"]),
     )
 

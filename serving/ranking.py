@@ -3,18 +3,21 @@
 T tasks (here 1), R candidates, D embedding width
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
+import numpy as np
 import torch
 
 from limaml.config import Config
+from limaml.data.encoding import CONTEXT_OF_HOUR
 from limaml.data.rows import Rows
 from limaml.schema import context_hour
-from serving.api import EmbeddingUsed, RankedItem, RankRequest, RankResponse
-from serving.champion import Loaded
+from serving.api import RankRequest
 from serving.features import Fetched
 from serving.freshness import Lookup, judge
+from serving.loaded import Loaded
 
 
 def look_up(loaded: Loaded, fetched: Fetched, cfg: Config, now: datetime) -> dict[str, Lookup]:
@@ -28,44 +31,57 @@ def look_up(loaded: Loaded, fetched: Fetched, cfg: Config, now: datetime) -> dic
             dim=loaded.prior[kind.name].numel(),
             complete_through=loaded.complete_through,
             max_lag_s=kind.max_lag_s,
+            use_stale=kind.when_stale == "use",
             now=now,
         )
         for kind in cfg.task_kinds
     }
 
 
-def score(loaded: Loaded, request: RankRequest, fetched: Fetched, lookups: Mapping[str, Lookup], now: datetime) -> list[float]:
-    """(R,) estimated probabilities of a positive label; without a context hour the request's own (UTC) is taken."""
-    hour = getattr(request.context, "hour", None)
-    columns = {
-        **fetched.user,
-        **fetched.items,
-        "item_id": request.item_ids,
-        "hour": context_hour(now) if hour is None else hour,
-    }
-    rows = Rows.from_encoded(loaded.encoder.encode(columns, len(request.item_ids)))
-    embeddings = {
-        kind: (loaded.prior[kind] if lookup.vector is None else torch.tensor(lookup.vector))[None]
-        for kind, lookup in lookups.items()
-    }
+def hour_of(request: RankRequest, now: datetime) -> int:
+    """The context's hour; without one the request's own (UTC)."""
+    hour: int | None = request.context.hour  # type: ignore[attr-defined]
+    return context_hour(now) if hour is None else hour
+
+
+def score(loaded: Loaded, numbers: Sequence[int], fetched: Fetched, lookups: Mapping[str, Lookup], hour: int) -> list[float]:
+    """(R,) estimated probabilities of a positive label of the items with these numbers in the catalogue."""
     with torch.inference_mode():
+        at_R = torch.tensor(numbers)
+        user_F = torch.from_numpy(loaded.encoder.encode_user(fetched.user))
+        context_F = torch.from_numpy(CONTEXT_OF_HOUR[hour])
+        mask_TR = torch.ones(1, len(numbers))
+        rows = Rows(
+            item_index_TR=loaded.items.index_I[at_R][None],
+            item_dense_TRF=loaded.items.dense_IF[at_R][None],
+            user_dense_TRF=user_F.expand(1, len(numbers), -1),
+            context_TRF=context_F.expand(1, len(numbers), -1),
+            mask_TR=mask_TR,
+            gap_s_TR=torch.zeros_like(mask_TR),
+        )
+        embeddings = {kind: _vector(loaded, kind, lookup)[None] for kind, lookup in lookups.items()}
         logits_TR = loaded.network.global_block(rows, embeddings)
         scores: list[float] = torch.sigmoid(logits_TR)[0].tolist()
     return scores
 
 
-def respond(loaded: Loaded, request: RankRequest, scores: list[float], lookups: Mapping[str, Lookup]) -> RankResponse:
-    """Candidates by descending score, equal ones by item id."""
-    order = sorted(zip(scores, request.item_ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    return RankResponse(
-        items=[RankedItem(item_id=item, score=value) for value, item in order],
-        model_version=loaded.version,
-        embeddings={
-            kind: EmbeddingUsed(
-                age_s=lookup.age_s,
-                inactivity_s=lookup.inactivity_s,
-                fallback=None if lookup.status == "fresh" else lookup.status,
-            )
+def _vector(loaded: Loaded, kind: str, lookup: Lookup) -> torch.Tensor:
+    return loaded.prior[kind] if lookup.vector is None else torch.from_numpy(np.asarray(lookup.vector, np.float32))
+
+
+def respond(version: str, item_ids: Sequence[str], scores: Sequence[float], lookups: Mapping[str, Lookup]) -> dict[str, Any]:
+    """`serving.api.RankResponse` as plain values: candidates by descending score, equal ones by item id."""
+    order = sorted(zip(scores, item_ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    return {
+        "items": [{"item_id": item, "score": value} for value, item in order],
+        "model_version": version,
+        "embeddings": {
+            kind: {
+                "age_s": lookup.age_s,
+                "inactivity_s": lookup.inactivity_s,
+                "fallback": None if lookup.vector is not None else lookup.status,
+                "stale": lookup.status == "stale",
+            }
             for kind, lookup in lookups.items()
         },
-    )
+    }

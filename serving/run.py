@@ -1,7 +1,7 @@
 """Starts the service: `python -m serving.run --config configs/movielens.toml` from the repository's root.
 
 It becomes BentoML's own process (its pid is the caller's to end with SIGTERM), listening where `[serving]` says. Exit code 2:
-the configuration cannot be read.
+the configuration cannot be read, its token file neither, or it would have strangers served without a token.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 
 from limaml import config
 from limaml.errors import ConfigError
+from serving.auth import read_token
 
 ENVIRONMENT = {
     "TZ": "UTC",
@@ -18,6 +19,9 @@ ENVIRONMENT = {
     "BENTOML_DO_NOT_TRACK": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A registry that is down is polled again; MLflow's own 7 tries would keep a recovered one waiting for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     # Holds the metrics of all workers; BentoML empties it at start, so two servers must not share it.
     "BENTOML_HOME": ".run/bentoml",
 }
@@ -28,14 +32,14 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="configuration file, e.g. configs/movielens.toml")
     arguments = parser.parse_args()
     try:
-        config.load(arguments.config)
+        read_token(config.load(arguments.config).serving)
     except ConfigError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     environment = {**ENVIRONMENT, **os.environ, "LIMAML_CONFIG": os.path.abspath(arguments.config)}
     environment["BENTOML_HOME"] = os.path.abspath(environment["BENTOML_HOME"])
     os.makedirs(environment["BENTOML_HOME"], exist_ok=True)
     os.execve(  # noqa: S606 - no shell is wanted: the pid must be the server's own
-        sys.executable, [sys.executable, "-m", "bentoml", "serve", "serving.service:Ranking"], environment
+        sys.executable, [sys.executable, "-m", "serving.supervisor", "serve", "serving.service:Ranking"], environment
     )
 
 

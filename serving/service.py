@@ -6,22 +6,21 @@ is imported when a worker starts, so that BentoML's supervising process stays sm
 
 import gc
 import os
-import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import Any
 
 import bentoml
 
 from limaml import config, telemetry
 from limaml.errors import ConfigError
-from serving.api import ErrorDetail, ErrorResponse, RankRequest, RankResponse, RequestError, check_catalogue, request_model
-from serving.errors import RequestGuard
-
-if TYPE_CHECKING:
-    from serving.champion import Loaded
+from serving.api import ErrorDetail, ErrorResponse, RankResponse, RequestError, request_model
+from serving.auth import read_token
+from serving.endpoint import RankEndpoint
 
 NAME = "limaml_ranking"
 PATH = "/rank"
+_SWITCH_INTERVAL_S = 0.0005
+"""Loading a champion and encoding items run in another thread, which Python would let keep a request waiting for 5 ms."""
 
 
 def _config() -> config.Config:
@@ -33,16 +32,28 @@ def _config() -> config.Config:
 
 CONFIG = _config()
 Request = request_model(CONFIG.serving.max_candidates)
+ENDPOINT = RankEndpoint(CONFIG.serving, path=PATH, request_type=Request, token=read_token(CONFIG.serving))
 
 
-class DocumentedService(bentoml.Service[Any]):  # type: ignore[misc]
-    """A BentoML service whose OpenAPI page shows our refusals, not BentoML's own."""
+class RankingService(bentoml.Service[Any]):  # type: ignore[misc]
+    """A BentoML service whose `/rank` is our endpoint, and whose OpenAPI page shows our refusals, not BentoML's own."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        ENDPOINT.others = super().to_asgi(is_main=is_main)
+        return ENDPOINT
 
     @property
     def openapi_spec(self) -> Any:
         page = super().openapi_spec
         responses = page.paths[PATH].post["responses"]
-        refusals = {400: "Bad request", 415: "Not JSON", 503: "No champion yet"}
+        refusals = {
+            400: "Bad request",
+            401: "No token, or a wrong one, where one is asked for",
+            415: "Not JSON",
+            500: "Internal error",
+            503: "No champion yet, or too many requests (Retry-After)",
+            504: "Not answered in time",
+        }
         content = {"application/json": {"schema": ErrorResponse.model_json_schema(ref_template="#/components/schemas/{model}")}}
         page.paths[PATH].post["responses"] = {
             200: responses[200],
@@ -54,9 +65,9 @@ class DocumentedService(bentoml.Service[Any]):  # type: ignore[misc]
 
 @bentoml.service(
     name=NAME,
-    service_class=DocumentedService,
+    service_class=RankingService,
     workers=CONFIG.serving.workers,
-    # BentoML keeps a timer a request for this long: a small value keeps them, and the garbage collector's work, few.
+    # BentoML keeps a timer a request for this long, on its own pages.
     traffic={"timeout": CONFIG.serving.timeout_s},
     http={"host": CONFIG.serving.host, "port": CONFIG.serving.port},
     # Requests are counted in /metrics; a line each would cost more than the ranking's own log.
@@ -65,8 +76,9 @@ class DocumentedService(bentoml.Service[Any]):  # type: ignore[misc]
 class Ranking:
     """Ranks candidate items for a user with the promoted model.
 
-    A request that cannot be answered gets 400 (415 for another content type, 503 before any champion exists) and
-    `{"error": {"field", "rule", "value", "remedy"}}`. Missing personalisation is never an error: see `fallback`.
+    A request that cannot be answered gets 400 (401 without the token, 415 for another content type, 503 before any champion
+    exists and when too many requests are in flight) and `{"error": {"field", "rule", "value", "remedy"}}`. Missing
+    personalisation is never an error: see `fallback`.
     """
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
@@ -76,23 +88,28 @@ class Ranking:
             os.environ.setdefault("PROMETHEUS_MULTIPROCESS_DIR", folder)
         import torch
 
-        from serving import ranking
         from serving.champion import Champion
         from serving.metrics import Metrics
+        from serving.ranker import Ranker
+        from serving.store_calls import StoreCalls
 
         telemetry.configure()
         # One request is a few thousand multiplications: threads would cost more than they save.
         torch.set_num_threads(1)
-        self._ranking = ranking
-        self._metrics = Metrics()
-        self._metrics.start([kind.name for kind in CONFIG.task_kinds])
-        self._champion = Champion(CONFIG, on_switch=self._switched)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        metrics = Metrics()
+        metrics.start([kind.name for kind in CONFIG.task_kinds])
+        self._calls = StoreCalls(CONFIG.serving, on_breaker=metrics.breaker_open)
+        self._champion = Champion(CONFIG, metrics, on_switch=self._switched)
+        self._ranker = Ranker(CONFIG, metrics, self._champion, self._calls)
+        ENDPOINT.bind(self._ranker.rank, metrics)
         self._frozen = False
         self._champion.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         self._champion.stop()
+        self._calls.stop()
 
     async def __is_ready__(self) -> bool:
         return self._champion.loaded is not None
@@ -101,47 +118,19 @@ class Ranking:
     async def rank(self, request: Request, /) -> Any:  # type: ignore[valid-type]
         """Score the candidates and return them best first, with the model version and what is known of the embedding.
 
-        Errors: 400, 415 or 503 with {"error": {"field", "rule", "value", "remedy"}}.
+        Errors: 400, 401, 415, 500, 503 or 504 with {"error": {"field", "rule", "value", "remedy"}}.
         """
+        # For a caller inside BentoML; over HTTP `serving.endpoint` answers.
         try:
-            return await self._rank(request, datetime.now(UTC))
+            return RankResponse.model_validate(await self._ranker.answer(request))
         except RequestError as error:
             from starlette.responses import JSONResponse
 
-            return JSONResponse(error.body, status_code=error.status)
+            return JSONResponse(error.body, status_code=error.status, headers=dict(error.headers))
 
-    async def _rank(self, request: RankRequest, now: datetime) -> RankResponse:
-        loaded = self._champion.loaded
-        if loaded is None:
-            raise RequestError(
-                503,
-                field="(service)",
-                rule="must have loaded a champion",
-                value=None,
-                remedy="promote a model with `limaml cut-over` (the DAG limaml_train does); /readyz says when it is loaded",
-            )
-        check_catalogue(request, loaded.catalogue)
-        started = time.perf_counter()
-        fetched = await loaded.features.fetch(request.user_id, request.item_ids)
-        read = time.perf_counter()
-        lookups = self._ranking.look_up(loaded, fetched, CONFIG, now)
-        scores = self._ranking.score(loaded, request, fetched, lookups, now)
-        scored = time.perf_counter()
-        self._metrics.stage("features", read - started)
-        self._metrics.stage("score", scored - read)
-        self._metrics.ranked(scores)
-        for kind, lookup in lookups.items():
-            self._metrics.looked_up(kind, lookup)
-        return self._ranking.respond(loaded, request, scores, lookups)
-
-    def _switched(self, loaded: "Loaded") -> None:
-        self._metrics.serving(loaded.version, loaded.slot)
+    def _switched(self) -> None:
         if not self._frozen:
             # Full collections over what start-up imported took 200 ms and more: it is set aside once, after warm-up.
             gc.collect()
             gc.freeze()
             self._frozen = True
-
-
-# `bentoml.service` makes the class a Service, which a class decorator cannot tell the type checker.
-Ranking.add_asgi_middleware(RequestGuard, path=PATH, request_type=Request)  # type: ignore[attr-defined]

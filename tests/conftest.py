@@ -74,6 +74,11 @@ def wait_for(condition, what, deadline_s=DEADLINE_S):
     raise AssertionError(f"{what} did not happen within {deadline_s} s")
 
 
+@pytest.fixture(scope="session")
+def wait_until():
+    return wait_for
+
+
 # As `python -m serving.run`, but it ends with the tests even when they are killed (prctl(2), PR_SET_PDEATHSIG).
 _START = """
 import ctypes, runpy, signal

@@ -135,8 +135,24 @@ class Encoder:
         """Encode logged events; the context's hour is the timestamp's (UTC). Strings may be dictionary-encoded."""
         columns = {name: logged[name] for name in _COLUMN_TYPES if name in logged.schema.names}
         # Looked up: the same bits as `_context`, without a sine a row.
-        context = _CONTEXT_OF_HOUR.take(timestamps_us(logged) // _MICROSECONDS_PER_HOUR % 24, axis=0)
+        context = CONTEXT_OF_HOUR.take(timestamps_us(logged) // _MICROSECONDS_PER_HOUR % 24, axis=0)
         return self._encode(columns, logged.num_rows, context)
+
+    def encode_user(self, user: Mapping[str, Any]) -> Floats:
+        """(F,) what `encode` makes of one user's features, without a column for each: 20 us of a request instead of 400."""
+        dense, start = np.zeros(self.dims.user_dense, np.float32), 0
+        for name, values in self.categories.items():
+            index = self._table(name).get(user.get(name), UNKNOWN)  # type: ignore[arg-type]
+            if index != UNKNOWN:
+                dense[start + index - 1] = 1.0
+            start += len(values)
+        for at, name in enumerate(_USER_NUMBERS, start):
+            value = user.get(name)
+            scaled, known = _scale_numbers(name, np.array([math.nan if value is None else value], np.float64))
+            mean, std = self.moments[name]
+            dense[at] = (scaled[0] - mean) / std if known[0] else 0.0
+            dense[-1] = known[0]
+        return dense
 
     def _encode(self, columns: Mapping[str, Any], num_rows: int, context: Floats) -> EncodedRows:
         column = {name: _column(columns, name, num_rows) for name in _COLUMN_TYPES if name != "hour"}
@@ -256,7 +272,10 @@ def _mark(dense: Floats, rows: Indices, index: Indices) -> None:
 def _scale(name: str, values: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Numbers (counts as logarithms, rates as logits) and whether each is known; a null or a NaN is not."""
     values = values.cast(pa.float64())
-    numbers = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    return _scale_numbers(name, values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy())
+
+
+def _scale_numbers(name: str, numbers: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     known = np.isfinite(numbers)
     filled = numbers if known.all() else np.where(known, numbers, 0.0)
     if name in _COUNTS:
@@ -283,5 +302,5 @@ def _context(hour: pa.Array) -> Floats:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-_CONTEXT_OF_HOUR = _context(pa.array(range(24), pa.float64()))
-"""(24, 3)"""
+CONTEXT_OF_HOUR = _context(pa.array(range(24), pa.float64()))
+"""(24, 3) context of each hour."""

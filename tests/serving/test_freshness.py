@@ -14,8 +14,16 @@ def row(*, as_of=NOW - timedelta(days=1), version="4", vector=(0.5, -1.0), last_
     return StoredEmbedding(vector, version, as_of, last_event_at)
 
 
-def judged(stored, *, complete_through=None, max_lag_s=3 * DAY_S):
-    return judge(stored, version="4", dim=2, complete_through=complete_through, max_lag_s=max_lag_s, now=NOW)
+def judged(stored, *, complete_through=None, max_lag_s=3 * DAY_S, use_stale=False):
+    return judge(
+        stored,
+        version="4",
+        dim=2,
+        complete_through=complete_through,
+        max_lag_s=max_lag_s,
+        use_stale=use_stale,
+        now=NOW,
+    )
 
 
 def test_a_recent_row_is_used():
@@ -42,6 +50,12 @@ def test_an_instant_in_the_future_is_no_lag():
 def test_the_limit_itself_is_still_fresh(lag_s, status):
     lookup = judged(row(as_of=NOW - timedelta(seconds=lag_s)))
     assert (lookup.status, lookup.age_s, lookup.vector is None) == (status, lag_s, status == "stale")
+
+
+def test_a_stale_embedding_is_used_where_the_configuration_says_so():
+    lookup = judged(row(as_of=NOW - timedelta(days=4)), use_stale=True)
+    assert (lookup.status, lookup.vector, lookup.age_s) == ("stale", (0.5, -1.0), 4 * DAY_S)
+    assert judged(row(as_of=NOW - timedelta(days=4), version="3"), use_stale=True).vector is None
 
 
 def test_without_a_row_there_is_no_age():

@@ -5,11 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from limaml.models.network import build_network
-from serving.api import RankRequest
-from serving.champion import Loaded
+from serving.api import RankRequest, RankResponse
 from serving.features import Fetched
 from serving.freshness import Lookup, StoredEmbedding
-from serving.ranking import look_up, respond, score
+from serving.items import Items, ItemTable
+from serving.loaded import Loaded
+from serving.ranking import hour_of, look_up, respond, score
 
 NOW = datetime(2026, 3, 1, 14, 59, tzinfo=UTC)
 VECTOR = [2.0, -1.0, 0.5, 1.5]
@@ -25,47 +26,66 @@ def loaded(world):
     network = build_network(world.cfg, world.encoder.dims, seed=1)
     world.networks["1"] = network
     prior = {"user": network.prior().detach()}
-    return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, frozenset(world.items), None)
+    rows = {item: tuple(features.values()) for item, features in world.item_features.items()}
+    items = ItemTable.encode(Items(tuple(world.items), rows), world.encoder)
+    return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, None)
 
 
-def request(*items, **context):
-    return RankRequest.model_validate({"user_id": "much", "item_ids": list(items), "context": context})
+def fetched(world, row=None, *, available=True):
+    return Fetched(world.user_features["much"], {"user": row}, available)
 
 
-def fetched(world, *items, row=None, available=True):
-    names = world.item_features["i1"]
-    return Fetched(
-        user=world.user_features["much"],
-        items={name: [world.item_features[item][name] for item in items] for name in names},
-        embeddings={"user": row},
-        available=available,
-    )
+def request(**context):
+    return RankRequest.model_validate({"user_id": "much", "item_ids": ["i1"], "context": context})
 
 
-def test_without_an_hour_the_clock_is_read(loaded, world):
-    lookups = {"user": Lookup("missing")}
-    features = fetched(world, "i1", "i2")
-    by_clock = score(loaded, request("i1", "i2"), features, lookups, NOW)
-    assert by_clock == score(loaded, request("i1", "i2", hour=14), features, lookups, NOW)
-    assert by_clock != score(loaded, request("i1", "i2", hour=2), features, lookups, NOW)
+def test_without_an_hour_the_clock_is_read():
+    assert hour_of(request(), NOW) == 14
+    assert hour_of(request(hour=2), NOW) == 2
+    assert hour_of(request(hour=0), NOW) == 0
+
+
+def test_the_hour_counts(loaded, world):
+    lookups, numbers = {"user": Lookup("missing")}, loaded.items.find(["i1", "i2"])
+    assert score(loaded, numbers, fetched(world), lookups, 14) != score(loaded, numbers, fetched(world), lookups, 2)
+
+
+def test_items_are_gathered_from_the_encoded_catalogue(loaded, world):
+    items = ["i8", "i2", "i7", "i1"]
+    scores = score(loaded, loaded.items.find(items), fetched(world), {"user": Lookup("missing")}, 12)
+    assert scores == pytest.approx(list(world.expected("1", "much", items).values()), abs=1e-6)
 
 
 def test_the_vector_looked_up_is_the_one_scored_with(loaded, world):
     row = StoredEmbedding(VECTOR, "1", NOW - timedelta(days=9), None)
-    lookups = look_up(loaded, fetched(world, "i1", row=row), world.cfg, NOW)
+    lookups = look_up(loaded, fetched(world, row), world.cfg, NOW)
     # The slot is complete through 15 hours ago, which is later than the row.
     assert lookups == {"user": Lookup("fresh", VECTOR, 15 * 3600.0, None)}
-    scores = score(loaded, request("i1", hour=3), fetched(world, "i1"), lookups, NOW)
+    scores = score(loaded, [0], fetched(world), lookups, 3)
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], VECTOR, hour=3).values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(("when_stale", "fallback"), [("prior", "stale"), ("use", None)])
+def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loaded, world, when_stale, fallback):
+    kind = world.cfg.task_kind.model_copy(update={"when_stale": when_stale})
+    cfg = world.cfg.model_copy(update={"task_kinds": (kind,)})
+    lookups = look_up(loaded, fetched(world, StoredEmbedding(VECTOR, "1", NOW, None)), cfg, NOW + timedelta(days=20))
+    assert lookups["user"].status == "stale"
+    scores = score(loaded, [0], fetched(world), lookups, 3)
+    used = VECTOR if when_stale == "use" else None
+    assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], used, hour=3).values()), abs=1e-6)
+    answer = respond("1", ["i1"], scores, lookups)["embeddings"]["user"]
+    assert (answer["fallback"], answer["stale"], answer["age_s"]) == (fallback, True, 20 * 86400.0)
 
 
 def test_a_store_that_did_not_answer_is_a_store_error(loaded, world):
     row = StoredEmbedding(VECTOR, "1", NOW, None)
-    assert look_up(loaded, fetched(world, "i1", row=row, available=False), world.cfg, NOW) == {"user": Lookup("store_error")}
+    assert look_up(loaded, fetched(world, row, available=False), world.cfg, NOW) == {"user": Lookup("store_error")}
 
 
-def test_candidates_come_best_first_and_equal_ones_by_id(loaded):
-    answer = respond(loaded, request("i3", "i1", "i2"), [0.25, 0.25, 0.75], {"user": Lookup("missing")})
+def test_candidates_come_best_first_and_equal_ones_by_id():
+    answer = RankResponse.model_validate(respond("1", ["i3", "i1", "i2"], [0.25, 0.25, 0.75], {"user": Lookup("missing")}))
     assert [(entry.item_id, entry.score) for entry in answer.items] == [("i2", 0.75), ("i1", 0.25), ("i3", 0.25)]
     assert answer.model_version == "1"
     assert answer.embeddings["user"].fallback == "missing"
+    assert not answer.embeddings["user"].stale

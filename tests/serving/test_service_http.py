@@ -110,7 +110,7 @@ def test_an_embedding_lagging_too_far_gives_the_prior(world, server, blue):
 
 def test_an_unknown_user_gets_the_prior(world, server, blue):
     answer = server.ranked("nobody")
-    assert answer["embeddings"]["user"] == {"age_s": None, "inactivity_s": None, "fallback": "missing"}
+    assert answer["embeddings"]["user"] == {"age_s": None, "inactivity_s": None, "fallback": "missing", "stale": False}
     assert scores(answer) == pytest.approx(world.expected(blue, "nobody", ["i1", "i2", "i3"]), abs=TOLERANCE)
 
 
@@ -123,7 +123,8 @@ def test_a_known_user_without_an_embedding_keeps_his_features(world, server, blu
 
 def test_an_embedding_of_another_version_is_not_used(world, server, blue):
     answer = server.ranked("other")
-    assert answer["embeddings"]["user"] == {"age_s": None, "inactivity_s": None, "fallback": "version_mismatch"}
+    used = answer["embeddings"]["user"]
+    assert used == {"age_s": None, "inactivity_s": None, "fallback": "version_mismatch", "stale": False}
     assert scores(answer) == pytest.approx(world.expected(blue, "other", ["i1", "i2", "i3"]), abs=TOLERANCE)
 
 
@@ -203,7 +204,8 @@ def test_without_the_online_store_the_prior_ranks_and_it_recovers(world, server,
     with without_tables(world.cfg.feast.online_connection):
         answer = server.ranked("much", items)
         # The user is unknown, the items are as last read.
-        assert answer["embeddings"]["user"] == {"age_s": None, "inactivity_s": None, "fallback": "store_error"}
+        used = answer["embeddings"]["user"]
+        assert used == {"age_s": None, "inactivity_s": None, "fallback": "store_error", "stale": False}
         assert scores(answer) == pytest.approx(world.expected(blue, "nobody", items), abs=TOLERANCE)
         assert server.metric("limaml_meta_embedding_lookups_total", kind="user", status="store_error") == failures + 1
         assert server.client.get("/readyz").status_code == 200
@@ -252,7 +254,7 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_serving(world, serv
     weights.write_bytes(weights.read_bytes()[:-8])
     world.registry.set_champion(broken)
     try:
-        server.wait_for_log("champion_poll_failed", "refit.safetensors")
+        server.wait_for_log("champion_load_failed", "refit.safetensors")
         assert server.ranked()["model_version"] == blue
         assert server.client.get("/readyz").status_code == 200
     finally:
@@ -274,7 +276,7 @@ def test_metrics_tell_what_was_served(server, blue):
     assert (lookups("fresh"), lookups("missing"), lookups("version_mismatch"), lags()) == tuple(n + 1 for n in before)
     assert server.metric("limaml_rank_candidates_count") == requests + 3
     assert server.metric("limaml_score_count") == scored + 9
-    for stage in ("features", "score"):
+    for stage in ("features", "embedding", "score", "serialise", "total"):
         assert server.metric("limaml_rank_seconds_count", stage=stage) >= 3
     assert "much" not in server.client.get("/metrics").text
 
@@ -286,7 +288,7 @@ def test_the_openapi_page_gives_limits_and_ranges(server, blue):
     assert body["properties"]["item_ids"]["maxItems"] == 5
     assert body["additionalProperties"] is False
     responses = page["paths"]["/rank"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "415", "503"}
+    assert set(responses) == {"200", "400", "401", "415", "500", "503", "504"}
     assert set(responses["400"]["content"]["application/json"]["schema"]["properties"]) == {"error"}
     assert set(page["components"]["schemas"]["ErrorDetail"]["required"]) == {"field", "rule", "value", "remedy"}
     hour = page["components"]["schemas"]["RankContext"]["properties"]["hour"]["anyOf"][0]

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 
 from serving.freshness import Lookup
-from serving.metrics import Metrics
+from serving.metrics import SCORE_BUCKETS, Metrics
+
+PUBLISHED = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -65,6 +68,23 @@ def test_a_found_embedding_has_a_lag(metrics, registry):
     assert moved[sample(f"{name}_bucket", kind="user", le="604800.0")] == 2.0
 
 
+def test_scores_are_counted_as_one_by_one(metrics, registry):
+    """`ranked` fills the histogram's buckets itself, a bound belonging to the bucket below it."""
+    scores = [0.0, 0.05, 0.050001, 0.5, 0.95, 0.950001, 1.0, 0.5]
+    single = Histogram("single", "", buckets=SCORE_BUCKETS, registry=registry)
+    by_ours = moved_by(registry, lambda: metrics.ranked(scores))
+    by_theirs = moved_by(registry, lambda: [single.observe(score) for score in scores])
+    ours = {labels: value for (name, labels), value in by_ours.items() if name.startswith("limaml_score")}
+    assert ours == {labels: pytest.approx(value) for (_, labels), value in by_theirs.items()}
+
+
+def test_requests_of_every_code_are_counted(metrics, registry):
+    for code in (200, 400, 401, 415, 500, 503, 504):
+        assert registry.get_sample_value("limaml_rank_requests_total", {"code": str(code)}) is not None
+        moved = moved_by(registry, lambda code=code: metrics.answered(code))
+        assert moved == {sample("limaml_rank_requests_total", code=str(code)): 1.0}
+
+
 def test_scores_candidates_and_stages(metrics, registry):
     def rank():
         metrics.ranked([0.02, 0.98, 0.5])
@@ -74,28 +94,43 @@ def test_scores_candidates_and_stages(metrics, registry):
     moved = moved_by(registry, rank)
     assert moved[sample("limaml_score_count")] == 3.0
     assert moved[sample("limaml_score_bucket", le="0.5")] == 2.0
+    assert moved[sample("limaml_score_bucket", le="0.05")] == 1.0
+    assert moved[sample("limaml_score_bucket", le="0.95")] == 2.0
+    assert moved[sample("limaml_score_sum")] == pytest.approx(1.5)
     assert moved[sample("limaml_rank_candidates_count")] == 1.0
     assert moved[sample("limaml_rank_candidates_sum")] == 3.0
     assert moved[sample("limaml_rank_seconds_sum", stage="features")] == 0.5
 
 
 def test_a_version_that_no_longer_serves_reads_zero(metrics, registry):
-    metrics.serving("3", "blue")
-    metrics.serving("4", "green")
-    metrics.serving("4", "green")
+    metrics.serving("3", "blue", PUBLISHED)
+    metrics.serving("4", "green", None)
+    metrics.serving("4", "green", PUBLISHED)
     assert registry.get_sample_value("limaml_model_info", {"version": "3", "slot": "blue"}) == 0.0
+    complete_through = "limaml_embeddings_complete_through_timestamp_seconds"
+    assert registry.get_sample_value(complete_through, {"slot": "blue"}) == 0.0
+    assert registry.get_sample_value(complete_through, {"slot": "green"}) == PUBLISHED.timestamp()
     assert registry.get_sample_value("limaml_model_info", {"version": "4", "slot": "green"}) == 1.0
 
 
 WORKER = """
+import sys
 from serving.freshness import Lookup
 from serving.metrics import Metrics
 metrics = Metrics()
 metrics.start(["user"])
-metrics.serving("3", "blue")
-metrics.serving("4", "green")
-metrics.looked_up("user", Lookup("fresh", (1.0,), 60.0))
+if sys.argv[1] == "in trouble":
+    metrics.serving("3", "blue", None)
+    metrics.load_failed(True)
+    metrics.breaker_open(True)
+else:
+    metrics.polled()
+metrics.serving("4", "green", None)
+metrics.answered(200)
+metrics.looked_up("user", Lookup("fresh", (1.0,), 60.0, 30.0))
 metrics.ranked([0.1, 0.9])
+print("counted", flush=True)
+sys.stdin.read()
 """
 
 COLLECT = """
@@ -107,18 +142,55 @@ print(generate_latest(registry).decode())
 """
 
 
-def test_two_workers_add_up(tmp_path):
+@pytest.fixture
+def worker(tmp_path):
+    """Starts a process that counts as a worker does and lives until the test ends, or until its input is closed."""
+    environment, started = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}, []
+
+    def start(state):
+        command = [sys.executable, "-c", WORKER, state]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "counted\n"
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def collected(tmp_path):
+    """Lines of /metrics over all workers."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COLLECT]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
 
-    def python(code):
-        return subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
 
-    python(WORKER)
-    python(WORKER)
-    lines = python(COLLECT).splitlines()
+def test_two_workers_add_up(tmp_path, worker):
+    worker("in trouble")
+    worker("well")
+    lines = collected(tmp_path)
     assert 'limaml_meta_embedding_lookups_total{kind="user",status="fresh"} 2.0' in lines
     assert 'limaml_meta_embedding_lookups_total{kind="user",status="stale"} 0.0' in lines
+    assert 'limaml_meta_embedding_inactivity_seconds_count{kind="user"} 2.0' in lines
+    assert 'limaml_rank_requests_total{code="200"} 2.0' in lines
+    assert 'limaml_rank_requests_total{code="503"} 0.0' in lines
     assert "limaml_score_count 4.0" in lines
     assert "limaml_rank_candidates_sum 4.0" in lines
     assert 'limaml_model_info{slot="blue",version="3"} 0.0' in lines
     assert 'limaml_model_info{slot="green",version="4"} 1.0' in lines
+    # One worker in trouble shows, also the one that never heard of the registry.
+    assert "limaml_champion_load_failed 1.0" in lines
+    assert "limaml_online_store_breaker_open 1.0" in lines
+    assert "limaml_registry_poll_timestamp_seconds 0.0" in lines
+
+
+def test_a_worker_that_died_no_longer_shows(tmp_path, worker):
+    dead = worker("in trouble")
+    dead.kill()
+    dead.wait()
+    worker("well")
+    lines = collected(tmp_path)
+    assert "limaml_champion_load_failed 0.0" in lines
+    assert "limaml_registry_poll_timestamp_seconds 0.0" not in lines
+    assert 'limaml_rank_requests_total{code="200"} 2.0' in lines, "what it counted stays"

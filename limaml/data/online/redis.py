@@ -7,8 +7,10 @@ from typing import Any, Literal
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, _versioned_fv_name
 from google.protobuf.timestamp_pb2 import Timestamp
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from limaml.data.online.rows import OnlineRow, Stored
+from limaml.data.online.rows import EntityReader, OnlineRow, Stored
 
 
 class BulkRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
@@ -38,6 +40,24 @@ class BulkRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
                 values = (*row.values, _timestamp(row.timestamp_us))
                 pipe.hset(key + project, mapping=dict(zip(fields, values, strict=True)))
             pipe.execute()
+
+    def entity_reader(self, config: RepoConfig, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> EntityReader:
+        """One HMGET: an entity's views share a hash. How long it may take is the connection string's to say."""
+        client, project = self._get_client(config.online_store), config.project.encode()
+        # redis-py tries three times more, with pauses of seconds, which would hold the thread while the answer has no use.
+        client.set_retry(Retry(NoBackoff(), 0))
+        parts = [self._fields(config, view, names) for view, names in wanted]
+        fields = [field for part in parts for field in part]
+
+        def read(key: bytes) -> list[Stored | None]:
+            values = iter(client.hmget(key + project, fields))
+            rows: list[Stored | None] = []
+            for part in parts:
+                *row, stamp = (next(values) for _ in part)
+                rows.append(None if stamp is None else (_microseconds(stamp), tuple(row)))
+            return rows
+
+        return read
 
     def _fields(self, config: RepoConfig, view: FeatureView, names: Sequence[str]) -> list[Any]:
         """Hash fields of the named features, then of the view's timestamp."""

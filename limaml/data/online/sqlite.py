@@ -1,15 +1,18 @@
 """Feast's SQLite online store with a bulk path. Feast loads it by its class path; tables and reads are Feast's own."""
 
+import sqlite3
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
+from urllib.parse import quote
 
 from feast import FeatureView, RepoConfig, ValueType
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig, _quote_id, _table_id
 from feast.protos.feast.types.Value_pb2 import Value
 
-from limaml.data.online.rows import OnlineRow, Stored
+from limaml.data.online.rows import EntityReader, OnlineRow, Stored
 
 _PLAIN_TYPES = {
     ValueType.STRING,
@@ -21,6 +24,8 @@ _PLAIN_TYPES = {
 }
 """Types that `extract_text_and_num` gives a text for."""
 _US_PER_S = 1_000_000
+_READ_WAIT_S = 1.0
+"""For a lock, which in WAL mode only recovery and `VACUUM` take from a reader."""
 
 
 class BulkSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
@@ -66,6 +71,33 @@ class BulkSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]
                 "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = NULL",
                 records,
             )
+
+    def entity_reader(self, config: RepoConfig, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> EntityReader:
+        """One statement, and so one state of the database, on a read-only connection a thread."""
+        query = " UNION ALL ".join(
+            f"SELECT {at}, feature_name, value, event_ts FROM {_table(config, view)} WHERE entity_key = ?1"  # noqa: S608
+            for at, (view, _) in enumerate(wanted)
+        )
+        address = f"file:{quote(self._get_db_path(config))}?mode=ro"
+        local = threading.local()
+
+        def read(key: bytes) -> list[Stored | None]:
+            try:
+                if not hasattr(local, "connection"):
+                    local.connection = sqlite3.connect(address, uri=True, timeout=_READ_WAIT_S)
+                found = local.connection.execute(query, (key,)).fetchall()
+            except sqlite3.Error:
+                # The next read opens the file anew: it may be another one by then.
+                local.__dict__.pop("connection", None)
+                raise
+            rows: list[Stored | None] = []
+            for at, (_, names) in enumerate(wanted):
+                values = {name: value for part, name, value, _ in found if part == at}
+                stamps = [stamp for part, _, _, stamp in found if part == at]
+                rows.append((min(stamps) * _US_PER_S, tuple(map(values.get, names))) if stamps else None)
+            return rows
+
+        return read
 
 
 @lru_cache(maxsize=1024)

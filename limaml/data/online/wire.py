@@ -11,6 +11,8 @@ import struct
 import numpy as np
 import pyarrow as pa
 
+LENGTH = struct.Struct("<I")
+
 
 def float_lists(vectors: pa.FixedSizeListArray) -> list[bytes]:
     """Serialised Feast values of float32 vectors of one width, without nulls.
@@ -37,11 +39,15 @@ def is_float_vectors(column: pa.ChunkedArray) -> bool:
 
 def string_keys(name: str, column: pa.ChunkedArray, key_version: int) -> list[bytes]:
     """Serialised entity keys of one string without nulls, under the join key `name`."""
+    header, size = string_key_header(name, key_version), LENGTH.pack
+    return [header + size(len(text)) + text for text in column.cast(pa.binary()).to_pylist()]
+
+
+def string_key_header(name: str, key_version: int) -> bytes:
+    """What precedes the length and the text in each serialised entity key of one string."""
     from feast.infra.key_encoding_utils import serialize_entity_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
 
-    length = struct.Struct("<I")
-    empty = serialize_entity_key(EntityKey(join_keys=[name], entity_values=[Value(string_val="")]), key_version)
-    header, size = empty[: -length.size], length.pack
-    return [header + size(len(text)) + text for text in column.cast(pa.binary()).to_pylist()]
+    empty: bytes = serialize_entity_key(EntityKey(join_keys=[name], entity_values=[Value(string_val="")]), key_version)
+    return empty[: -LENGTH.size]

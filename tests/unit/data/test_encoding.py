@@ -216,3 +216,27 @@ def test_every_form_of_a_table_encodes_to_the_bits_of_the_plain_formula(form):
     assert 0 in encoded.item_index
     for at, name in enumerate(("item_dense", "user_dense", "context"), start=1):
         assert np.array_equal(getattr(encoded, name), np.array([row[at] for row in expected], np.float32)), name
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {},
+        dict.fromkeys(schema.USER_FEATURE_NAMES),
+        {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 40, "user_positive_rate": 0.75},
+        {"age_band": "18_24", "gender": "nobody's", "occupation": None, "user_events": 0, "user_positive_rate": 1.0},
+        {"age_band": None, "gender": "M", "user_events": None, "user_positive_rate": math.nan},
+    ],
+    ids=["nothing", "nulls", "known", "unseen values", "holes"],
+)
+def test_one_user_is_encoded_as_in_a_column(user):
+    encoder = Encoder(
+        items=("i1",),
+        entities=("u1",),
+        genres=("Drama",),
+        categories={"age_band": schema.AGE_BANDS, "gender": ("F", "M"), "occupation": ("artist", "lawyer")},
+        moments=dict.fromkeys(("user_events", "user_positive_rate", "year", "item_events", "item_positive_rate"), (0.3, 1.7)),
+    )
+    expected = encoder.encode({**user, "item_id": ["i1"]}, 1).user_dense[0]
+    # Both compute in float64 and round once; a vectorised logarithm may differ in its last bit.
+    np.testing.assert_allclose(encoder.encode_user(user), expected, rtol=1e-6, atol=0)

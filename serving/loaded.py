@@ -1,0 +1,28 @@
+"""What a request is scored from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from torch import Tensor
+
+from limaml.data.encoding import Encoder
+from limaml.models.network import LiMAML
+from serving.features import OnlineFeatures
+from serving.items import ItemTable
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One model version with its slot; never changed, only replaced, so that a request keeps to the one it began with."""
+
+    version: str
+    slot: str
+    complete_through: datetime | None
+    """End of the last day published whole into the slot; None before the first one is known."""
+    network: LiMAML
+    encoder: Encoder
+    prior: Mapping[str, Tensor]
+    """Task kind -> (D,) embedding of an empty support."""
+    items: ItemTable
+    features: OnlineFeatures

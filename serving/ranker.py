@@ -1,0 +1,96 @@
+"""A checked request in, an answer out: one read of the store, one pass of the network, with every stage's time."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from limaml.config import Config
+from serving import ranking
+from serving.api import RankRequest, RequestError
+from serving.champion import Champion
+from serving.features import UNAVAILABLE, Fetched
+from serving.freshness import Lookup
+from serving.loaded import Loaded
+from serving.metrics import Metrics
+from serving.store_calls import StoreCalls
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Served:
+    """Everything one answer came from."""
+
+    request: RankRequest
+    now: datetime
+    loaded: Loaded
+    fetched: Fetched
+    lookups: dict[str, Lookup]
+    hour: int
+    scores: list[float]
+    """In the order of the request's candidates."""
+
+
+class Ranker:
+    """Answers requests from whatever champion serves when they come."""
+
+    def __init__(self, cfg: Config, metrics: Metrics, champion: Champion, calls: StoreCalls) -> None:
+        self._cfg = cfg
+        self._metrics = metrics
+        self._champion = champion
+        self._calls = calls
+
+    async def rank(self, request: RankRequest) -> bytes:
+        """The answer (`serving.api.RankResponse`) as JSON. Raises RequestError (400, 503)."""
+        answer = await self.answer(request)
+        started = time.perf_counter()
+        body = _encode(answer)
+        self._metrics.stage("serialise", time.perf_counter() - started)
+        return body
+
+    async def answer(self, request: RankRequest) -> dict[str, Any]:
+        """`serving.api.RankResponse` as plain values. Raises RequestError (400, 503)."""
+        served = await self._serve(request, datetime.now(UTC))
+        answer = ranking.respond(served.loaded.version, request.item_ids, served.scores, served.lookups)
+        self._after(served)
+        return answer
+
+    async def _serve(self, request: RankRequest, now: datetime) -> Served:
+        loaded = self._champion.loaded
+        if loaded is None:
+            raise RequestError(
+                503,
+                field="(service)",
+                rule="must have loaded a champion",
+                value=None,
+                remedy="promote a model with `limaml cut-over` (the DAG limaml_train does); /readyz says when it is loaded",
+            )
+        numbers = loaded.items.find(request.item_ids)
+        started = time.perf_counter()
+        fetched = await self._fetch(loaded, request.user_id)
+        read = time.perf_counter()
+        lookups = ranking.look_up(loaded, fetched, self._cfg, now)
+        judged = time.perf_counter()
+        hour = ranking.hour_of(request, now)
+        scores = ranking.score(loaded, numbers, fetched, lookups, hour)
+        self._metrics.stage("features", read - started)
+        self._metrics.stage("embedding", judged - read)
+        self._metrics.stage("score", time.perf_counter() - judged)
+        return Served(request, now, loaded, fetched, lookups, hour, scores)
+
+    async def _fetch(self, loaded: Loaded, user_id: str) -> Fetched:
+        """One read of the store; on a failure or a time-out the request goes on without the user (contract 6)."""
+        try:
+            fetched: Fetched = await self._calls.call(loaded.features.read_user, user_id)
+        except Exception:  # noqa: BLE001 - whatever the store does, a request is answered; StoreCalls has logged it
+            return UNAVAILABLE
+        return fetched
+
+    def _after(self, served: Served) -> None:
+        """What is kept of an answer. The one place for whatever else looks at it, e.g. a log of the features fetched."""
+        self._metrics.ranked(served.scores)
+        for kind, lookup in served.lookups.items():
+            self._metrics.looked_up(kind, lookup)

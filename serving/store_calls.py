@@ -1,0 +1,83 @@
+"""Blocking reads of the online store from the event loop: in few threads, waited for briefly, behind a circuit breaker.
+
+The wait is abandoned, not the thread. When every thread hangs in a read that nobody waits for, further look-ups fail at
+once, so that what a hanging store can hold is bounded.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from limaml import telemetry
+from limaml.config import ServingConfig
+from limaml.errors import StoreError
+from serving.breaker import Breaker
+
+log = telemetry.get_logger(__name__)
+
+
+class StoreCalls:
+    """Runs reads; one for all slots and model versions of a process, as there is one store."""
+
+    def __init__(self, cfg: ServingConfig, on_breaker: Callable[[bool], object] = bool) -> None:
+        """`on_breaker` is told whether look-ups are not tried (True) or are again (False)."""
+        self.breaker = Breaker(cfg.breaker_failures, cfg.breaker_open_s, self._changed)
+        self._timeout_s = cfg.store_timeout_s
+        self._threads = cfg.store_threads
+        self._on_breaker = on_breaker
+        self._pool = ThreadPoolExecutor(cfg.store_threads, thread_name_prefix="online-store")
+        self._abandoned = 0
+        self._lock = threading.Lock()
+        self._last_error = ""
+
+    async def call(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What `read` returns. Raises StoreError while the breaker is open or no thread is left, TimeoutError after
+        `store_timeout_s`, and whatever `read` raises; these two count as the store's failure."""
+        if not self.breaker.allows():
+            raise StoreError("the online store failed several times in a row and is left alone for now")
+        if self._abandoned >= self._threads:
+            self.breaker.failed()
+            raise StoreError(f"all {self._threads} threads wait for the online store; this look-up is not tried")
+        job = self._pool.submit(read, *arguments)
+        try:
+            # Shielded: a cancelled job would be counted as done while it still stands in the pool's queue.
+            async with asyncio.timeout(self._timeout_s):
+                result = await asyncio.shield(asyncio.wrap_future(job))
+        except Exception as error:
+            self._abandon(job)
+            self._failed(error)
+            raise
+        except BaseException:
+            self._abandon(job)
+            raise
+        self.breaker.succeeded()
+        return result
+
+    def stop(self) -> None:
+        """Take no more reads; one that hangs is left behind."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _abandon(self, job: Future[Any]) -> None:
+        """Nobody waits for `job` any more; it counts until it ends."""
+        with self._lock:
+            self._abandoned += 1
+        job.add_done_callback(self._ended)
+
+    def _ended(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._abandoned -= 1
+
+    def _failed(self, error: Exception) -> None:
+        message = f"{type(error).__name__}: {error}"
+        if message != self._last_error:  # once for a series of equal errors
+            log.warning("online_store_failed", error=message)
+        self._last_error = message
+        self.breaker.failed()
+
+    def _changed(self, is_open: bool) -> None:
+        log.warning("online_store_breaker", open=is_open)
+        if not is_open:
+            self._last_error = ""
+        self._on_breaker(is_open)

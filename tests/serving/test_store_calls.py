@@ -1,0 +1,129 @@
+"""Waiting for the online store: briefly, in few threads, and not at all after it has failed several times."""
+
+import asyncio
+import threading
+
+import pytest
+
+from limaml.config import ServingConfig
+from limaml.errors import StoreError
+from serving.breaker import Breaker
+from serving.store_calls import StoreCalls
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_breaker_opens_after_failures_in_a_row_and_lets_one_look_up_try():
+    clock, told = Clock(), []
+    breaker = Breaker(3, 1.0, told.append, clock)
+    for _ in range(2):
+        breaker.failed()
+    breaker.succeeded()
+    for _ in range(2):
+        breaker.failed()
+    assert (breaker.is_open, breaker.allows(), told) == (False, True, [])
+    breaker.failed()
+    assert (breaker.is_open, breaker.allows(), told) == (True, False, [True])
+    clock.now += 1.0
+    assert [breaker.allows(), breaker.allows()] == [True, False]
+    breaker.failed()
+    assert not breaker.allows()
+    clock.now += 1.0
+    assert breaker.allows()
+    breaker.succeeded()
+    assert (breaker.is_open, breaker.allows(), told) == (False, True, [True, False])
+    breaker.failed()
+    assert breaker.allows(), "one failure is not several in a row"
+
+
+@pytest.fixture
+def release():
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def make_calls(**changes):
+    return StoreCalls(ServingConfig(**{"store_timeout_s": 0.05, "store_threads": 2, "breaker_failures": 100} | changes))
+
+
+def test_a_result_and_an_error_come_through():
+    async def scene():
+        calls = make_calls(store_timeout_s=2.0)
+        assert await calls.call(int, "7") == 7
+        with pytest.raises(ValueError, match="invalid literal"):
+            await calls.call(int, "seven")
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_threads_that_hang_are_abandoned_and_further_look_ups_fail_at_once(release):
+    async def scene():
+        calls = make_calls()
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await calls.call(release.wait)
+        started = []
+        for _ in range(50):
+            with pytest.raises(StoreError, match="all 2 threads wait"):
+                await calls.call(started.append, 1)
+        release.set()
+
+        async def free():
+            while True:
+                try:
+                    return await calls.call(int, "7")
+                except (StoreError, TimeoutError):
+                    await asyncio.sleep(0)
+
+        assert await asyncio.wait_for(free(), 10.0) == 7
+        assert started == [], "what failed at once was never given to a thread"
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_a_busy_pool_lets_look_ups_wait_their_turn():
+    async def scene():
+        calls = make_calls(store_timeout_s=2.0)
+        assert await asyncio.gather(*(calls.call(int, "7") for _ in range(40))) == [7] * 40
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_after_failures_in_a_row_the_store_is_left_alone_and_found_again():
+    async def scene():
+        told, tried = [], []
+
+        def fail():
+            tried.append(1)
+            raise OSError("down")
+
+        cfg = ServingConfig(store_timeout_s=2.0, breaker_failures=3, breaker_open_s=0.05)
+        calls = StoreCalls(cfg, told.append)
+        for _ in range(3):
+            with pytest.raises(OSError, match="down"):
+                await calls.call(fail)
+        with pytest.raises(StoreError, match="left alone for now"):
+            await calls.call(fail)
+        assert (len(tried), told) == (3, [True])
+
+        async def found_again():
+            while True:
+                try:
+                    return await calls.call(int, "7")
+                except StoreError:
+                    await asyncio.sleep(0)
+
+        assert await asyncio.wait_for(found_again(), 10.0) == 7
+        assert told == [True, False]
+        calls.stop()
+
+    asyncio.run(scene())
