@@ -17,7 +17,10 @@ MAX_CATEGORIES = 50
 
 @dataclass(frozen=True)
 class Histogram:
-    """Numbers: bins between `edges`, two for what lies outside the window's range, one for nulls. Strings, and strings in lists: `categories`, others, nulls."""
+    """Numbers: bins between `edges`, two for what lies outside the window's range, one for nulls.
+
+    Strings, and strings in lists: a bin a category of `categories`, one for all others, one for nulls.
+    """
 
     counts: tuple[float, ...]
     edges: tuple[float, ...] = ()
