@@ -11,17 +11,21 @@ from dags.verb import VerbOperator
 DOC = """
 ### limaml_daily
 
-**Purpose.** Gate one day of events, adapt the entities that have new rows, publish their embeddings for the champion.
+**Purpose.** Gate one day of events, adapt the entities that have new rows, publish their embeddings for the champion; then
+compare what the day's requests were scored from with the offline join, and measure the day's drift.
 
-**Inputs.** The source's rows of `day`; the champion. Days must come in order: the lease and `complete_through`, not Airflow,
-hold that; a day that comes too early fails and says which day is missing.
+**Inputs.** The source's rows of `day`; the champion; the requests logged on `day`. Days must come in order: the
+lease and `complete_through`, not Airflow, hold that; a day that comes too early fails and says which day is missing.
 
-**Outputs.** The day's partition, snapshots and embeddings; rows online; the slot's `complete_through`.
+**Outputs.** The day's partition, snapshots and embeddings; rows online; the slot's `complete_through`; metrics, and the tables
+`consistency/dt=D/` and `drift/dt=D/`.
 
 **Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task holds
 its error. *ingest* red: the names of the failed expectations are in the error, the day and its report in `quarantine/`; nothing
 after it ran; fix the day at its source and clear the task. *publish* retried with 'busy': another run holds the lease of the
-online store. A day may be run again at any time: unchanged data changes nothing.
+online store. *consistency* red: the error names the view, `differences.parquet` the values; everything was published, and the
+next day is not held up. *consistency* skipped: no request was logged. A day may be run again at any time: unchanged data
+changes nothing.
 
 **Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
 """
@@ -64,4 +68,22 @@ with DAG(
         outlets=[EMBEDDINGS],
         execution_timeout=timedelta(hours=1),
     )
-    ingest >> adapt >> publish
+    # Both also look at a day that was published before (then publish is skipped), but not at one whose publication failed: a
+    # run's state is that of its last tasks, and these would turn it green.
+    consistency = VerbOperator(
+        task_id="consistency",
+        verb="consistency",
+        arguments=[DAY],
+        doc_md="Compare the day's logged requests with the offline join; above the limit it fails.",
+        trigger_rule="none_failed",
+        execution_timeout=timedelta(hours=1),
+    )
+    drift = VerbOperator(
+        task_id="drift",
+        verb="drift",
+        arguments=[DAY],
+        doc_md="Measure how far the day's features and scores are from the champion's training window.",
+        trigger_rule="none_failed",
+        execution_timeout=timedelta(hours=1),
+    )
+    ingest >> adapt >> publish >> [consistency, drift]

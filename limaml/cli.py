@@ -28,7 +28,8 @@ import typer
 from limaml.errors import ConfigError, GateError, LimamlError, NothingToDo
 
 if TYPE_CHECKING:
-    from limaml.config import Config
+    from limaml.config import Config, MonitoringConfig
+    from limaml.monitoring.export import Gauges
 
 RESULT_LIMIT_BYTES = 4096
 DEFAULT_CONFIG = "configs/movielens.toml"
@@ -88,6 +89,7 @@ def verb(panel: str, *, spoken: bool = False) -> Callable[[Body], Body]:
     """Register `body(cfg, **options) -> dict` as a verb that also takes --config, --set and --result.
 
     A spoken verb talks to a person: it prints what it has to say itself, no JSON and no log lines below a warning.
+    A DAG's verb exports when it ended and how long it took; a body with a parameter `gauges` adds its own to these.
     """
 
     def register(body: Body) -> Body:
@@ -95,9 +97,14 @@ def verb(panel: str, *, spoken: bool = False) -> Callable[[Body], Body]:
 
         @functools.wraps(body)
         def command(config: Path, overrides: list[str] | None, result: Path | None, **options: Any) -> None:
-            raise typer.Exit(_run(name, functools.partial(body, **options), config, overrides or [], result, spoken))
+            gauges = _gauges() if panel == DAG_TASKS else None
+            if takes_gauges:
+                options["gauges"] = gauges
+            raise typer.Exit(_run(name, functools.partial(body, **options), config, overrides or [], result, spoken, gauges))
 
         own = list(inspect.signature(body).parameters.values())[1:]
+        takes_gauges = any(parameter.name == "gauges" for parameter in own)
+        own = [parameter for parameter in own if parameter.name != "gauges"]
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         common = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=_DEFAULTS[key])
@@ -111,8 +118,19 @@ def verb(panel: str, *, spoken: bool = False) -> Callable[[Body], Body]:
     return register
 
 
-def _run(name: str, body: Body, config: Path, overrides: list[str], path: Path | None, spoken: bool) -> int:
-    """Run one verb and return its exit code; every outcome is in the result file, an error also in one line on stderr."""
+def _run(
+    name: str,
+    body: Body,
+    config: Path,
+    overrides: list[str],
+    path: Path | None,
+    spoken: bool,
+    gauges: "Gauges | None" = None,
+) -> int:
+    """Run one verb and return its exit code; every outcome is in the result file, an error also in one line on stderr.
+
+    With `gauges` the outcome, and what the body put there, is exported as metrics too.
+    """
     _die_with_parent()
     signal.signal(signal.SIGTERM, _on_term)
     os.environ["TZ"] = "UTC"
@@ -123,10 +141,13 @@ def _run(name: str, body: Body, config: Path, overrides: list[str], path: Path |
     telemetry.configure(level=logging.WARNING if spoken else logging.INFO)
     telemetry.bind(verb=name, run_id=_run_id())
     log = telemetry.get_logger("limaml.cli")
-    started = time.monotonic()
+    started, status, monitoring = time.monotonic(), "failed", None
     try:
-        outcome: dict[str, Any] = {"status": "ok", **body(load(config, overrides))}
+        cfg = load(config, overrides)
+        monitoring = cfg.monitoring
+        outcome: dict[str, Any] = {"status": "ok", **body(cfg)}
         _leave(path, spoken, {"verb": name, **outcome})
+        status = "ok"
     except NothingToDo as nothing:
         log.info("nothing_to_do", reason=nothing.reason)
         status = "refused" if name == "evaluate" else "unchanged"
@@ -140,8 +161,23 @@ def _run(name: str, body: Body, config: Path, overrides: list[str], path: Path |
         traceback.print_exc()
         _leave(path, spoken, {"verb": name, "status": "failed", **_describe(error)})
         return 1
+    finally:
+        if gauges is not None and monitoring is not None:
+            _export(monitoring, name, status, time.monotonic() - started, gauges)
     log.info("done", seconds=round(time.monotonic() - started, 3), status=outcome["status"])
     return 0
+
+
+def _gauges() -> "Gauges":
+    from limaml.monitoring.export import Gauges
+
+    return Gauges()
+
+
+def _export(cfg: "MonitoringConfig", name: str, status: str, seconds: float, gauges: "Gauges") -> None:
+    from limaml.monitoring.export import export
+
+    export(cfg, name, status, seconds, time.time(), gauges)
 
 
 def _describe(error: Exception) -> dict[str, Any]:
@@ -259,11 +295,30 @@ def adapt(cfg: "Config", day: Day) -> dict[str, Any]:
 
 
 @verb(DAG_TASKS)
-def publish(cfg: "Config", day: Day) -> dict[str, Any]:
+def publish(cfg: "Config", gauges: "Gauges", day: Day) -> dict[str, Any]:
     """Publish a day's snapshots, then its embeddings; read them back; move `complete_through`."""
     from limaml.embeddings.daily import publish_day
+    from limaml.monitoring.published import record_publication
 
-    return publish_day(cfg, day, _run_id())
+    outcome = publish_day(cfg, day, _run_id())
+    record_publication(cfg, gauges, time.time())
+    return outcome
+
+
+@verb(DAG_TASKS)
+def consistency(cfg: "Config", gauges: "Gauges", day: Day) -> dict[str, Any]:
+    """Compare the features and embeddings logged with a day's requests with the offline join; above the limit: exit code 65."""
+    from limaml.monitoring.consistency import compare_day
+
+    return compare_day(cfg, day, gauges)
+
+
+@verb(DAG_TASKS)
+def drift(cfg: "Config", gauges: "Gauges", day: Day) -> dict[str, Any]:
+    """Say how far a day's features and scores are distributed from those of the champion's training window."""
+    from limaml.monitoring.drift import measure_day
+
+    return measure_day(cfg, day, gauges)
 
 
 @verb(BY_HAND)

@@ -335,6 +335,8 @@ class MonitoringConfig(Section):
     """`host:port` of a Prometheus Pushgateway to push the same metrics to; empty: none."""
     max_mismatch_ratio: Share = 0.001
     """`limaml consistency` fails above this share of logged values that differ from the offline join."""
+    min_drift_rows: PositiveCount = 200
+    """Drift is not measured on days with fewer rows: of 200 rows in ten bins, chance alone gives an index of about 0.05."""
 
 
 class LocalConfig(Section):

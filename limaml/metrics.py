@@ -116,13 +116,32 @@ def population_stability_index(expected_R: npt.ArrayLike, actual_R: npt.ArrayLik
     expected, actual = np.asarray(expected_R, dtype=np.float64), np.asarray(actual_R, dtype=np.float64)
     if not len(expected) or not len(actual):
         return float("nan")
-    edges = np.unique(np.quantile(expected, np.linspace(0.0, 1.0, num_bins + 1)[1:-1]))
-    shares = []
-    for values in (expected, actual):
-        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.float64)
-        counts = np.maximum(counts, 0.5)
-        shares.append(counts / counts.sum())
-    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+    edges = quantile_edges(expected, num_bins)
+    return stability_of_counts(bin_counts(edges, expected), bin_counts(edges, actual))
+
+
+def quantile_edges(values_R: npt.ArrayLike, num_bins: int = NUM_PSI_BINS) -> Floats:
+    """Inner edges that cut `values` into bins of equal size; fewer where values are equal, none where there is no value."""
+    values = np.asarray(values_R, dtype=np.float64)
+    if not len(values):
+        return np.zeros(0)
+    return np.unique(np.quantile(values, np.linspace(0.0, 1.0, num_bins + 1)[1:-1]))
+
+
+def bin_counts(edges: Floats, values_R: npt.ArrayLike) -> Floats:
+    """(len(edges) + 1,) values in each bin; one that equals an edge lies above it."""
+    bins = np.searchsorted(edges, np.asarray(values_R, dtype=np.float64), side="right")
+    return np.bincount(bins, minlength=len(edges) + 1).astype(np.float64)
+
+
+def stability_of_counts(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
+    """Population stability index of counts in the same bins; NaN where either holds nothing."""
+    counts = [np.asarray(side, dtype=np.float64) for side in (expected, actual)]
+    if not all(side.sum() > 0 for side in counts):
+        return float("nan")
+    filled = [np.maximum(side, 0.5) for side in counts]
+    e, a = (side / side.sum() for side in filled)
+    return float(((a - e) * np.log(a / e)).sum())
 
 
 def draw_users(num_users: int, *, draws: int, seed: int) -> Floats:

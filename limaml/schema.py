@@ -157,6 +157,44 @@ def embeddings(entity_column: str, dim: int) -> Table:
     )
 
 
+def _fetched(table: Table, names: tuple[str, ...]) -> pa.DataType:
+    """A row of a view as a server fetched it; all null where the store has none. A null timestamp: not known."""
+    stamp = Column(_SNAPSHOT_TIME.name, TIMESTAMP, nullable=True)
+    return pa.struct([pa.field(c.name, c.type) for c in (stamp, *_feature_fields(table, names))])
+
+
+FETCHED_EMBEDDING = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("status", pa.string()),
+        ("model_version", pa.string()),
+        ("as_of", TIMESTAMP),
+        ("embedding", pa.list_(pa.float32())),
+    ]
+)
+"""The stored embedding of one task kind as a server fetched it, used or not; only kind and status where there is none."""
+
+# A ranking request as it was answered: what the service logs of a share of users, and `limaml consistency` compares.
+REQUEST_LOG = Table(
+    "request_log",
+    (
+        Column("logged_at", TIMESTAMP),
+        Column("user_id", pa.string()),
+        Column("model_version", pa.string()),
+        Column("slot", pa.string(), allowed=SLOTS),
+        # End of the last day that the server knew to be published whole.
+        Column("complete_through", TIMESTAMP, nullable=True),
+        Column("hour", pa.int64(), nullable=True, minimum=0, maximum=23),
+        # Null: the store did not answer.
+        Column("user", _fetched(USER_FEATURES, USER_FEATURE_NAMES), nullable=True),
+        Column("item_ids", pa.list_(pa.string())),
+        Column("items", pa.list_(_fetched(ITEM_FEATURES, ITEM_FEATURE_NAMES))),
+        Column("embeddings", pa.list_(FETCHED_EMBEDDING)),
+        Column("scores", pa.list_(pa.float64())),
+    ),
+)
+
+
 EMBEDDING_FEATURE_NAMES = ("embedding", "model_version", "support_size", "last_event_at")
 
 

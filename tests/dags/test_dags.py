@@ -35,7 +35,20 @@ def chain(dag: DAG) -> list[str]:
 
 def test_the_chains() -> None:
     assert chain(train) == ["apply", "ingest", "train", "evaluate", "plan_fill", "fill", "cut_over"]
-    assert chain(daily) == ["ingest", "adapt", "publish"]
+
+
+def test_a_day_is_judged_once_it_is_published() -> None:
+    """What judges it runs side by side, also after a publication that had nothing to do, and nothing waits for it."""
+    order = {task.task_id: task.downstream_task_ids for task in daily.tasks}
+    assert order == {
+        "ingest": {"adapt"},
+        "adapt": {"publish"},
+        "publish": {"consistency", "drift"},
+        "consistency": set(),
+        "drift": set(),
+    }
+    late = [task for task in daily.tasks if task.task_id in ("consistency", "drift")]
+    assert all(task.trigger_rule == ("none_failed" if task in late else "all_success") for task in daily.tasks)
 
 
 def test_fill_is_mapped_over_shards_and_never_over_entities() -> None:
@@ -119,7 +132,8 @@ def test_what_the_verbs_are_given() -> None:
     assert rendered(train, "train", {"through": "2026-01-31"}) == ["--through=2026-01-31"]
     assert rendered(train, "plan_fill", params) == ["--version=7", "--through=2026-01-31"]
     assert rendered(train, "fill", params) == ["--version=7"]
-    assert rendered(daily, "publish", {"day": "2026-02-01"}) == ["--day=2026-02-01"]
+    for task in ("publish", "consistency", "drift"):
+        assert rendered(daily, task, {"day": "2026-02-01"}) == ["--day=2026-02-01"]
 
 
 def test_an_empty_day_is_the_day_before_the_logical_date() -> None:

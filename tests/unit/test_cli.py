@@ -16,7 +16,7 @@ from limaml.errors import DataError, GateError, LimamlError, NothingToDo
 ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
 VERBS = [
-    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback",
+    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback", "consistency", "drift",
     "up", "stop", "status",
 ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_a_day_that_is_none_is_a_usage_error(day: str) -> None:
 
 
 def test_ingest_takes_exactly_one_of_day_and_through() -> None:
-    done = limaml("ingest")
+    done = limaml("ingest", "--set", "monitoring.textfile_dir=")
     assert done.returncode == 2
     assert "one of --through and --day" in done.stderr
 
@@ -173,6 +173,14 @@ def test_without_a_result_path_the_result_goes_to_standard_output(capsys: pytest
     assert json.loads(capsys.readouterr().out) == {"verb": "train", "status": "ok", "version": "3"}
     run_verb(lambda cfg: {"version": "3"}, None, spoken=True)
     assert capsys.readouterr().out == ""
+
+
+def test_a_verb_of_the_dags_leaves_its_metrics(tmp_path: Path) -> None:
+    done = limaml("ingest", "--set", f"monitoring.textfile_dir={tmp_path}")
+    assert done.returncode == 2
+    shown = (tmp_path / "limaml_ingest.prom").read_text()
+    assert 'limaml_verb_finished_timestamp_seconds{status="failed",verb="ingest"}' in shown
+    assert 'limaml_verb_duration_seconds{verb="ingest"}' in shown
 
 
 def test_sigterm_leaves_through_finally(tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""What requests were scored from against the offline join, a day at a time: contract 7, measured in production.
+
+For each logged row the join is taken at one instant, so that the comparison is exact although days are published while
+requests come in:
+
+    the later of   the row's own event timestamp, as fetched,
+    and            what was due: the `complete_through` that the server knew
+
+so a row that a publication has just brought counts as right, and one that a publication failed to bring as wrong. Servers hold
+item features in memory and read them anew every so often: due of them is what was complete a day earlier. A row whose timestamp
+is not known, of a server that knew no `complete_through`, is compared at the request's own time.
+
+Rows that were not read, because the store did not answer, are left out. Compare a day soon after it: a correction of an older
+day rewrites the snapshots that requests before it rightly saw.
+
+    consistency/dt=D/summary.json, views.parquet    counts, ratios and largest difference a view
+    consistency/dt=D/differences.parquet            differing values, at most 1,000 a view
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from limaml import schema, telemetry
+from limaml.config import Config
+from limaml.data.events import partition
+from limaml.data.feature_store import join_features, open_store
+from limaml.data.storage import Storage
+from limaml.errors import GateError, NothingToDo
+from limaml.monitoring.comparison import EXAMPLES, Tally, compare_features, compare_vector
+from limaml.monitoring.export import Gauges
+from limaml.monitoring.published import published_files
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+_log = telemetry.get_logger(__name__)
+
+_REQUESTS_PER_PART = 4096
+"""Requests held at a time; with 100 candidates each a few hundred MB before equal rows are put together."""
+_ITEMS_MAY_LAG = timedelta(days=1)
+_USER_REQUIRED, _ITEM_REQUIRED = "user_events", "item_events"
+_LIST_SEPARATOR = "\x1f"
+"""Arrow groups by strings, not by lists."""
+
+Vector = npt.NDArray[np.float32]
+
+
+def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
+    """Compare the requests logged on `day`; returns totals and the table's path.
+
+    Raises NothingToDo if none were logged, GateError above `monitoring.max_mismatch_ratio` in any view; what was found is then
+    written and exported all the same.
+    """
+    requests, storage = Storage(cfg.serving.log_path), Storage(cfg.storage.root)
+    files = [f"{partition(day)}/{name}" for name in requests.list(partition(day)) if not name.startswith(".")]
+    if not files:
+        raise NothingToDo(f"no request was logged on {day}; serving.log_share = {cfg.serving.log_share:g} says how many are")
+    store, tallies, num_requests = open_store(cfg), defaultdict[str, Tally](Tally), 0
+    for part in _parts(requests, files):
+        num_requests += part.num_rows
+        _compare_users(store, tallies[schema.USER_FEATURES.name], part)
+        _compare_items(store, tallies[schema.ITEM_FEATURES.name], part)
+        _compare_embeddings(storage, tallies, part)
+    views = [tallies[view].row(view) for view in sorted(tallies)]
+    folder = f"consistency/{partition(day)}"
+    examples = [example for view in sorted(tallies) for example in tallies[view].examples]
+    storage.write_table(f"{folder}/differences.parquet", pa.Table.from_pylist(examples, EXAMPLES))
+    storage.write_table(f"{folder}/views.parquet", pa.Table.from_pylist(views))
+    storage.write_json(f"{folder}/summary.json", {"day": day.isoformat(), "requests": num_requests, "views": views})
+    _set_gauges(gauges, tallies, num_requests)
+    _log.info("consistency_compared", day=day.isoformat(), requests=num_requests, views=views)
+    _refuse_above(cfg.monitoring.max_mismatch_ratio, tallies, storage.path(folder))
+    return {"day": day.isoformat(), "requests": num_requests, "views": views, "path": storage.path(folder)}
+
+
+def _set_gauges(gauges: Gauges, tallies: dict[str, Tally], num_requests: int) -> None:
+    gauges.set(telemetry.CONSISTENCY_REQUESTS, num_requests)
+    for view, tally in tallies.items():
+        gauges.set(telemetry.MISMATCH_RATIO, tally.mismatch_ratio, view=view)
+        gauges.set(telemetry.MISSING_RATIO, tally.missing_ratio, view=view)
+        gauges.set(telemetry.MAX_DIFFERENCE, tally.max_difference, view=view)
+
+
+def _refuse_above(limit: float, tallies: dict[str, Tally], path: str) -> None:
+    """A missing row counts like a differing one: what was served has no counterpart."""
+    ratios = {
+        f"{view}.{name}": getattr(tally, name)
+        for view, tally in sorted(tallies.items())
+        for name in ("mismatch_ratio", "missing_ratio")
+    }
+    failed = [name for name, ratio in ratios.items() if ratio > limit]
+    if failed:
+        found = ", ".join(f"{name} = {ratios[name]:.4g}" for name in failed)
+        raise GateError(
+            f"what was served must equal the offline join, at most {limit:g} of it may differ (monitoring.max_mismatch_ratio), "
+            f"got {found}; {path}/differences.parquet shows the values",
+            failed,
+        )
+
+
+def _parts(requests: Storage, files: list[str]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for path in files:
+        waiting.append(requests.read_table(path).select(schema.REQUEST_LOG.names).cast(schema.REQUEST_LOG.arrow))
+        if sum(table.num_rows for table in waiting) >= _REQUESTS_PER_PART:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _compare_users(store: "FeatureStore", tally: Tally, part: pa.Table) -> None:
+    part = part.filter(part["user"].is_valid())
+    fetched = _fields(part["user"])
+    due = _instant(part, fetched["event_timestamp"], part["complete_through"])
+    logged = _distinct(part["user_id"], due, fetched, schema.USER_FEATURE_NAMES)
+    offline = _offline(store, logged, "user_id", schema.USER_FEATURE_NAMES)
+    compare_features(tally, schema.USER_FEATURES.name, logged, offline, schema.USER_FEATURE_NAMES, _USER_REQUIRED)
+
+
+def _compare_items(store: "FeatureStore", tally: Tally, part: pa.Table) -> None:
+    request = pc.list_parent_indices(part["items"])
+    fetched = _fields(pc.list_flatten(part["items"]))
+    through = part["complete_through"].take(request)
+    stamp_unknown = pc.and_(fetched["event_timestamp"].is_null(), fetched[_ITEM_REQUIRED].is_valid())
+    earlier = pc.subtract(through, pa.scalar(_ITEMS_MAY_LAG, pa.duration("us")))
+    due = _instant(part.take(request), fetched["event_timestamp"], pc.if_else(stamp_unknown, through, earlier))
+    logged = _distinct(pc.list_flatten(part["item_ids"]), due, fetched, schema.ITEM_FEATURE_NAMES)
+    offline = _offline(store, logged, "item_id", schema.ITEM_FEATURE_NAMES)
+    compare_features(tally, schema.ITEM_FEATURES.name, logged, offline, schema.ITEM_FEATURE_NAMES, _ITEM_REQUIRED)
+
+
+def _fields(column: pa.ChunkedArray) -> pa.Table:
+    """A column of structs as a table."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.Table.from_arrays(array.flatten(), names=[field.name for field in array.type])
+
+
+def _instant(part: pa.Table, stamp: pa.ChunkedArray, due: pa.ChunkedArray) -> pa.ChunkedArray:
+    """At which the offline join is taken; see the module."""
+    # Arrow has the largest of numbers, not of timestamps.
+    latest = pc.max_element_wise(stamp.cast(pa.int64()), due.cast(pa.int64()), skip_nulls=True)
+    return pc.coalesce(latest.cast(schema.TIMESTAMP), part["logged_at"])
+
+
+def _distinct(entity: pa.ChunkedArray, at: pa.ChunkedArray, fetched: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    """Logged rows with `entity`, `compared_at` and the features, equal ones once with their number in `rows`."""
+    columns = {name: _comparable(fetched[name]) for name in names}
+    table = pa.table({"entity": entity, "compared_at": at, **columns})
+    counted = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
+    return counted.rename_columns([*table.column_names, "rows"])
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists as one string each; the store does not tell an empty list from none."""
+    return pc.binary_join(column, _LIST_SEPARATOR).fill_null("") if pa.types.is_list(column.type) else column
+
+
+def _offline(store: "FeatureStore", logged: pa.Table, key: str, names: tuple[str, ...]) -> pa.Table:
+    """Features of each row's entity at its instant, from the join that training rows come from."""
+    number = [f"{at:09d}" for at in range(logged.num_rows)]
+    other = pa.array([""] * logged.num_rows)
+    values = {
+        "event_id": pa.array(number, pa.string()),
+        "user_id": logged["entity"] if key == "user_id" else other,
+        "item_id": logged["entity"] if key == "item_id" else other,
+        "timestamp": logged["compared_at"],
+        "label": pa.array([0] * logged.num_rows, pa.int8()),
+    }
+    joined = join_features(store, pa.table(values).cast(schema.EVENTS.arrow)).sort_by("event_id")
+    return pa.table({name: _comparable(joined[name]) for name in names})
+
+
+def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table) -> None:
+    columns = ("logged_at", "user_id", "model_version", "complete_through", "embeddings")
+    by_partition: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    for request in part.select(columns).to_pylist():
+        for one in request["embeddings"]:
+            if one["status"] != "store_error" or one["embedding"] is not None:
+                by_partition[one["kind"], request["model_version"]].append((request, one))
+    for (kind, version), logged in sorted(by_partition.items()):
+        view = f"meta_embedding_{kind}"
+        known = _published_vectors(storage, kind, version, sorted({request["user_id"] for request, _ in logged}))
+        for request, one in logged:
+            instants = [at for at in (one["as_of"], request["complete_through"]) if at] or [request["logged_at"]]
+            where = {"view": view, "entity": request["user_id"], "compared_at": max(instants)}
+            # A row of another version counts as missing (contract 3).
+            mine = one["embedding"] if one["model_version"] == version else None
+            vector = None if mine is None else np.array(mine, np.float32)
+            compare_vector(tallies[view], where, vector, _newest(known[request["user_id"]], max(instants)))
+
+
+def _published_vectors(storage: Storage, kind: str, version: str, users: list[str]) -> dict[str, list[tuple[datetime, Vector]]]:
+    """User -> (as_of, vector) of every row of the version's partitions."""
+    columns = pa.schema([("user_id", pa.string()), ("as_of", schema.TIMESTAMP), ("embedding", pa.list_(pa.float32()))])
+    dataset = storage.dataset(published_files(storage, kind, version), columns)
+    found: dict[str, list[tuple[datetime, Vector]]] = defaultdict(list)
+    for batch in dataset.to_batches(filter=ds.field("user_id").isin(pa.array(users, pa.string()))):
+        for row in batch.to_pylist():
+            found[row["user_id"]].append((row["as_of"], np.array(row["embedding"], np.float32)))
+    return found
+
+
+def _newest(rows: list[tuple[datetime, Vector]], at: datetime) -> list[Vector]:
+    """Vectors of the newest as_of not later than `at`: two where a correction re-adapted as of the same instant."""
+    newest = max((as_of for as_of, _ in rows if as_of <= at), default=None)
+    return [vector for as_of, vector in rows if as_of == newest]

@@ -1,0 +1,139 @@
+"""Drift of the model's input features and of its scores on one day, against the champion's training window.
+
+The window's histograms are computed once a version, from the logged events of its lineage's days, and kept. Scores of both
+sides are as a service refreshed daily gives them (`limaml.evaluation.served`); those of the window are of its last days, up to
+5,000 rows. The network was trained on the window's rows and not on the day's, so a small score drift is there from the start.
+Both sides are read for a sample of users, chosen by a hash, where there are more rows than are needed.
+
+A day with fewer than `monitoring.min_drift_rows` rows is not measured, and its gauges are absent.
+
+    drift/version=V/reference.json   the window's histograms         drift/dt=D/drift.json   what a day gave
+"""
+
+import math
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema, telemetry
+from limaml.config import Config
+from limaml.data.events import EventStore, partition, partition_files
+from limaml.data.logged import read_logged
+from limaml.data.storage import Storage
+from limaml.embeddings.adapt import shard_of
+from limaml.embeddings.slots import Places
+from limaml.errors import DataError, NothingToDo
+from limaml.monitoring.export import Gauges
+from limaml.monitoring.histograms import Histogram
+
+if TYPE_CHECKING:
+    from limaml.models.bundle import Bundle
+
+_log = telemetry.get_logger(__name__)
+
+MAX_ROWS = 50_000
+"""Rows of a side, about: chance then gives an index of 0.0004 in ten bins."""
+MAX_SCORED_ROWS = 5_000
+MAX_SCORED_DAYS = 28
+FEATURES = (*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES, "hour")
+
+
+def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
+    """Measure the day's drift for the champion and set its gauges; a day that is too small is said to be, in the result.
+
+    Raises NothingToDo without a champion, DataError if the day was not ingested.
+    """
+    places = Places.of(cfg)
+    champion = places.registry.champion()
+    if champion is None:
+        raise NothingToDo("there is no champion whose training window a day could be compared with")
+    manifest = EventStore(places.storage).manifest(day)
+    if manifest is None or manifest.status == "quarantined":
+        raise DataError(f"day {day} must have passed its gate before its drift is measured, but has not; ingest it (again)")
+    result: dict[str, Any] = {"version": champion.version, "day": day.isoformat(), "rows": manifest.rows}
+    if manifest.rows < cfg.monitoring.min_drift_rows:
+        reason = f"fewer rows than monitoring.min_drift_rows = {cfg.monitoring.min_drift_rows}"
+        _log.info("drift_not_measured", model_version=champion.version, day=day.isoformat(), rows=manifest.rows, reason=reason)
+        return {**result, "measured": False, "reason": reason}
+    bundle = places.bundle(champion.version)
+    window, scores = _reference(places.storage, bundle, champion.version)
+    rows = _with_hour(_sampled(places.storage, first=day, through=day, limit=MAX_ROWS))
+    features = {name: histogram.drift(rows[name]) for name, histogram in window.items()}
+    score = scores.drift(_scores(places.storage, bundle, day, day))
+    for name, value in features.items():
+        gauges.set(telemetry.FEATURE_DRIFT_PSI, value, feature=name)
+    gauges.set(telemetry.SCORE_DRIFT_PSI, score)
+    path = f"drift/{partition(day)}/drift.json"
+    # A feature without any value has no index, and JSON no NaN.
+    known = {name: None if math.isnan(value) else value for name, value in features.items()}
+    result |= {"measured": True, "score_psi": score, "feature_psi": known}
+    places.storage.write_json(path, result)
+    _log.info("drift_measured", model_version=champion.version, **{key: result[key] for key in ("day", "rows", "score_psi")})
+    return {**result, "path": places.storage.path(path)}
+
+
+def _reference(storage: Storage, bundle: "Bundle", version: str) -> tuple[dict[str, Histogram], Histogram]:
+    """Histograms of the features and of the scores over the version's training window, computed at the first call."""
+    path = f"drift/version={version}/reference.json"
+    if not storage.exists(path):
+        days = sorted(date.fromisoformat(day) for day in bundle.lineage.get("days", {}))
+        if not days:
+            raise DataError(f"version {version} must name the days it was trained on in its lineage, got none; train it again")
+        rows = _with_hour(_sampled(storage, first=days[0], through=days[-1], limit=MAX_ROWS))
+        scores = Histogram.fit(_scores(storage, bundle, _scored_from(storage, days), days[-1]))
+        fitted = {name: Histogram.fit(rows[name]).to_dict() for name in FEATURES}
+        storage.write_json(path, {"through": days[-1].isoformat(), "features": fitted, "scores": scores.to_dict()})
+    value = storage.read_json(path)
+    features = {name: Histogram.from_dict(histogram) for name, histogram in value["features"].items()}
+    return features, Histogram.from_dict(value["scores"])
+
+
+def _scored_from(storage: Storage, days: list[date]) -> date:
+    """First of the last days that together have `MAX_SCORED_ROWS` rows, at most `MAX_SCORED_DAYS` of them."""
+    manifests, rows = EventStore(storage).manifests(), 0
+    for day in reversed(days[-MAX_SCORED_DAYS:]):
+        rows += manifests[day].rows
+        if rows >= MAX_SCORED_ROWS:
+            return day
+    return days[-MAX_SCORED_DAYS:][0]
+
+
+def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> pa.ChunkedArray:
+    """Scores as served of the rows from `first` to `through`, each day with embeddings as of its start."""
+    from limaml.evaluation.served import score_as_served
+
+    kind, found = bundle.config.task_kind, []
+    asked = _sampled(storage, first=first, through=through, limit=MAX_SCORED_ROWS)
+    entities = pc.unique(asked[kind.entity_column]).to_pylist()
+    known = read_logged(storage, through=through, entities=(kind.entity_column, entities))
+    day = first
+    while day <= through:
+        start, end = (pa.scalar(instant, schema.TIMESTAMP) for instant in (schema.day_start(day), schema.day_end(day)))
+        rows = asked.filter(pc.and_(pc.greater_equal(asked["timestamp"], start), pc.less(asked["timestamp"], end)))
+        if rows.num_rows:
+            history = known.filter(pc.less(known["timestamp"], start))
+            found.append(score_as_served(bundle.network, bundle.encoder, rows, history, day=day, kind=kind))
+        day += timedelta(days=1)
+    return pa.chunked_array([pa.array(np.concatenate(found) if found else np.zeros(0))])
+
+
+def _sampled(storage: Storage, *, first: date, through: date, limit: int) -> pa.Table:
+    """Logged rows of a span: all, or those of a share of users, always the same ones, that have about `limit` rows."""
+    manifests = EventStore(storage).manifests()
+    num_rows = sum(manifest.rows for day, manifest in manifests.items() if first <= day <= through)
+    one_in = -(-num_rows // limit)
+    if one_in <= 1:
+        return read_logged(storage, first=first, through=through)
+    users: set[str] = set()
+    dataset = storage.dataset(partition_files(storage, "logged", first=first, through=through), schema.LOGGED_EVENTS.arrow)
+    for batch in dataset.to_batches(columns=["user_id"]):
+        users.update(pc.unique(batch["user_id"]).to_pylist())
+    chosen = sorted(user for user in users if shard_of(user, one_in) == 0)
+    return read_logged(storage, first=first, through=through, entities=("user_id", chosen))
+
+
+def _with_hour(logged: pa.Table) -> pa.Table:
+    return logged.append_column("hour", pc.hour(logged["timestamp"]))
