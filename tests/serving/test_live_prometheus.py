@@ -261,7 +261,7 @@ def live(tmp_path_factory, make_world, start_server, free_ports):
     redis_port, exporter_port, prometheus_port = free_ports(3)
     redis = Redis(redis_port, folder)
     redis.start()
-    programs, traffic = [], None
+    programs, traffic, prometheus = [], None, None
     try:
         world = make_world(folder, redis=f"127.0.0.1:{redis_port}")
         monitoring = world.cfg.monitoring.model_copy(update={"textfile_dir": str(folder / "textfiles")})
@@ -289,6 +289,8 @@ def live(tmp_path_factory, make_world, start_server, free_ports):
     finally:
         if traffic:
             traffic.stop()
+        if prometheus:
+            prometheus.client.close()
         for program in programs:
             program.terminate()
             program.wait(20)
@@ -299,7 +301,7 @@ def test_while_all_is_well_no_alert_fires(live):
     live.check_alone(None)
 
 
-@pytest.mark.parametrize("target", panels())
+@pytest.mark.parametrize("target", list(panels()))
 def test_every_panel_has_data_with_the_labels_of_its_legend(live, target):
     expr = target["expr"].replace("$__rate_interval", f"{WINDOW_S}s")
     series = wait_for(
