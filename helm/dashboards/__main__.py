@@ -19,4 +19,5 @@ def main() -> None:
         (folder / f"{name}.json").write_text(text + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -190,7 +191,7 @@ class Live:
     def __init__(self, world, redis, server, prometheus):
         self.world, self.redis, self.server, self.prometheus = world, redis, server, prometheus
         self.version = world.register(seed=1, slot="blue", complete_through=NOW - DAY)
-        self.writes = 0
+        self.writes, self.started_s = 0, time.time()
         self.publish(self.version)
         world.registry.set_champion(self.version)
         server.wait_until("/readyz", 200)
@@ -343,3 +344,11 @@ def test_rows_of_another_version_fire_their_alert_alone(live):
 
 def test_every_state_is_over_when_its_cause_is(live):
     live.check_alone(None)
+
+
+def test_the_dashboards_can_be_drawn_from_what_was_seen(live, tmp_path):
+    minutes = (time.time() - live.started_s) / 60
+    options = [live.prometheus.url, str(tmp_path), "--minutes", str(minutes), "--window", f"{WINDOW_S}s"]
+    subprocess.run([sys.executable, "-m", "helm.dashboards.draw", *options], cwd=ROOT, check=True)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["freshness", "pipeline", "serving"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
