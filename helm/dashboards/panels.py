@@ -82,8 +82,8 @@ def per_second(counter: str, label: str) -> Query:
 
 
 def age(timestamp: str, *labels: str) -> Query:
-    """Seconds since a gauge that holds an instant."""
-    return Query(f"time() - max by ({', '.join(labels)}) ({timestamp})", " ".join(f"{{{{{label}}}}}" for label in labels))
+    """Seconds since a gauge that holds an instant; a slot that does not serve reads 0, which is none."""
+    return Query(f"time() - max by ({', '.join(labels)}) ({timestamp} > 0)", " ".join(f"{{{{{label}}}}}" for label in labels))
 
 
 def latest(gauge: str, *labels: str, name: str = "") -> Query:
