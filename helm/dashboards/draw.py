@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from helm.dashboards.__main__ import FOLDER
 
@@ -25,7 +24,9 @@ Series = tuple[dict[str, str], list[tuple[float, float]]]
 """Labels, and (instant, value) of every finite sample."""
 POINTS = 240
 COLUMNS, CELL_INCHES = 24, 0.55
-UNITS = {"percentunit": "{:.0%}", "reqps": "{:g}/s", "short": "{:g}"}
+TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s"), (0.001, "ms"))
+UNITS = {"percentunit": (0.01, "%"), "reqps": (1.0, "a second"), "short": (1.0, "")}
+"""Grafana's name -> size of the unit drawn, and its name."""
 
 
 class Asked:
@@ -55,7 +56,8 @@ def draw(asked: Asked, board: dict[str, Any], path: Path) -> None:
     bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     figure = Figure(figsize=(COLUMNS * CELL_INCHES, bottom * CELL_INCHES * 0.7), dpi=80, layout="constrained")
     grid = figure.add_gridspec(bottom, COLUMNS)
-    figure.suptitle(board["title"])
+    seconds = asked.end_s - asked.start_s
+    figure.suptitle(f"{board['title']}: {seconds:.0f} s, drawn by matplotlib from a live Prometheus", fontsize=11)
     for panel in board["panels"]:
         place = panel["gridPos"]
         axes = figure.add_subplot(
@@ -68,25 +70,26 @@ def draw(asked: Asked, board: dict[str, Any], path: Path) -> None:
 
 def _lines(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
     defaults = panel["fieldConfig"]["defaults"]
-    for target in panel["targets"]:
-        for labels, values in asked.series(target):
-            legend = target["legendFormat"]
-            for label in re.findall(r"\{\{(\w+)\}\}", legend):
-                legend = legend.replace(f"{{{{{label}}}}}", labels[label])
-            axes.plot([at - asked.start_s for at, _ in values], [value for _, value in values], label=legend, linewidth=1.2)
-    if not axes.lines:
-        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
+    drawn = [(target["legendFormat"], one) for target in panel["targets"] for one in asked.series(target)]
+    if not drawn:
+        _no_data(axes)
         return
+    top = defaults.get("max", 1.1 * max(value for _, (_, values) in drawn for _, value in values)) or 1.0
+    size, unit = next(((size, name) for size, name in TIMES if top >= size), TIMES[-1])
+    if defaults["unit"] != "s":
+        size, unit = UNITS[defaults["unit"]]
+    for legend, (labels, values) in drawn:
+        name = legend
+        for label in re.findall(r"\{\{(\w+)\}\}", legend):
+            name = name.replace(f"{{{{{label}}}}}", labels[label])
+        axes.plot([at - asked.start_s for at, _ in values], [value / size for _, value in values], label=name, linewidth=1.2)
     axes.set_xlim(0, asked.end_s - asked.start_s)
-    axes.set_ylim(0, 1.05 * defaults["max"] if "max" in defaults else 1.1 * max(axes.get_ylim()[1], 1e-9))
-    unit = defaults["unit"]
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: _seconds(value) if unit == "s" else UNITS[unit].format(value))
-    )
+    # A little below zero, so that a line at zero is seen.
+    axes.set_ylim(-0.02 * top / size, 1.02 * top / size)
+    axes.set_ylabel(unit, fontsize=8)
     axes.tick_params(labelsize=7)
-    axes.set_xlabel("s", fontsize=7)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, ncols=3, loc="upper left")
+    axes.legend(fontsize=6, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
 
 def _heatmap(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
@@ -100,11 +103,10 @@ def _heatmap(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
         below = {at: found[upper].get(at, 0.0) for at in instants}
     xs, ys = [at - asked.start_s for at in instants], [float(upper) for upper in uppers]
     if not counts:
-        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
+        _no_data(axes)
         return
     axes.pcolormesh(xs, ys, counts, shading="nearest", cmap="Oranges")
     axes.tick_params(labelsize=7)
-    axes.set_xlabel("s", fontsize=7)
 
 
 def _table(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
@@ -115,11 +117,8 @@ def _table(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
         axes.table([[row[name] for name in columns] for row in rows], colLabels=columns, loc="upper center", cellLoc="left")
 
 
-def _seconds(value: float) -> str:
-    for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
-        if value >= size:
-            return f"{value / size:.3g} {name}"
-    return f"{value * 1000:.3g} ms"
+def _no_data(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
 
 
 def main() -> None:
