@@ -181,7 +181,7 @@ CASES = [
         {MISMATCH: always(0.002)},
         "14m",
         "16m",
-        "0.2% of the logged values of user_features are not what the offline join gives.",
+        "0.2% of what was served of user_features is not what the offline join gives.",
         {"view": "user_features"},
     ),
     Case(
@@ -189,7 +189,7 @@ CASES = [
         {MISSING: always(0.02)},
         "14m",
         "16m",
-        "2% of the logged values of user_features are not what the offline join gives.",
+        "2% of what was served of user_features is not what the offline join gives.",
         {"view": "user_features"},
     ),
 ]
@@ -206,7 +206,7 @@ ALMOST = {
     FAST: growing(99.2),
     "limaml_score_drift_psi": always(0.25),
     MISMATCH: always(0.001),
-    MISSING: always(0.01),
+    MISSING: always(0.001),
 }
 
 
