@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services check bench experiments
+.PHONY: help run stop test test-services check bench experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -44,6 +44,9 @@ bench: .venv/installed benchmarks/.venv/installed  ## Speed against peers in the
 
 experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)
+
+dashboards: .venv/installed  ## Write the Grafana dashboards into the chart (helm/limaml/files/dashboards)
+	$(BIN)/python -m helm.dashboards
 
 # Peers have an environment of their own. One of them, learn2learn, may fail to build: its part then says why it is missing.
 benchmarks/.venv/installed: benchmarks/requirements-peers.txt

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments"}
+OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments", "helm"}
 PEERS = Path("benchmarks", "peers")
 MAX_COMMITTED_BYTES = 1_000_000
 MAX_LINES = 400
