@@ -127,7 +127,6 @@ def load(
     """
     running = _Load(port, requests, check, seconds, count)
     # The client's own collections would be counted as the services' time.
-    gc.collect()
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

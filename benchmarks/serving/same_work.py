@@ -15,7 +15,7 @@ _LATE_TRIES = 50
 def check(services: Mapping[str, Service], bodies: Sequence[dict[str, Any]]) -> float:
     """The largest difference between two services' scores of one item. Raises BenchmarkError if they do different work."""
     largest = 0.0
-    rankers = [service for service in services.values() if service.name != "noop"]
+    rankers = [service for name, service in services.items() if name != "noop"]
     for body in bodies[:SAMPLE]:
         scores = {service.name: _scores(service, body) for service in rankers}
         wanted = scores[rankers[0].name]
