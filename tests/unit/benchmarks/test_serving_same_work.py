@@ -51,9 +51,9 @@ def test_a_late_look_up_is_asked_for_again():
     [
         (
             answer({"b": 0.75, "a": 0.5, "c": 0.2501}),
-            "plain must score as ours_redis does to 1e-05, got a difference of 0.0001",
+            "plain must score as ours_redis does to 1e-05, got differences of up to 0.0001",
         ),
-        (answer({"b": 0.75, "a": 0.5, "c": float("nan")}), "difference of nan"),
+        (answer({"b": 0.75, "a": 0.5, "c": float("nan")}), "must score as"),
         (answer({"a": 0.5, "b": 0.75, "c": 0.25}), "must return the candidates best first"),
         (answer({"b": 0.75, "a": 0.5}), "must return the candidates best first, each once"),
         (answer({"b": 0.75, "a": 0.5, "c": 0.25}, "missing"), "must answer from the stored embedding, got the fallback"),
