@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services check bench experiments dashboards
+.PHONY: help run stop test test-services check bench bench-serving experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -41,6 +41,9 @@ check: .venv/installed  ## Lint, format, types and import rules
 
 bench: .venv/installed benchmarks/.venv/installed  ## Speed against peers in the same runs; writes benchmarks/results (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-serving: .venv/installed  ## Speed of the service beside a BentoML no-op and a plain service, with a soak (ARGS=--quick for a look)
+	$(BIN)/python -m benchmarks.serving.run $(ARGS)
 
 experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)

@@ -16,8 +16,8 @@ from limaml.errors import DataError, GateError, LimamlError, NothingToDo
 ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
 VERBS = [
-    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback", "consistency", "drift",
-    "up", "stop", "status",
+    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback", "consistency",
+    "drift", "up", "stop", "status",
 ]  # fmt: skip
 
 
