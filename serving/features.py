@@ -7,7 +7,7 @@ Rows are read by the bulk path of `limaml.data.online`: the bytes are Feast's ow
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,13 @@ _EMBEDDING_FIELDS = {
     "last_event_at": "unix_timestamp_val",
 }
 
-ItemRow = tuple[Any, ...]
-"""One item's features, in the order of `schema.ITEM_FEATURE_NAMES`; None for what the store does not know."""
+
+class ItemRow(NamedTuple):
+    """One item's features, in the order of `schema.ITEM_FEATURE_NAMES`; None for what the store does not know."""
+
+    values: tuple[Any, ...]
+    at: datetime | None
+    """Event timestamp of the row; None if the store has none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Fetched:
     embeddings: Mapping[str, StoredEmbedding | None]
     available: bool = True
     """False when the store did not answer: then both are empty."""
+    user_at: datetime | None = None
+    """Event timestamp of the user's row; None if there is none."""
 
 
 UNAVAILABLE = Fetched({}, {}, available=False)
@@ -113,6 +120,7 @@ class OnlineFeatures:
                 return Fetched(
                     user=_values(user, user_fields),
                     embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
+                    user_at=_event_timestamp(user),
                 )
             except DecodeError as error:
                 raise StoreError(f"the online store must hold Feast's values, got bytes that are none: {error}") from None
@@ -127,7 +135,8 @@ def _item_reader(online: Any, config: Any, view: Any, key_version: int) -> Calla
 
     def read_items(item_ids: Sequence[str]) -> list[ItemRow]:
         keys = string_keys("item_id", pa.chunked_array([pa.array(item_ids, pa.string())]), key_version)
-        return [tuple(_values(row, fields).values()) for row in online.read_rows(config, view, names, keys)]
+        rows = online.read_rows(config, view, names, keys)
+        return [ItemRow(tuple(_values(row, fields).values()), _event_timestamp(row)) for row in rows]
 
     return read_items
 
@@ -144,6 +153,10 @@ def _with_timeouts(cfg: Config) -> Config:
 def _fields(table: schema.Table, names: Sequence[str]) -> dict[str, str]:
     """Feature -> field of Feast's value that must hold it."""
     return {column.name: _FIELD[column.type] for column in table.columns if column.name in names}
+
+
+def _event_timestamp(row: Any) -> datetime | None:
+    return None if row is None else datetime.fromtimestamp(row[0] / _US_PER_S, UTC)
 
 
 def _values(row: Any, fields: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ I items, F features
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from limaml.data.encoding import Encoder
 from serving.api import RequestError
 from serving.features import ItemRow
 
-_UNKNOWN: ItemRow = (None,) * len(schema.ITEM_FEATURE_NAMES)
+_UNKNOWN = ItemRow((None,) * len(schema.ITEM_FEATURE_NAMES), None)
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,15 @@ class Items:
 
     def values(self, item_ids: Sequence[str]) -> dict[str, list[object]]:
         """Feature -> one value an item."""
-        rows = [(self.rows or {}).get(item, _UNKNOWN) for item in item_ids]
-        return {name: [row[at] for row in rows] for at, name in enumerate(schema.ITEM_FEATURE_NAMES)}
+        rows = [self._row(item) for item in item_ids]
+        return {name: [row.values[at] for row in rows] for at, name in enumerate(schema.ITEM_FEATURE_NAMES)}
+
+    def event_timestamps(self, item_ids: Sequence[str]) -> list[datetime | None]:
+        """Of each item's row."""
+        return [self._row(item).at for item in item_ids]
+
+    def _row(self, item: str) -> ItemRow:
+        return (self.rows or {}).get(item, _UNKNOWN)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from serving.features import UNAVAILABLE, Fetched
 from serving.freshness import Lookup
 from serving.loaded import Loaded
 from serving.metrics import Metrics
+from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
 from serving.store_calls import StoreCalls
 
 _encode = msgspec.json.Encoder().encode
@@ -37,11 +38,12 @@ class Served:
 class Ranker:
     """Answers requests from whatever champion serves when they come."""
 
-    def __init__(self, cfg: Config, metrics: Metrics, champion: Champion, calls: StoreCalls) -> None:
+    def __init__(self, cfg: Config, metrics: Metrics, champion: Champion, calls: StoreCalls, log: RequestLog) -> None:
         self._cfg = cfg
         self._metrics = metrics
         self._champion = champion
         self._calls = calls
+        self._log = log
 
     async def rank(self, request: RankRequest) -> bytes:
         """The answer (`serving.api.RankResponse`) as JSON. Raises RequestError (400, 503)."""
@@ -90,7 +92,34 @@ class Ranker:
         return fetched
 
     def _after(self, served: Served) -> None:
-        """What is kept of an answer. The one place for whatever else looks at it, e.g. a log of the features fetched."""
+        """What is kept of an answer."""
         self._metrics.ranked(served.scores)
         for kind, lookup in served.lookups.items():
             self._metrics.looked_up(kind, lookup)
+        if self._log.wants(served.request.user_id):
+            self._log.record(_logged(served))
+
+
+def _logged(served: Served) -> LoggedRequest:
+    """The answer with the features it was scored from, which `limaml consistency` compares with the offline join."""
+    loaded, fetched, items = served.loaded, served.fetched, served.loaded.items.items
+    embeddings = []
+    for kind, lookup in served.lookups.items():
+        row = fetched.embeddings.get(kind)
+        found = (row.model_version, row.as_of, row.vector) if row else ()
+        embeddings.append(LoggedEmbedding(kind, lookup.status, *found))
+    return LoggedRequest(
+        at=served.now,
+        user_id=served.request.user_id,
+        model_version=loaded.version,
+        slot=loaded.slot,
+        complete_through=loaded.complete_through,
+        hour=served.hour,
+        user=fetched.user if fetched.available else None,
+        user_at=fetched.user_at,
+        item_ids=served.request.item_ids,
+        items=items.values(served.request.item_ids),
+        items_at=items.event_timestamps(served.request.item_ids),
+        embeddings=embeddings,
+        scores=served.scores,
+    )

@@ -91,6 +91,7 @@ class Ranking:
         from serving.champion import Champion
         from serving.metrics import Metrics
         from serving.ranker import Ranker
+        from serving.request_log import RequestLog
         from serving.store_calls import StoreCalls
 
         telemetry.configure()
@@ -101,7 +102,8 @@ class Ranking:
         metrics.start([kind.name for kind in CONFIG.task_kinds])
         self._calls = StoreCalls(CONFIG.serving, on_breaker=metrics.breaker_open)
         self._champion = Champion(CONFIG, metrics, on_switch=self._switched)
-        self._ranker = Ranker(CONFIG, metrics, self._champion, self._calls)
+        self._log = RequestLog(CONFIG)
+        self._ranker = Ranker(CONFIG, metrics, self._champion, self._calls, self._log)
         ENDPOINT.bind(self._ranker.rank, metrics)
         self._frozen = False
         self._champion.start()
@@ -110,6 +112,7 @@ class Ranking:
     def stop(self) -> None:
         self._champion.stop()
         self._calls.stop()
+        self._log.close()
 
     async def __is_ready__(self) -> bool:
         return self._champion.loaded is not None

@@ -27,6 +27,8 @@ from limaml.data.tasks import TaskRows
 from limaml.embeddings import daily, slots, switch
 from limaml.models import bundle
 from limaml.models.network import build_network
+from limaml.monitoring.consistency import compare_day
+from limaml.monitoring.export import Gauges
 from limaml.registry import Registry
 from limaml.training.scoring import score_specs
 from serving.features import OnlineFeatures
@@ -61,7 +63,12 @@ def make_config(folder):
             },
             "embeddings": {"lease_url": f"sqlite:///{folder}/lease.db"},
             # On a busy machine a read may take longer than the default; here it must not fall back.
-            "serving": {"poll_interval_s": 0.1, "store_timeout_s": 2.0},
+            "serving": {
+                "poll_interval_s": 0.1,
+                "store_timeout_s": 2.0,
+                "log_share": 1.0,
+                "log_path": str(folder / "requests"),
+            },
         }
     )
 
@@ -186,6 +193,18 @@ def test_the_features_fetched_are_those_the_row_was_logged_with(chain, served):
     mismatches = 0
     for row in logged.to_pylist():
         [item] = online.read_items([row["item_id"]]).values()
-        found = {**online.read_user(row["user_id"]).user, **dict(zip(schema.ITEM_FEATURE_NAMES, item, strict=True))}
+        found = {**online.read_user(row["user_id"]).user, **dict(zip(schema.ITEM_FEATURE_NAMES, item.values, strict=True))}
         mismatches += sum(found[name] != row[name] for name in names)
     assert mismatches / (logged.num_rows * len(names)) == 0.0
+
+
+def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain, served):
+    """Last, as it ends the server: what the log still holds is written then."""
+    chain.server.stop()
+    started = datetime.now(UTC).date()
+    result = compare_day(chain.cfg, started, Gauges())
+    assert result["requests"] > len(served)  # some were asked while the server caught up
+    assert {view["view"] for view in result["views"]} == {"user_features", "item_features", "meta_embedding_user"}
+    for view in result["views"]:
+        assert (view["mismatch_ratio"], view["missing_ratio"], view["max_difference"]) == (0.0, 0.0, 0.0)
+        assert view["rows"] > 0

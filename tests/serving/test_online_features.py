@@ -41,6 +41,7 @@ def test_a_known_user_is_found_with_the_embedding(online, stored):
     fetched = online.read_user("much")
     assert fetched.available
     assert dict(fetched.user) == stored.user_features["much"]
+    assert fetched.user_at is not None
     row = fetched.embeddings["user"]
     assert list(row.vector) == VECTOR
     assert row.vector.dtype == np.float32
@@ -52,7 +53,8 @@ def test_items_are_found_in_reads_of_some_at_a_time(online, stored, monkeypatch)
     found = online.read_items([*stored.items, "nowhere"])
     assert list(found) == [*stored.items, "nowhere"]
     unknown = dict.fromkeys(stored.item_features["i1"])
-    for item, values in found.items():
+    for item, (values, at) in found.items():
+        assert (at is None) == (item not in stored.item_features)
         expected = stored.item_features.get(item, unknown)
         assert dict(zip(expected, values, strict=True)) == expected | {
             "item_positive_rate": expected["item_positive_rate"] and pytest.approx(expected["item_positive_rate"])

@@ -6,7 +6,7 @@ import pytest
 
 from limaml.models.network import build_network
 from serving.api import RankRequest, RankResponse
-from serving.features import Fetched
+from serving.features import Fetched, ItemRow
 from serving.freshness import Lookup, StoredEmbedding
 from serving.items import Items, ItemTable
 from serving.loaded import Loaded
@@ -26,7 +26,7 @@ def loaded(world):
     network = build_network(world.cfg, world.encoder.dims, seed=1)
     world.networks["1"] = network
     prior = {"user": network.prior().detach()}
-    rows = {item: tuple(features.values()) for item, features in world.item_features.items()}
+    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
     items = ItemTable.encode(Items(tuple(world.items), rows), world.encoder)
     return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, None)
 
