@@ -70,7 +70,7 @@ def day_of_events(day: date) -> pa.Table:
 class World:
     """A source that delivers day after day, and the installation that follows it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, redis: str = "") -> None:
         self.delivered = root / "source"
         self.cfg = Config(
             source=SourceConfig(kind="parquet", path=str(self.delivered)),
@@ -79,7 +79,11 @@ class World:
             model=ModelConfig(embedding_dim=4, global_hidden=(8,)),
             meta=MetaConfig(support_rows=5),
             registry=RegistryConfig(tracking_uri=f"sqlite:///{root}/mlflow.db", artifact_root=str(root / "artifacts")),
-            feast=FeastConfig(registry=str(root / "registry.db"), online_connection=str(root / "online.db")),
+            feast=FeastConfig(
+                registry=str(root / "registry.db"),
+                online_store="redis" if redis else "sqlite",
+                online_connection=redis or str(root / "online.db"),
+            ),
             embeddings=EmbeddingsConfig(
                 lease_url=f"sqlite:///{root}/lease.db",
                 lease_wait_s=0,
