@@ -62,6 +62,8 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     requests, storage = Storage(cfg.serving.log_path), Storage(cfg.storage.root)
     files = [f"{partition(day)}/{name}" for name in requests.list(partition(day)) if not name.startswith(".")]
     if not files:
+        # The ratios of the last compared day stay exported; this says that they are not of this one.
+        gauges.set(telemetry.CONSISTENCY_REQUESTS, 0)
         raise NothingToDo(f"no request was logged on {day}; serving.log_share = {cfg.serving.log_share:g} says how many are")
     store, tallies, num_requests = open_store(cfg), defaultdict[str, Tally](Tally), 0
     for part in _parts(requests, files):
