@@ -17,6 +17,12 @@ import pyarrow.compute as pc
 
 MAX_EXAMPLES = 1000
 """Differing values kept a view: enough to see a pattern, few enough to be read."""
+VIEWS = pa.schema(
+    [("view", pa.string())]
+    + [(name, pa.int64()) for name in ("rows", "missing", "values", "mismatched")]
+    + [(name, pa.float64()) for name in ("max_difference", "mismatch_ratio", "missing_ratio")]
+)
+"""`Tally.row`."""
 EXAMPLES = pa.schema(
     [
         ("view", pa.string()),
@@ -51,10 +57,10 @@ class Tally:
         return self.missing / self.rows if self.rows else math.nan
 
     def row(self, view: str) -> dict[str, Any]:
-        """The counts as a table's row; a ratio of nothing is None."""
-        ratios = {"mismatch_ratio": self.mismatch_ratio, "missing_ratio": self.missing_ratio}
-        counts = {name: getattr(self, name) for name in ("rows", "missing", "values", "mismatched", "max_difference")}
-        return {"view": view, **counts, **{name: None if math.isnan(value) else value for name, value in ratios.items()}}
+        """The counts as a table's row; a ratio of nothing is None, and so is an infinite difference: JSON has neither."""
+        counts = {name: getattr(self, name) for name in ("rows", "missing", "values", "mismatched")}
+        numbers = {name: getattr(self, name) for name in ("max_difference", "mismatch_ratio", "missing_ratio")}
+        return {"view": view, **counts, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
 
     def add_example(self, example: dict[str, Any]) -> None:
         if len(self.examples) < MAX_EXAMPLES:
@@ -110,7 +116,7 @@ def compare_vector(
     if differs:
         gap = np.abs(best.astype(np.float64) - logged)
         tally.mismatched += differs
-        largest = float(np.nanmax(gap)) if np.isfinite(gap).any() else math.inf
+        largest = float(np.where(np.isfinite(gap), gap, math.inf).max())
         tally.max_difference = max(tally.max_difference, largest)
         note = {"feature": "embedding", "logged": f"{differs} of {best.size} differ", "difference": largest, "rows": 1}
         tally.add_example({**where, **note})

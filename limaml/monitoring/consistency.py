@@ -7,8 +7,8 @@ requests come in:
     and            what was due: the `complete_through` that the server knew
 
 so a row that a publication has just brought counts as right, and one that a publication failed to bring as wrong. Servers hold
-item features in memory and read them anew every so often: due of them is what was complete a day earlier. A row whose timestamp
-is not known, of a server that knew no `complete_through`, is compared at the request's own time.
+item features in memory and read them anew every so often: due of them is what was complete a day earlier. Where the row's
+timestamp is not known, the join is taken at `complete_through` alone; where neither is, at the request's own time.
 
 Rows that were not read, because the store did not answer, are left out. Compare a day soon after it: a correction of an older
 day rewrites the snapshots that requests before it rightly saw.
@@ -34,7 +34,7 @@ from limaml.data.events import partition
 from limaml.data.feature_store import join_features, open_store
 from limaml.data.storage import Storage
 from limaml.errors import GateError, NothingToDo
-from limaml.monitoring.comparison import EXAMPLES, Tally, compare_features, compare_vector
+from limaml.monitoring.comparison import EXAMPLES, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.published import published_files
 
@@ -62,6 +62,8 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     requests, storage = Storage(cfg.serving.log_path), Storage(cfg.storage.root)
     files = [f"{partition(day)}/{name}" for name in requests.list(partition(day)) if not name.startswith(".")]
     if not files:
+        # The ratios of the last compared day stay exported; this says that they are not of this one.
+        gauges.set(telemetry.CONSISTENCY_REQUESTS, 0)
         raise NothingToDo(f"no request was logged on {day}; serving.log_share = {cfg.serving.log_share:g} says how many are")
     store, tallies, num_requests = open_store(cfg), defaultdict[str, Tally](Tally), 0
     for part in _parts(requests, files):
@@ -73,7 +75,7 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     folder = f"consistency/{partition(day)}"
     examples = [example for view in sorted(tallies) for example in tallies[view].examples]
     storage.write_table(f"{folder}/differences.parquet", pa.Table.from_pylist(examples, EXAMPLES))
-    storage.write_table(f"{folder}/views.parquet", pa.Table.from_pylist(views))
+    storage.write_table(f"{folder}/views.parquet", pa.Table.from_pylist(views, VIEWS))
     storage.write_json(f"{folder}/summary.json", {"day": day.isoformat(), "requests": num_requests, "views": views})
     _set_gauges(gauges, tallies, num_requests)
     _log.info("consistency_compared", day=day.isoformat(), requests=num_requests, views=views)

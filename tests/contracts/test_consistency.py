@@ -245,8 +245,10 @@ def test_another_version_s_row_counts_as_missing_and_a_silent_store_not_at_all(w
 
 
 def test_a_day_without_requests_is_nothing_to_do(world, tmp_path):
+    gauges = Gauges()
     with pytest.raises(NothingToDo, match=r"serving.log_share = 1 says"):
-        compare_day(world.cfg, ASKED + timedelta(days=1), Gauges())
+        compare_day(world.cfg, ASKED + timedelta(days=1), gauges)
+    assert gauges.values == {telemetry.CONSISTENCY_REQUESTS: {(): 0.0}}
 
 
 def test_a_publication_exports_when_it_ended_and_how_old_its_entities_are(world):

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import capture_logs
 
 from limaml import schema
 from limaml.config import Config
@@ -147,7 +148,7 @@ def test_no_share_means_no_user_and_no_thread(cfg):
     every.close()
 
 
-def test_a_writer_that_is_behind_costs_rows_and_no_time(cfg, capsys):
+def test_a_writer_that_is_behind_costs_rows_and_no_time(cfg):
     """The writer is held up by a storage that does not return."""
     requests, held = RequestLog(cfg, flush_rows=1, max_queued=3), threading.Event()
     write, started = requests._storage.write_table, threading.Event()
@@ -165,10 +166,11 @@ def test_a_writer_that_is_behind_costs_rows_and_no_time(cfg, capsys):
         requests.record(request(f"u{number}"))
     assert time.monotonic() - begun < 1.0
     assert requests.num_dropped == 7
-    held.set()
-    requests.close()
+    with capture_logs() as said:
+        held.set()
+        requests.close()
     assert sorted(row["user_id"] for row in logged(cfg)) == ["first", "u0", "u1", "u2"]
-    assert "request_log_dropped" in "".join(capsys.readouterr())
+    assert [(one["event"], one["requests"]) for one in said] == [("request_log_dropped", 7)]
 
 
 def test_a_storage_that_fails_is_said_and_logging_goes_on(cfg, tmp_path):

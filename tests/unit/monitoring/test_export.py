@@ -1,5 +1,7 @@
 """What a verb leaves for Prometheus: the text file, what it keeps of earlier runs, and a gateway that is pushed to."""
 
+import shutil
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -10,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from limaml import cli, telemetry
 from limaml.config import MonitoringConfig
 from limaml.errors import GateError, NothingToDo
-from limaml.monitoring.export import Gauges, export
+from limaml.monitoring.export import GAUGES, Gauges, export
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,6 +67,19 @@ def test_a_good_run_replaces_what_was_there_and_a_failed_one_keeps_it(cfg):
         sample(telemetry.VERB_FINISHED_SECONDS, verb="drift", status="ok"): 3000.0,
         sample(telemetry.VERB_FINISHED_SECONDS, verb="drift", status="failed"): 2000.0,
     }
+
+
+@pytest.mark.services
+def test_promtool_has_nothing_to_say_of_the_file(cfg):
+    program = shutil.which("promtool")
+    assert program, "promtool is needed: apt-get install prometheus"
+    gauges = Gauges()
+    for name, (labels, _) in GAUGES.items():
+        gauges.set(name, 0.25, **dict.fromkeys(labels, 'a "name"\nof two\\lines'))
+    export(cfg, "drift", "ok", 1.5, 1000.0, gauges)
+    text = (Path(cfg.textfile_dir) / "limaml_drift.prom").read_text()
+    done = subprocess.run([program, "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_what_is_not_known_is_left_out_and_labels_are_the_declared_ones(cfg):
