@@ -118,7 +118,7 @@ def serving() -> Dashboard:
             lines(
                 "Time since the registry answered",
                 "Of the replica that waits longest. A few seconds is normal.",
-                Query(f"time() - min({names.REGISTRY_POLL_SECONDS})", "registry"),
+                Query(f"time() - min({names.REGISTRY_POLL_SECONDS} > 0)", "registry"),
                 unit="s",
             ),
         ],

@@ -19,11 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helm.dashboards.__main__ import FOLDER
+from helm.dashboards.panels import HALF, HEIGHT, WHOLE
 
 Series = tuple[dict[str, str], list[tuple[float, float]]]
 """Labels, and (instant, value) of every finite sample."""
 POINTS = 240
-COLUMNS, CELL_INCHES = 24, 0.55
+CELL_INCHES = (6.6, 3.2)
+MARGIN_INCHES = 0.4
 TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s"), (0.001, "ms"))
 UNITS = {"percentunit": (0.01, "%"), "reqps": (1.0, "a second"), "short": (1.0, "")}
 """Grafana's name -> size of the unit drawn, and its name."""
@@ -53,16 +55,16 @@ class Asked:
 
 def draw(asked: Asked, board: dict[str, Any], path: Path) -> None:
     """Write one picture of a whole dashboard."""
-    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
-    figure = Figure(figsize=(COLUMNS * CELL_INCHES, bottom * CELL_INCHES * 0.7), dpi=80, layout="constrained")
-    grid = figure.add_gridspec(bottom, COLUMNS)
+    columns, rows = WHOLE // HALF, max(panel["gridPos"]["y"] for panel in board["panels"]) // HEIGHT + 1
+    size = (columns * CELL_INCHES[0], rows * CELL_INCHES[1] + MARGIN_INCHES)
+    figure = Figure(figsize=size, dpi=80, layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
     seconds = asked.end_s - asked.start_s
     figure.suptitle(f"{board['title']}: {seconds:.0f} s, drawn by matplotlib from a live Prometheus", fontsize=11)
     for panel in board["panels"]:
         place = panel["gridPos"]
-        axes = figure.add_subplot(
-            grid[place["y"] : place["y"] + place["h"], place["x"] : place["x"] + place["w"]],
-        )
+        left, width = place["x"] // HALF, place["w"] // HALF
+        axes = figure.add_subplot(grid[place["y"] // HEIGHT, left : left + width])
         axes.set_title(panel["title"], fontsize=10, loc="left")
         {"table": _table, "heatmap": _heatmap}.get(panel["type"], _lines)(asked, panel, axes)
     figure.savefig(path, metadata={"Software": None})
@@ -110,7 +112,10 @@ def _heatmap(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
 
 
 def _table(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
-    rows = [{**labels, "Value": f"{values[-1][1]:g}"} for labels, values in asked.series(panel["targets"][0])]
+    """What held at the end."""
+    found = asked.series(panel["targets"][0])
+    last = max((values[-1][0] for _, values in found), default=0.0)
+    rows = [{**labels, "Value": f"{values[-1][1]:g}"} for labels, values in found if values[-1][0] == last]
     axes.axis("off")
     if rows:
         columns = sorted(rows[0], key=lambda name: (name == "Value", name))
@@ -119,6 +124,8 @@ def _table(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
 
 def _no_data(axes: Axes) -> None:
     axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def main() -> None:
