@@ -18,23 +18,31 @@ _METRICS = {"p50": "p50_ms", "p99": "p99_ms", "rps": "rps"}
 
 
 def ratios(found: Results) -> Results:
-    """Best figures as multiples of the no-op's.
+    """Best figures as multiples of the no-op's, and of the plain service's.
 
-    `ratio_to_noop.<metric>.<concurrency>` is the worse of our two; `ratio_to_noop_by_service.<metric>.<service>.<concurrency>`
-    has all.
+    `ratio_to_noop.<metric>.<concurrency>` is the worse of our two, and so is `ratio_to_plain`;
+    `ratio_to_noop_by_service.<metric>.<service>.<concurrency>` has each.
     """
-    by_service: Results = {}
-    worse: Results = {}
-    for metric, key in _METRICS.items():
-        noop = found[key]["noop"]
-        by_service[metric] = {
-            name: {c: round(value / noop[c], 3) for c, value in cells.items()}
-            for name, cells in found[key].items()
-            if name != "noop"
-        }
-        worst = min if metric == "rps" else max
-        worse[metric] = {c: worst(by_service[metric][name][c] for name in OURS) for c in noop}
-    return {"ratio_to_noop": worse, "ratio_to_noop_by_service": by_service}
+    by_service = {metric: _multiples(found[key], "noop") for metric, key in _METRICS.items()}
+    to_plain = {metric: _multiples(found[key], "plain") for metric, key in _METRICS.items()}
+    return {
+        "ratio_to_noop": {metric: _worse_of_ours(metric, cells) for metric, cells in by_service.items()},
+        "ratio_to_noop_by_service": by_service,
+        "ratio_to_plain": {metric: _worse_of_ours(metric, cells) for metric, cells in to_plain.items()},
+    }
+
+
+def _multiples(figures: Results, base: str) -> Results:
+    return {
+        name: {c: round(value / figures[base][c], 3) for c, value in cells.items()}
+        for name, cells in figures.items()
+        if name != base
+    }
+
+
+def _worse_of_ours(metric: str, multiples: Results) -> Results:
+    worst = min if metric == "rps" else max
+    return {c: worst(multiples[name][c] for name in OURS) for c in multiples[OURS[0]]}
 
 
 def stage_shares(

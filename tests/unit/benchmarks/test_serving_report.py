@@ -77,6 +77,8 @@ def test_the_ratio_is_of_the_worse_of_ours(found):
     assert worse["p50"] == {"1": 1.5, "8": 2.5}
     assert worse["p99"] == {"1": 2.25, "8": 6.25}
     assert worse["rps"] == {"1": pytest.approx(1 / 1.5, abs=1e-3), "8": 0.4}
+    assert found["ratio_to_plain"]["p50"] == {"1": 3.0, "8": 5.0}
+    assert found["ratio_to_plain"]["rps"] == {"1": pytest.approx(1 / 3, abs=1e-3), "8": 0.2}
     assert found["ratio_to_noop_by_service"]["p50"] == {
         "ours_sqlite": {"1": 1.5, "8": 1.4},
         "ours_redis": {"1": 1.2, "8": 2.5},
