@@ -22,7 +22,8 @@ promoted, fill the idle embedding slot and cut over to it.
 its error. *ingest* red: a day failed its gate and lies in `quarantine/` with a report; fix the source, run again. *train* red:
 the log names the step and the tasks of a non-finite loss. *evaluate* skipped: the candidate was refused, the reasons are in its
 result and in MLflow, the champion stays. *plan_fill* or *cut_over* retried with 'busy': another run holds the lease of the
-online store. Every task may be cleared and run again.
+online store. *cut_over* red with 'is complete through': the champion has days that could not be published for the new version;
+the error names what failed. Every task may be cleared and run again. A champion that disappoints: `limaml rollback`.
 """
 
 THROUGH = "{{ day_of(params.through, dag_run.logical_date) }}"
@@ -109,7 +110,7 @@ with DAG(
         task_id="cut_over",
         verb="cut-over",
         arguments=[VERSION],
-        doc_md="Check that the slot is complete, then move the alias `champion`.",
+        doc_md="Check that the slot is complete, publish the days it lacks, then move the alias `champion`.",
         execution_timeout=timedelta(minutes=30),
     )
     apply >> ingest >> train >> evaluate >> plan_fill >> fill >> cut_over
