@@ -73,9 +73,9 @@ def _vector(loaded: Loaded, kind: str, lookup: Lookup) -> torch.Tensor:
 
 def respond(version: str, item_ids: Sequence[str], scores: Sequence[float], lookups: Mapping[str, Lookup]) -> dict[str, Any]:
     """`serving.api.RankResponse` as plain values: candidates by descending score, equal ones by item id."""
-    order = sorted(zip(scores, item_ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    order = sorted(zip([-value for value in scores], item_ids, strict=True))
     return {
-        "items": [{"item_id": item, "score": value} for value, item in order],
+        "items": [{"item_id": item, "score": -negative} for negative, item in order],
         "model_version": version,
         "embeddings": {
             kind: {
