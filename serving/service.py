@@ -19,8 +19,9 @@ from serving.endpoint import RankEndpoint
 
 NAME = "limaml_ranking"
 PATH = "/rank"
-_SWITCH_INTERVAL_S = 0.0005
-"""Loading a champion and encoding items run in another thread, which Python would let keep a request waiting for 5 ms."""
+_SWITCH_INTERVAL_S = 0.0001
+"""Reads of the store, and loading a champion, run in other threads. One that has its answer would wait for Python's lock for
+5 ms (the default) while the loop is busy, and the loop as long for a thread that encodes."""
 
 
 def _config() -> config.Config:

@@ -40,11 +40,15 @@ class StoreCalls:
         if self._abandoned >= self._threads:
             self.breaker.failed()
             raise StoreError(f"all {self._threads} threads wait for the online store; this look-up is not tried")
+        loop = asyncio.get_running_loop()
+        # Not asyncio's own `wrap_future`, which would cancel the job with the wait: a cancelled job counts as done while it
+        # still stands in the pool's queue.
+        answer: asyncio.Future[Any] = loop.create_future()
         job = self._pool.submit(read, *arguments)
+        timer = loop.call_later(self._timeout_s, _expire, answer)
+        job.add_done_callback(lambda job: None if loop.is_closed() else _hand_over(loop, job, answer))
         try:
-            # Shielded: a cancelled job would be counted as done while it still stands in the pool's queue.
-            async with asyncio.timeout(self._timeout_s):
-                result = await asyncio.shield(asyncio.wrap_future(job))
+            result = await answer
         except Exception as error:
             self._abandon(job)
             self._failed(error)
@@ -52,6 +56,8 @@ class StoreCalls:
         except BaseException:
             self._abandon(job)
             raise
+        finally:
+            timer.cancel()
         self.breaker.succeeded()
         return result
 
@@ -81,3 +87,24 @@ class StoreCalls:
         if not is_open:
             self._last_error = ""
         self._on_breaker(is_open)
+
+
+def _expire(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError("the online store did not answer within store_timeout_s"))
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, job: Future[Any], answer: asyncio.Future[Any]) -> None:
+    """From the thread that read to the loop that waits."""
+
+    def hand_over() -> None:
+        if answer.done():
+            return
+        if job.cancelled():
+            answer.set_exception(StoreError("the service is ending and reads no more"))
+        elif error := job.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(job.result())
+
+    loop.call_soon_threadsafe(hand_over)

@@ -1,4 +1,4 @@
-"""The real service under 200 requests a second: while champions change, and when it is told to end.
+"""The real service, two workers of it, under 200 requests a second: while champions change, and when it is told to end.
 
 Every version scores differently and has embeddings of its own in its slot, so that a response shows which block and which
 embedding it was scored with. Some users have an embedding, one has none.
@@ -6,6 +6,7 @@ embedding it was scored with. Some users have an embedding, one has none.
 
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -22,9 +23,10 @@ USERS = ("much", "old", "nobody")
 RATE_PER_S = 200
 CLIENTS = 10
 CUT_OVERS = 10
-DWELL_S = 1.5
-"""Between two cut-overs, half before it counts as undisturbed: some hundred requests."""
+WINDOW_S, SETTLE_S = 1.0, 0.5
+"""A cut-over takes a tenth of the requests of a window or less, and more than the hundredth that a p99 leaves out."""
 TOLERANCE = 1e-6
+REQUESTS = "limaml_rank_requests_total"
 
 
 class Seen(NamedTuple):
@@ -61,6 +63,8 @@ class Load:
 @pytest.fixture(scope="module")
 def world(make_world, tmp_path_factory):
     world = make_world(tmp_path_factory.mktemp("load"))
+    serving = world.cfg.serving.model_copy(update={"workers": 2})
+    world.cfg = world.cfg.model_copy(update={"serving": serving})
     assert world.registry.champion() is None
     world.build()
     return world
@@ -88,51 +92,69 @@ def server(world, start_server):
     return server
 
 
-def quantile(values, share):
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 def test_no_request_notices_ten_cut_overs_and_a_roll_back(world, server, wait_until):
     numbers = {world.registry.champion().version: 0}
-    load, switches, undisturbed = Load(server.port), [], []
+    counted = server.metric(REQUESTS, code="200")
+    load, switches, undisturbed, asked = Load(server.port), [], [], []
     try:
         for number in range(1, CUT_OVERS + 1):
             version = fill(world, number)
             numbers[version] = number
             undisturbed.append(pause())
-            switches.append(cut_over(world, server, version, wait_until))
+            switches.append(cut_over(world, server, version, wait_until, asked))
         [previous] = [version for version, number in numbers.items() if number == CUT_OVERS - 1]
         undisturbed.append(pause())
-        switches.append(cut_over(world, server, previous, wait_until))
+        switches.append(cut_over(world, server, previous, wait_until, asked))
     finally:
         seen = load.stop()
     failed = [(answer.status, answer.failure) for answer in seen if answer.status != 200]
     assert failed == []
-    assert len(seen) > RATE_PER_S * DWELL_S * CUT_OVERS * 0.9, "the clients could not keep the rate"
+    assert server.metric(REQUESTS, code="200") == counted + len(seen) + len(asked), "the workers add up"
+    assert len(seen) > RATE_PER_S * 2 * WINDOW_S * CUT_OVERS * 0.9, "the clients could not keep the rate"
     assert {answer.body["model_version"] for answer in seen} == set(numbers)
     wrong = [answer for answer in seen if not scored_as_it_says(world, numbers, answer)]
     assert wrong == []
-    calm = [answer.took_s for answer in seen if any(start <= answer.due_s < end for start, end in undisturbed)]
-    during = [answer.took_s for answer in seen if any(start <= answer.due_s < end for start, end in switches)]
-    assert len(calm) > 1000
-    assert len(during) > 200
-    print(f"p99 {quantile(calm, 0.99) * 1e3:.1f} ms before, {quantile(during, 0.99) * 1e3:.1f} ms during a switch")
-    assert quantile(during, 0.99) <= 3 * quantile(calm, 0.99)
+    before_s, during_s = p99_s(seen, undisturbed), p99_s(seen, switches)
+    print(f"p99 {before_s * 1e3:.1f} ms before, {during_s * 1e3:.1f} ms during a switch")
+    assert during_s <= 3 * before_s
 
 
 def pause():
-    """A while in which nothing happens; its start and end."""
+    """A window in which nothing happens, once what was before has settled; its start and end."""
+    threading.Event().wait(SETTLE_S)
     start = time.monotonic()
-    threading.Event().wait(DWELL_S)
-    return start, time.monotonic()
+    return start, rest_of_window(start)
 
 
-def cut_over(world, server, version, wait_until):
-    """Point at a version and wait until it serves; the start and end of the change, with the time in which it is loaded."""
+def rest_of_window(start):
+    threading.Event().wait(max(0.0, start + WINDOW_S - time.monotonic()))
+    return time.monotonic()
+
+
+def p99_s(seen, windows):
+    """The median window's: other work on the machine spoils some of them, before and during a switch alike."""
+    found = []
+    for start, end in windows:
+        took = sorted(answer.took_s for answer in seen if start <= answer.due_s < end)
+        assert len(took) > RATE_PER_S * WINDOW_S * 0.9
+        found.append(took[int(0.99 * len(took))])
+    return statistics.median(found)
+
+
+def cut_over(world, server, version, wait_until, asked):
+    """Point at a version and wait until it serves; start and end of the window in which both workers load it and switch.
+
+    `asked` gets an entry a request.
+    """
+
+    def serves():
+        asked.append(version)
+        return server.ranked("much", ITEMS)["model_version"] == version
+
     start = time.monotonic()
     world.registry.set_champion(version)
-    wait_until(lambda: server.ranked("much", ITEMS)["model_version"] == version, f"version {version}")
-    return start, time.monotonic() + 0.1
+    wait_until(serves, f"version {version}")
+    return start, rest_of_window(start)
 
 
 _EXPECTED = {}
@@ -172,5 +194,5 @@ def test_told_to_end_it_answers_what_it_has_accepted(world, server):
     ended_s = time.monotonic()
     seen = load.stop()
     assert [(answer.status, answer.failure) for answer in seen if answer.status != 200] == []
-    assert len(seen) > RATE_PER_S * DWELL_S * 0.9
+    assert len(seen) > RATE_PER_S * WINDOW_S * 0.9
     assert max(answer.done_s for answer in seen) <= ended_s + 0.1

@@ -24,6 +24,7 @@ _PLAIN_TYPES = {
 }
 """Types that `extract_text_and_num` gives a text for."""
 _US_PER_S = 1_000_000
+_COLUMN = "max(CASE feature_name WHEN ? THEN value END), "
 _READ_WAIT_S = 1.0
 """For a lock, which in WAL mode only recovery and `VACUUM` take from a reader."""
 
@@ -73,11 +74,15 @@ class BulkSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]
             )
 
     def entity_reader(self, config: RepoConfig, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> EntityReader:
-        """One statement, and so one state of the database, on a read-only connection a thread."""
-        query = " UNION ALL ".join(
-            f"SELECT {at}, feature_name, value, event_ts FROM {_table(config, view)} WHERE entity_key = ?1"  # noqa: S608
-            for at, (view, _) in enumerate(wanted)
-        )
+        """One statement, and so one state of the database, on a read-only connection a thread.
+
+        It gives one row: Python lets go of its lock for every row, and waits to get it back while the server's loop is busy.
+        """
+        parts = [
+            f"(SELECT min(event_ts), {_COLUMN * len(names)} 0 FROM {_table(config, view)} WHERE entity_key = ?)"  # noqa: S608
+            for view, names in wanted
+        ]
+        query = f"SELECT * FROM {', '.join(parts)}"  # noqa: S608
         address = f"file:{quote(self._get_db_path(config))}?mode=ro"
         local = threading.local()
 
@@ -85,16 +90,16 @@ class BulkSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]
             try:
                 if not hasattr(local, "connection"):
                     local.connection = sqlite3.connect(address, uri=True, timeout=_READ_WAIT_S)
-                found = local.connection.execute(query, (key,)).fetchall()
+                marks = [mark for _, names in wanted for mark in (*names, key)]
+                found = iter(local.connection.execute(query, marks).fetchone())
             except sqlite3.Error:
                 # The next read opens the file anew: it may be another one by then.
                 local.__dict__.pop("connection", None)
                 raise
             rows: list[Stored | None] = []
-            for at, (_, names) in enumerate(wanted):
-                values = {name: value for part, name, value, _ in found if part == at}
-                stamps = [stamp for part, _, _, stamp in found if part == at]
-                rows.append((min(stamps) * _US_PER_S, tuple(map(values.get, names))) if stamps else None)
+            for _, names in wanted:
+                seconds, *values, _ = (next(found) for _ in range(len(names) + 2))
+                rows.append(None if seconds is None else (seconds * _US_PER_S, tuple(values)))
             return rows
 
         return read
