@@ -156,7 +156,7 @@ class Prometheus:
 
     def fired_for(self, alert, seconds):
         """In how many evaluations of the last seconds it fired."""
-        found = self.query(f'sum(count_over_time(ALERTS{{alertname="{alert}",alertstate="firing"}}[{seconds}s]))')
+        found = self.query(f'max(count_over_time(ALERTS{{alertname="{alert}",alertstate="firing"}}[{seconds}s]))')
         return found[0][1] if found else 0
 
 
@@ -188,8 +188,8 @@ class Traffic:
 class Live:
     """The service, its stores and who watches it; methods bring it from one state to another."""
 
-    def __init__(self, world, redis, server, prometheus):
-        self.world, self.redis, self.server, self.prometheus = world, redis, server, prometheus
+    def __init__(self, world, cfg, redis, server, prometheus):
+        self.world, self.cfg, self.redis, self.server, self.prometheus = world, cfg, redis, server, prometheus
         self.version = world.register(seed=1, slot="blue", complete_through=NOW - DAY)
         self.writes, self.started_s = 0, time.time()
         self.publish(self.version)
@@ -236,22 +236,22 @@ class Live:
         assert {labels["alertname"] for labels, _ in seen} - {"Watchdog"} == ({alert} if alert else set())
 
 
-def export_batch_metrics(cfg):
+def export_batch_metrics(cfg, published_ago_s=0.0, mismatch=0.0, score_psi=0.03):
     """What verbs that ended well just now leave for the node exporter."""
     from limaml.monitoring.export import Gauges, export
 
     now_s = time.time()
     publish, consistency, drift = Gauges(), Gauges(), Gauges()
-    publish.set(telemetry.LAST_PUBLISHED_SECONDS, now_s, kind="user")
+    publish.set(telemetry.LAST_PUBLISHED_SECONDS, now_s - published_ago_s, kind="user")
     for state, count in zip(telemetry.ENTITY_STATES, (40, 120, 300, 480), strict=True):
         publish.set(telemetry.PUBLISHED_ENTITIES, count, kind="user", state=state)
     for name in (telemetry.MISMATCH_RATIO, telemetry.MISSING_RATIO, telemetry.MAX_DIFFERENCE):
         for view in ("user_features", "item_features", "user_embedding"):
-            consistency.set(name, 0.0, view=view)
+            consistency.set(name, mismatch if name == telemetry.MISMATCH_RATIO else 0.0, view=view)
     consistency.set(telemetry.CONSISTENCY_REQUESTS, 250)
     for feature, psi in (("user_events", 0.04), ("item_positive_rate", 0.02)):
         drift.set(telemetry.FEATURE_DRIFT_PSI, psi, feature=feature)
-    drift.set(telemetry.SCORE_DRIFT_PSI, 0.03)
+    drift.set(telemetry.SCORE_DRIFT_PSI, score_psi)
     for verb, seconds, gauges in (("publish", 12.0, publish), ("consistency", 4.0, consistency), ("drift", 6.0, drift)):
         export(cfg.monitoring, verb, "ok", seconds, now_s, gauges)
 
@@ -266,7 +266,8 @@ def live(tmp_path_factory, make_world, start_server, free_ports):
     try:
         world = make_world(folder, redis=f"127.0.0.1:{redis_port}")
         monitoring = world.cfg.monitoring.model_copy(update={"textfile_dir": str(folder / "textfiles")})
-        export_batch_metrics(world.cfg.model_copy(update={"monitoring": monitoring}))
+        cfg = world.cfg.model_copy(update={"monitoring": monitoring})
+        export_batch_metrics(cfg)
         assert world.registry.champion() is None  # creates the registry's tables
         server = start_server(world.cfg, folder)
         options = [
@@ -282,7 +283,7 @@ def live(tmp_path_factory, make_world, start_server, free_ports):
         prometheus = Prometheus(prometheus_port, folder, {"limaml": server.port, "batch": exporter_port})
         programs.append(prometheus.process)
         wait_for(prometheus.ready, "Prometheus's start")
-        live = Live(world, redis, server, prometheus)
+        live = Live(world, cfg, redis, server, prometheus)
         traffic = Traffic(server.port)
         live.settle()
         yield live
@@ -339,6 +340,34 @@ def test_rows_of_another_version_fire_their_alert_alone(live):
         assert live.server.ranked("old")["embeddings"]["user"]["fallback"] == "version_mismatch"
     finally:
         live.publish(live.version)
+    live.settle()
+
+
+def test_a_champion_that_cannot_be_loaded_fires_its_alert_alone(live):
+    broken = live.world.register(seed=2, slot="purple", complete_through=NOW - DAY)
+    live.world.registry.set_champion(broken)
+    try:
+        live.check_alone("LimamlChampionLoadFailed")
+        assert live.server.ranked("old")["model_version"] == live.version
+    finally:
+        live.world.registry.set_champion(live.version)
+    live.settle()
+
+
+@pytest.mark.parametrize(
+    ("alert", "exported"),
+    [
+        ("LimamlPublishingStopped", {"published_ago_s": 27 * 3600.0}),
+        ("LimamlOfflineOnlineMismatch", {"mismatch": 0.01}),
+        ("LimamlScoreDrift", {"score_psi": 0.4}),
+    ],
+)
+def test_what_a_batch_verb_found_fires_its_alert_alone(live, alert, exported):
+    export_batch_metrics(live.cfg, **exported)
+    try:
+        live.check_alone(alert)
+    finally:
+        export_batch_metrics(live.cfg)
     live.settle()
 
 
