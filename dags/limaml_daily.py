@@ -16,10 +16,11 @@ the version before it while that is ready to be rolled back to; then compare wha
 offline join, and measure the day's drift.
 
 **Inputs.** The source's rows of `day`; the champion and the ready version before it; the requests logged on `day`. Each version
-is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails the run and is named.
+is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails the run and is
+named.
 
-**Outputs.** The days' partitions, snapshots and embeddings; rows online; each slot's `complete_through`; metrics, and the tables
-`consistency/dt=D/` and `drift/dt=D/`.
+**Outputs.** The days' partitions, snapshots and embeddings; rows online; each slot's `complete_through`; metrics, and the
+tables `consistency/dt=D/` and `drift/dt=D/`.
 
 **Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task holds
 its error. *ingest* red: the names of the failed expectations are in the error, the day and its report in `quarantine/`; nothing
@@ -27,8 +28,8 @@ after it ran; fix the day at its source and clear the task. *publish* retried wi
 online store. *publish* red with 'must hold embeddings that passed their gate' for the previous version: the champion is
 published; the log of *adapt* has the reason (`previous_version_not_adapted`); until it is put right there is nothing fresh to
 roll back to. *consistency* red: the error names the view, `differences.parquet` the values; everything was published, and the
-next day is not held up. *consistency* skipped: no request was logged. A day may be run again at any time: unchanged data changes
-nothing.
+next day is not held up. *consistency* skipped: no request was logged. A day may be run again at any time: unchanged data
+changes nothing.
 
 **Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
 """

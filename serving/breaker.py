@@ -1,4 +1,8 @@
-"""A circuit breaker: after several failures in a row the store is left alone for a while, then one look-up tries it."""
+"""A circuit breaker: after several failures in a row the store is left alone for a while, then one look-up tries it.
+
+Look-ups that were under way together when one failed say the same thing: of them one counts. Otherwise one stall, late for
+eight requests at a time, would open the breaker.
+"""
 
 import time
 from collections.abc import Callable
@@ -20,6 +24,7 @@ class Breaker:
         self._on_change = on_change
         self._clock = clock
         self._in_a_row = 0
+        self._last_failure = float("-inf")
         self._next_try = 0.0
         self.is_open = False
 
@@ -39,7 +44,11 @@ class Breaker:
             self.is_open = False
             self._on_change(False)
 
-    def failed(self) -> None:
+    def failed(self, began: float) -> None:
+        """A look-up that began at `began` (of the clock) failed, or was late."""
+        if began < self._last_failure:
+            return
+        self._last_failure = self._clock()
         self._in_a_row += 1
         if self._in_a_row >= self._failures and not self.is_open:
             self.is_open = True

@@ -6,6 +6,7 @@ once, so that what a hanging store can hold is bounded.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -37,8 +38,9 @@ class StoreCalls:
         `store_timeout_s`, and whatever `read` raises; these two count as the store's failure."""
         if not self.breaker.allows():
             raise StoreError("the online store failed several times in a row and is left alone for now")
+        began = time.monotonic()
         if self._abandoned >= self._threads:
-            self.breaker.failed()
+            self.breaker.failed(began)
             raise StoreError(f"all {self._threads} threads wait for the online store; this look-up is not tried")
         loop = asyncio.get_running_loop()
         # Not asyncio's own `wrap_future`, which would cancel the job with the wait: a cancelled job counts as done while it
@@ -51,7 +53,7 @@ class StoreCalls:
             result = await answer
         except Exception as error:
             self._abandon(job)
-            self._failed(error)
+            self._failed(error, began)
             raise
         except BaseException:
             self._abandon(job)
@@ -75,12 +77,12 @@ class StoreCalls:
         with self._lock:
             self._abandoned -= 1
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, began: float) -> None:
         message = f"{type(error).__name__}: {error}"
         if message != self._last_error:  # once for a series of equal errors
             log.warning("online_store_failed", error=message)
         self._last_error = message
-        self.breaker.failed()
+        self.breaker.failed(began)
 
     def _changed(self, is_open: bool) -> None:
         log.warning("online_store_breaker", open=is_open)

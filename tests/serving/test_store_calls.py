@@ -22,23 +22,35 @@ def test_the_breaker_opens_after_failures_in_a_row_and_lets_one_look_up_try():
     clock, told = Clock(), []
     breaker = Breaker(3, 1.0, told.append, clock)
     for _ in range(2):
-        breaker.failed()
+        breaker.failed(clock())
     breaker.succeeded()
     for _ in range(2):
-        breaker.failed()
+        breaker.failed(clock())
     assert (breaker.is_open, breaker.allows(), told) == (False, True, [])
-    breaker.failed()
+    breaker.failed(clock())
     assert (breaker.is_open, breaker.allows(), told) == (True, False, [True])
     clock.now += 1.0
     assert [breaker.allows(), breaker.allows()] == [True, False]
-    breaker.failed()
+    breaker.failed(clock())
     assert not breaker.allows()
     clock.now += 1.0
     assert breaker.allows()
     breaker.succeeded()
     assert (breaker.is_open, breaker.allows(), told) == (False, True, [True, False])
-    breaker.failed()
+    breaker.failed(clock())
     assert breaker.allows(), "one failure is not several in a row"
+
+
+def test_look_ups_that_fail_together_count_once():
+    clock = Clock()
+    breaker = Breaker(2, 1.0, clock=clock)
+    began = clock()
+    clock.now += 0.02
+    for _ in range(8):
+        breaker.failed(began)
+    assert not breaker.is_open
+    breaker.failed(clock())
+    assert breaker.is_open
 
 
 @pytest.fixture
