@@ -36,7 +36,7 @@ from limaml.embeddings.slots import Places, fill_shard, plan_fill
 from limaml.errors import DataError, NothingToDo, StoreError
 from tests.contracts.embedding_world import FIRST, HISTORY_DAYS, ITEMS, ONE_DAY, TODAY, USERS, World, day_of_events, flipped
 
-NUM_EXAMPLES = 8
+NUM_EXAMPLES = 6
 NUM_STEPS = 12
 LATER_DAYS = 5
 VERSIONS = ("1", "2", "3")
