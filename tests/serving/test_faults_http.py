@@ -177,9 +177,16 @@ def half_a_request(server):
 
 def test_more_requests_than_it_can_hold_are_refused_at_once(world, server, good, wait_until):
     before = server.metric("limaml_rank_requests_total", code="503")
-    held = [half_a_request(server) for _ in range(MAX_IN_FLIGHT)]
-    # They have arrived when there is no room left.
-    wait_until(lambda: server.rank().status_code == 503, "a refusal")
+    held = []
+
+    def is_full():
+        """No room is left for a whole request; until then one more half is sent, which may itself come while one is served."""
+        if server.rank().status_code == 503:
+            return True
+        held.append(half_a_request(server))
+        return False
+
+    wait_until(is_full, "a refusal")
     with ThreadPoolExecutor(8) as pool:
         refused = list(pool.map(lambda _: server.rank(), range(40)))
     for response in refused:
@@ -187,10 +194,13 @@ def test_more_requests_than_it_can_hold_are_refused_at_once(world, server, good,
         assert response.json()["error"]["rule"] == f"works on at most {MAX_IN_FLIGHT} requests at a time"
     assert server.metric("limaml_rank_requests_total", code="503") > before + 40
     assert server.client.get("/readyz").status_code == 200
+    answers = []
     for connection, rest in held:
-        connection.sendall(rest)
-        assert connection.recv(12) == b"HTTP/1.1 200"
-        connection.close()
+        with connection:
+            connection.sendall(rest)
+            answers.append(connection.recv(12))
+    assert answers.count(b"HTTP/1.1 200") == MAX_IN_FLIGHT
+    assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
     serves(world, server, good)
 
 
