@@ -19,9 +19,11 @@ from limaml.embeddings import daily, slots, switch
 from limaml.embeddings.lease import Held
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
+from limaml.local.status import read_status
 from limaml.registry import ModelVersion, Registry
 from tests.contracts.embedding_world import (
     ONE_DAY,
+    TODAY,
     Dump,
     World,
     changed_users,
@@ -109,6 +111,14 @@ def test_a_day_is_published_for_the_champion_and_the_ready_version_before_it(wor
         assert through(world, version) == schema.day_end(day).isoformat()
     with pytest.raises(NothingToDo, match=f"for version {champion.version} and {previous.version} already, and unchanged"):
         world.daily(day)
+
+
+def test_the_status_names_the_version_to_roll_back_to(world: World) -> None:
+    champion, previous = both(world)
+    cfg = world.cfg.model_copy(update={"local": world.cfg.local.model_copy(update={"daily_days": 1})})
+    status = read_status(cfg, TODAY)
+    assert (status.champion, status.previous) == (champion.version, previous.version)
+    assert status.to_dict()["previous"] == previous.version
 
 
 def test_a_version_is_given_every_day_after_its_own_complete_through(world: World, behind: Callable[[int], list[date]]) -> None:
