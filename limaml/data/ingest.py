@@ -21,7 +21,7 @@ from limaml.data import catalogue, gates, snapshots
 from limaml.data.events import DayManifest, EventStore, canonical, conforms, content_hash
 from limaml.data.expectations import Finding, GateResult
 from limaml.data.gate_report import report_html
-from limaml.data.logged import logged_path, write_logged
+from limaml.data.logged import keep_logged_features, logged_path, write_logged
 from limaml.data.sources import Source, open_source
 from limaml.data.storage import Storage
 from limaml.errors import BusyError, ConfigError, DataError, GateError, UnreadableDayError
@@ -274,6 +274,7 @@ def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
             days = joined["timestamp"].cast(pa.date32())
             for member in group:
                 rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
+                rows = keep_logged_features(places.storage, member.day, rows, member.revision)
                 write_logged(places.storage, member.day, rows, member.revision)
             group = []
         if delivery is not None:

@@ -445,14 +445,7 @@ class Embeddings(RuleBasedStateMachine):
         assert online == undisturbed
 
     def check_vectors(self, online: Online) -> None:
-        """Every row is what its version gives for its user's events, as they are now, before its instant.
-
-        A correction logs its whole day's features again. They are the same unless an earlier day was corrected before; then
-        users whose own rows are as they were have embeddings of the features that were logged first.
-        """
-        corrected = [op[1] for op in self.log if op[0] == "correct"]
-        if corrected != sorted(corrected, reverse=True):
-            return
+        """Every row is what its version gives for its user's events, as they are now, before its instant."""
         world, places = self.installation.world, self.installation.places
         for version in self.model.ready:
             bundle = places.bundle(version)

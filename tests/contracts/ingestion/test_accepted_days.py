@@ -118,6 +118,38 @@ def test_correction_gets_the_next_revision_and_changes_what_depends_on_it_only(d
     assert pq.read_table(pa.BufferReader(old), columns=columns).equals(pq.read_table(pa.BufferReader(new), columns=columns))
 
 
+def test_a_correction_keeps_the_features_of_rows_that_stay_and_joins_those_that_come(delivery):
+    """A corrected older day changes what a row joined now would get; a row that stays keeps what it was served with."""
+    delivery.history(delivery.days[-1])
+    older, day = delivery.days[1], delivery.days[3]
+    before = read_logged(delivery.storage, first=day, through=day)
+    for row in range(delivery.table(older).num_rows):
+        delivery.flip(older, row)
+    delivery.day(older)
+    table = delivery.table(day)
+    new = table.slice(0, 1).set_column(0, "event_id", pa.array(["new"])).cast(table.schema)
+    delivery.deliver(day, pa.concat_tables([table.slice(1), new]))
+    delivery.flip(day, 2)
+    delivery.day(day)
+
+    after = read_logged(delivery.storage, first=day, through=day)
+    old, now = ({row["event_id"]: row for row in rows.to_pylist()} for rows in (before, after))
+    [gone], [come] = old.keys() - now.keys(), now.keys() - old.keys()
+    features = [*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES]
+    for event in old.keys() & now.keys():
+        assert [now[event][name] for name in features] == [old[event][name] for name in features]
+    assert [now[come][name] for name in features] != [old[gone][name] for name in features]
+    assert sum(now[event]["label"] != old[event]["label"] for event in old.keys() & now.keys()) == 1
+
+    # An ingestion that died before its features were written has moved the old ones aside.
+    complete = delivery.files(*EVERYTHING)
+    manifest = f"days/dt={day}.json"
+    delivery.storage.write_json(manifest, delivery.storage.read_json(manifest) | {"revision": 1, "sha256": "of the first"})
+    (delivery.folder / "data" / f"logged/dt={day}/logged-r0002.parquet").unlink()
+    assert delivery.day(day)["revision"] == 2
+    assert delivery.files(*EVERYTHING) == complete
+
+
 def test_logged_features_do_not_depend_on_labels_of_their_day_or_later(delivery):
     """No leak: a row's own label, or anything from its day on, leaves its features byte-equal; an earlier label does not."""
 
