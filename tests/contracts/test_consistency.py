@@ -19,7 +19,7 @@ from limaml.data.logged import read_logged
 from limaml.data.sources import week_shift
 from limaml.data.storage import Storage
 from limaml.data.synthetic import SyntheticSource
-from limaml.embeddings import daily, slots
+from limaml.embeddings import daily, slots, switch
 from limaml.errors import GateError, NothingToDo
 from limaml.models import bundle
 from limaml.models.network import build_network
@@ -93,7 +93,7 @@ class World:
         version = self.registry.register(folder / "bundle", self.registry.start_run(RUN), {})
         for shard in slots.plan_fill(self.cfg, version, day, RUN)["shards"]:
             slots.fill_shard(self.cfg, version, shard, RUN)
-        slots.cut_over(self.cfg, version, RUN)
+        switch.cut_over(self.cfg, version, RUN)
         return version
 
     def ask(self):
