@@ -182,7 +182,7 @@ def start_server():
         server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def redis_server(tmp_path_factory):
     """`host:port` of a Redis server of our own, empty and without files; for tests marked `services`."""
     program = shutil.which("redis-server")

@@ -211,10 +211,12 @@ class Live:
         self.publish(self.version)
 
     def settle(self):
-        """Wait until no alert fires or is about to."""
+        """Wait until, some evaluations later, no alert fires or is about to: at the very start nothing was evaluated yet."""
+        started = time.monotonic()
 
         def silent():
-            return not self.prometheus.query('ALERTS{alertname!="Watchdog"}')
+            evaluated = self.prometheus.fired_for("Watchdog", math.ceil(time.monotonic() - started))
+            return evaluated >= EVALUATIONS and not self.prometheus.query('ALERTS{alertname!="Watchdog"}')
 
         wait_for(silent, f"silence (firing: {self.prometheus.firing()})")
 
