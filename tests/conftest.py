@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.polling import wait_for
+
 _HOME = tempfile.mkdtemp(prefix="limaml-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "BENTOML", "FEAST", "LIMAML", "MLFLOW", "RAY"))]:
@@ -43,8 +45,6 @@ time.tzset()
 ROOT = Path(__file__).parents[1]
 # Its start takes about ten seconds on an idle machine, most of it imports.
 START_DEADLINE_S = 120.0
-# For what a running server does at its next poll, on a busy machine.
-DEADLINE_S = 30.0
 
 
 def unused_ports(count):
@@ -61,17 +61,6 @@ def unused_ports(count):
 @pytest.fixture(scope="session")
 def free_ports():
     return unused_ports
-
-
-def wait_for(condition, what, deadline_s=DEADLINE_S):
-    """Poll until `condition()` is true; what it returned is returned."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {deadline_s} s")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from limaml import registry, telemetry
+from tests.polling import wait_for
 
 pytestmark = pytest.mark.services
 
@@ -63,15 +64,6 @@ def panels():
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
                 yield pytest.param(target, id=f"{path.stem}-{panel['title']}-{target['refId']}".replace(" ", "_"))
-
-
-def wait_for(condition, what, deadline_s=DEADLINE_S):
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {deadline_s} s")
 
 
 def start_program(name, package, arguments, log):
@@ -218,13 +210,13 @@ class Live:
             evaluated = self.prometheus.fired_for("Watchdog", math.ceil(time.monotonic() - started))
             return evaluated >= EVALUATIONS and not self.prometheus.query('ALERTS{alertname!="Watchdog"}')
 
-        wait_for(silent, f"silence (firing: {self.prometheus.firing()})")
+        wait_for(silent, f"silence (firing: {self.prometheus.firing()})", DEADLINE_S)
 
     def check_alone(self, alert):
         """Wait for `alert` (None: for nothing) to fire, and see that for some evaluations on nothing else does."""
         started = time.monotonic()
         if alert:
-            wait_for(lambda: alert in self.prometheus.firing(), f"{alert} (fires: {self.prometheus.firing()})")
+            wait_for(lambda: alert in self.prometheus.firing(), f"{alert} (fires: {self.prometheus.firing()})", DEADLINE_S)
 
         def long_enough():
             seconds = math.ceil(time.monotonic() - started)
@@ -232,7 +224,7 @@ class Live:
             assert not others, f"beside {alert} fires {others}"
             return self.prometheus.fired_for(alert or "Watchdog", seconds) >= EVALUATIONS
 
-        wait_for(long_enough, f"{EVALUATIONS} evaluations with {alert}")
+        wait_for(long_enough, f"{EVALUATIONS} evaluations with {alert}", DEADLINE_S)
         seconds = math.ceil(time.monotonic() - started)
         seen = self.prometheus.query(f'count by (alertname) (count_over_time(ALERTS{{alertstate="firing"}}[{seconds}s]))')
         assert {labels["alertname"] for labels, _ in seen} - {"Watchdog"} == ({alert} if alert else set())

@@ -13,6 +13,7 @@ from limaml import schema
 from limaml.config import Config
 from limaml.data.storage import Storage
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
+from tests.polling import wait_for
 
 AT = datetime(2026, 3, 2, 23, 59, 58, tzinfo=UTC)
 THROUGH = datetime(2026, 3, 2, tzinfo=UTC)
@@ -57,13 +58,6 @@ def files(cfg):
 def logged(cfg):
     storage = Storage(cfg.serving.log_path)
     return [row for path in files(cfg) for row in storage.read_table(path).to_pylist()]
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_request_comes_back_as_it_was_recorded(cfg):
@@ -111,10 +105,10 @@ def test_full_batches_and_old_ones_are_written_without_a_close(cfg):
     by_rows = RequestLog(cfg, flush_rows=2, flush_interval_s=600.0)
     for user in ("a", "b"):
         by_rows.record(request(user))
-    eventually(lambda: len(logged(cfg)) == 2)
+    wait_for(lambda: len(logged(cfg)) == 2, "a file of two requests")
     by_age = RequestLog(cfg, flush_rows=1000, flush_interval_s=0.05)
     by_age.record(request("c"))
-    eventually(lambda: len(logged(cfg)) == 3)
+    wait_for(lambda: len(logged(cfg)) == 3, "a file of an old request")
     by_rows.close()
     by_age.close()
     assert len(files(cfg)) == 2
@@ -178,7 +172,7 @@ def test_a_storage_that_fails_is_said_and_logging_goes_on(cfg, tmp_path):
     blocked.write_text("a file in the way")
     requests = RequestLog(cfg, flush_rows=1)
     requests.record(request("lost"))
-    eventually(lambda: requests.num_dropped == 1)
+    wait_for(lambda: requests.num_dropped == 1, "the drop")
     blocked.unlink()
     requests.record(request("kept"))
     requests.close()

@@ -1,0 +1,17 @@
+"""Waiting for what another process or thread does: look again until a deadline."""
+
+import time
+
+# For what a running server does at its next poll, on a busy machine.
+DEADLINE_S = 30.0
+
+
+def wait_for(condition, what, deadline_s=DEADLINE_S):
+    """Poll until `condition()` is true; what it returned is returned."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {deadline_s} s")
