@@ -20,9 +20,10 @@ from limaml.data.storage import Storage
 from limaml.errors import ConfigError, StoreError
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
-from serving.items import Items, ItemTable
+from serving.items import Items
 from serving.loaded import Loaded
 from serving.metrics import Metrics
+from serving.scorer import CatalogueScorer
 
 log = telemetry.get_logger(__name__)
 
@@ -136,24 +137,26 @@ class Champion:
             complete_through=_complete_through(champion),
             network=loaded.network,
             encoder=loaded.encoder,
-            prior=prior,
-            items=ItemTable.encode(self._items, loaded.encoder),
+            prior={kind: vector.numpy() for kind, vector in prior.items()},
+            items=self._items,
+            scorer=CatalogueScorer(loaded.network.global_block, self._items.encode(loaded.encoder)),
             features=features,
         )
 
     def _warm_up(self, loaded: Loaded) -> None:
         """Score a few requests as they will come, so that the first real ones are not the slow ones."""
-        for size in {1, min(len(loaded.items.number), self._cfg.serving.max_candidates)} - {0}:
+        for size in {1, min(len(loaded.items.catalogue), self._cfg.serving.max_candidates)} - {0}:
             for _ in range(_WARM_UP_REQUESTS):
                 lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, datetime.now(UTC))
-                ranking.score(loaded, range(size), UNAVAILABLE, lookups, hour=0)
+                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, hour=0)
 
     def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
         """Items as they are now, and the end of the last published day."""
-        before = self._items
         self._read_items(current.features)
-        items = current.items if self._items is before else ItemTable.encode(self._items, current.encoder)
-        self.loaded = replace(current, complete_through=complete_through, items=items)
+        scorer = current.scorer
+        if self._items is not current.items:
+            scorer = CatalogueScorer(current.network.global_block, self._items.encode(current.encoder))
+        self.loaded = replace(current, complete_through=complete_through, items=self._items, scorer=scorer)
         self._metrics.serving(current.version, current.slot, complete_through)
 
     def _read_items(self, features: OnlineFeatures) -> None:

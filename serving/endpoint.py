@@ -29,6 +29,8 @@ Rank = Callable[[RankRequest], Awaitable[bytes]]
 log = telemetry.get_logger(__name__)
 
 RETRY_AFTER_S = 1
+_FLUSH_S = 0.1
+"""Metrics of a request are seen this much later, at most."""
 
 
 class ClientGone(Exception):  # noqa: N818 - it is no error
@@ -47,6 +49,7 @@ class RankEndpoint:
         self._in_flight = 0
         self._rank: Rank | None = None
         self._metrics: Metrics | None = None
+        self._flush_is_due = False
 
     def bind(self, rank: Rank, metrics: Metrics) -> None:
         """What answers a checked request, and where codes and times are counted."""
@@ -55,6 +58,8 @@ class RankEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
             assert self.others is not None
+            if self._metrics is not None:
+                self._metrics.flush()
             await self.others(scope, receive, send)
             return
         assert self._metrics is not None
@@ -66,8 +71,16 @@ class RankEndpoint:
         self._metrics.answered(status)
         if status == 200:
             self._metrics.stage("total", time.perf_counter() - started)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _flush(self) -> None:
+        assert self._metrics is not None
+        self._flush_is_due = False
+        self._metrics.flush()
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         try:

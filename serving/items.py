@@ -1,17 +1,11 @@
-"""The whole catalogue in memory, encoded for one model version, so that a request gathers rows by number.
-
-I items, F features
-"""
+"""The whole catalogue in memory, so that a request's items are numbers, and nothing of them is read when it comes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import torch
-from torch import Tensor
-
 from limaml import schema
-from limaml.data.encoding import Encoder
+from limaml.data.encoding import EncodedRows, Encoder
 from serving.api import RequestError
 from serving.features import ItemRow
 
@@ -20,11 +14,14 @@ _UNKNOWN = ItemRow((None,) * len(schema.ITEM_FEATURE_NAMES), None)
 
 @dataclass(frozen=True)
 class Items:
-    """Catalogue and features as last read, before any encoding; the same for all model versions."""
+    """Catalogue and features as last read; the same for all model versions."""
 
     catalogue: tuple[str, ...] = ()
     rows: Mapping[str, ItemRow] | None = None
     """None until the store has answered once; an item that it does not know has None throughout."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_number", {item: at for at, item in enumerate(self.catalogue)})
 
     def values(self, item_ids: Sequence[str]) -> dict[str, list[object]]:
         """Feature -> one value an item."""
@@ -35,33 +32,18 @@ class Items:
         """Of each item's row."""
         return [self._row(item).at for item in item_ids]
 
-    def _row(self, item: str) -> ItemRow:
-        return (self.rows or {}).get(item, _UNKNOWN)
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """What the network reads of every item of the catalogue."""
-
-    items: Items
-    number: Mapping[str, int]
-    """Item -> its row."""
-    index_I: Tensor
-    dense_IF: Tensor
-
-    @classmethod
-    def encode(cls, items: Items, encoder: Encoder) -> "ItemTable":
-        columns = {**items.values(items.catalogue), "item_id": list(items.catalogue)}
-        encoded = encoder.encode(columns, len(items.catalogue))
-        number = {item: at for at, item in enumerate(items.catalogue)}
-        return cls(items, number, torch.from_numpy(encoded.item_index), torch.from_numpy(encoded.item_dense))
+    def encode(self, encoder: Encoder) -> EncodedRows:
+        """What a network reads of every item, in the catalogue's order."""
+        columns = {**self.values(self.catalogue), "item_id": list(self.catalogue)}
+        return encoder.encode(columns, len(self.catalogue))
 
     def find(self, item_ids: Sequence[str]) -> list[int]:
-        """Rows of the candidates. Raises RequestError (400) with the first one that is not in the catalogue."""
+        """Each candidate's number, its place in the catalogue. Raises RequestError (400) with the first that is not in it."""
+        number: Mapping[str, int] = self._number  # type: ignore[attr-defined]
         try:
-            return [self.number[item] for item in item_ids]
+            return [number[item] for item in item_ids]
         except KeyError:
-            at = next(at for at, item in enumerate(item_ids) if item not in self.number)
+            at = next(at for at, item in enumerate(item_ids) if item not in number)
         raise RequestError(
             400,
             field=f"item_ids.{at}",
@@ -69,3 +51,6 @@ class ItemTable:
             value=item_ids[at],
             remedy="leave it out, or wait for the daily run that brings it",
         )
+
+    def _row(self, item: str) -> ItemRow:
+        return (self.rows or {}).get(item, _UNKNOWN)

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from torch import Tensor
-
-from limaml.data.encoding import Encoder
+from limaml.data.encoding import Encoder, Floats
 from limaml.models.network import LiMAML
 from serving.features import OnlineFeatures
-from serving.items import ItemTable
+from serving.items import Items
+from serving.scorer import CatalogueScorer
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,9 @@ class Loaded:
     """End of the last day published whole into the slot; None before the first one is known."""
     network: LiMAML
     encoder: Encoder
-    prior: Mapping[str, Tensor]
+    prior: Mapping[str, Floats]
     """Task kind -> (D,) embedding of an empty support."""
-    items: ItemTable
+    items: Items
+    scorer: CatalogueScorer
+    """Of the network and the items."""
     features: OnlineFeatures

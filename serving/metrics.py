@@ -3,6 +3,9 @@
 prometheus_client decides at its first import whether it counts per process or over all workers (from
 PROMETHEUS_MULTIPROC_DIR, which BentoML sets for its workers), so `Metrics` is built in the worker, not at import.
 
+What requests count is kept in the process and added up by `flush`, a few times a second: 25 samples a request, each written
+into a memory-mapped file under a lock, took a tenth of its time.
+
 Gauges over several workers: `livemax` where one worker in trouble must show (load failed, breaker open) or where an old
 series is set to 0 (Gauge.remove() does nothing over several processes); `livemin` for the last poll, of which the worker
 that is furthest behind must show.
@@ -10,7 +13,10 @@ that is furthest behind must show.
 
 import os
 import time
+from collections import Counter as CountOf
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limaml import telemetry
+from limaml.data.encoding import Floats
 from serving.freshness import Lookup
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    import numpy.typing as npt
+    from prometheus_client import CollectorRegistry, Histogram
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 LAG_BUCKETS = (HOUR_S, 6 * HOUR_S, 12 * HOUR_S, DAY_S, 1.5 * DAY_S, 2 * DAY_S, 3 * DAY_S, 7 * DAY_S, 14 * DAY_S, 30 * DAY_S)
@@ -32,8 +40,24 @@ CANDIDATE_BUCKETS = (1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 REQUEST_CODES = (200, 400, 401, 415, 500, 503, 504)
 
 
+@dataclass
+class _Pending:
+    """What requests counted since the last flush; histograms by their label, or without one."""
+
+    codes: CountOf[int] = field(default_factory=CountOf)
+    lookups: CountOf[tuple[str, str]] = field(default_factory=CountOf)
+    lag: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    inactivity: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stages: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    scores: list[Floats] = field(default_factory=list)
+    """(R,) of every request."""
+
+
 class Metrics:
-    """One set a process: prometheus_client refuses a second registration of a name."""
+    """One set a process: prometheus_client refuses a second registration of a name.
+
+    `answered`, `looked_up`, `ranked` and `stage` are for one thread, the event loop's, and are seen after `flush`.
+    """
 
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -87,6 +111,7 @@ class Metrics:
         self._seconds = histogram(telemetry.RANK_SECONDS, "Time of a ranking request by stage.", STAGE_BUCKETS, ["stage"])
         self._candidates = histogram(telemetry.RANK_CANDIDATES, "Candidates of a request.", CANDIDATE_BUCKETS)
         self._serving: tuple[str, str] | None = None
+        self._pending = _Pending()
 
     def start(self, kinds: Sequence[str]) -> None:
         """Give every series its zero, so that rates and alerts see the first count."""
@@ -102,14 +127,39 @@ class Metrics:
         _forget_dead_workers()
 
     def answered(self, code: int) -> None:
-        self._requests.labels(str(code)).inc()
+        self._pending.codes[code] += 1
 
     def looked_up(self, kind: str, lookup: Lookup) -> None:
-        self._lookups.labels(kind, lookup.status).inc()
+        self._pending.lookups[kind, lookup.status] += 1
         if lookup.age_s is not None:
-            self._lag.labels(kind).observe(lookup.age_s)
+            self._pending.lag[kind].append(lookup.age_s)
         if lookup.inactivity_s is not None:
-            self._inactivity.labels(kind).observe(lookup.inactivity_s)
+            self._pending.inactivity[kind].append(lookup.inactivity_s)
+
+    def ranked(self, scores: Floats) -> None:
+        """(R,) scores given to the candidates of one request."""
+        self._pending.scores.append(scores)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._pending.stages[stage].append(seconds)
+
+    def flush(self) -> None:
+        """Add up what was counted, so that a scrape of any worker sees it."""
+        pending, self._pending = self._pending, _Pending()
+        for code, count in pending.codes.items():
+            self._requests.labels(str(code)).inc(count)
+        for labels, count in pending.lookups.items():
+            self._lookups.labels(*labels).inc(count)
+        for histogram, values in (
+            (self._lag, pending.lag),
+            (self._inactivity, pending.inactivity),
+            (self._seconds, pending.stages),
+        ):
+            for label, observed in values.items():
+                _observe(histogram.labels(label), np.array(observed))
+        if pending.scores:
+            _observe(self._candidates, np.array([len(scores) for scores in pending.scores]))
+            _observe(self._score, np.concatenate(pending.scores))
 
     def serving(self, version: str, slot: str, complete_through: datetime | None) -> None:
         """This version serves from this slot; called again when a day has been published."""
@@ -129,16 +179,14 @@ class Metrics:
     def breaker_open(self, is_open: bool) -> None:
         self._breaker.set(is_open)
 
-    def ranked(self, scores: Sequence[float]) -> None:
-        self._candidates.observe(len(scores))
-        # As `observe` of each score, which would take 0.4 ms of a request of 100: one step a bucket instead of one a score.
-        counts = np.bincount(np.searchsorted(SCORE_BUCKETS, scores), minlength=len(SCORE_BUCKETS) + 1)
-        self._score._sum.inc(float(sum(scores)))
-        for bucket in counts.nonzero()[0].tolist():
-            self._score._buckets[bucket].inc(int(counts[bucket]))
 
-    def stage(self, stage: str, seconds: float) -> None:
-        self._seconds.labels(stage).observe(seconds)
+def _observe(series: "Histogram", values: "npt.NDArray[Any]") -> None:
+    """As `observe` of each value, but one step a bucket instead of one a value: 4 us each, and a request has 100 scores."""
+    counts = np.bincount(np.searchsorted(series._upper_bounds, values))
+    series._sum.inc(float(values.sum(dtype=np.float64)))
+    for bucket, count in zip(series._buckets, counts.tolist(), strict=False):  # a NaN is in none, there as here
+        if count:
+            bucket.inc(count)
 
 
 def _forget_dead_workers() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from limaml.config import Config
+from limaml.data.encoding import Floats
 from serving import ranking
 from serving.api import RankRequest, RequestError
 from serving.champion import Champion
@@ -31,7 +32,7 @@ class Served:
     fetched: Fetched
     lookups: dict[str, Lookup]
     hour: int
-    scores: list[float]
+    scores: Floats
     """In the order of the request's candidates."""
 
 
@@ -102,7 +103,7 @@ class Ranker:
 
 def _logged(served: Served) -> LoggedRequest:
     """The answer with the features it was scored from, which `limaml consistency` compares with the offline join."""
-    loaded, fetched, items = served.loaded, served.fetched, served.loaded.items.items
+    loaded, fetched, items = served.loaded, served.fetched, served.loaded.items
     embeddings = []
     for kind, lookup in served.lookups.items():
         row = fetched.embeddings.get(kind)
@@ -121,5 +122,5 @@ def _logged(served: Served) -> LoggedRequest:
         items=items.values(served.request.item_ids),
         items_at=items.event_timestamps(served.request.item_ids),
         embeddings=embeddings,
-        scores=served.scores,
+        scores=served.scores.tolist(),
     )

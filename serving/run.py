@@ -14,6 +14,8 @@ from serving.auth import read_token
 
 ENVIRONMENT = {
     "TZ": "UTC",
+    # One request is a few thousand multiplications: threads would cost more than they save. Numpy reads it at import.
+    "OMP_NUM_THREADS": "1",
     # BentoML wraps every request in a span, whether or not anybody collects them.
     "OTEL_SDK_DISABLED": "true",
     "BENTOML_DO_NOT_TRACK": "True",

@@ -96,16 +96,14 @@ class Ranking:
         from serving.store_calls import StoreCalls
 
         telemetry.configure()
-        # One request is a few thousand multiplications: threads would cost more than they save.
-        torch.set_num_threads(1)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        metrics = Metrics()
-        metrics.start([kind.name for kind in CONFIG.task_kinds])
-        self._calls = StoreCalls(CONFIG.serving, on_breaker=metrics.breaker_open)
-        self._champion = Champion(CONFIG, metrics, on_switch=self._switched)
+        self._metrics = Metrics()
+        self._metrics.start([kind.name for kind in CONFIG.task_kinds])
+        self._calls = StoreCalls(CONFIG.serving, on_breaker=self._metrics.breaker_open)
+        self._champion = Champion(CONFIG, self._metrics, on_switch=self._switched)
         self._log = RequestLog(CONFIG)
-        self._ranker = Ranker(CONFIG, metrics, self._champion, self._calls, self._log)
-        ENDPOINT.bind(self._ranker.rank, metrics)
+        self._ranker = Ranker(CONFIG, self._metrics, self._champion, self._calls, self._log)
+        ENDPOINT.bind(self._ranker.rank, self._metrics)
         self._frozen = False
         self._champion.start()
 
@@ -114,6 +112,7 @@ class Ranking:
         self._champion.stop()
         self._calls.stop()
         self._log.close()
+        self._metrics.flush()
 
     async def __is_ready__(self) -> bool:
         return self._champion.loaded is not None

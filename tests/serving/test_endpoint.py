@@ -30,12 +30,14 @@ class Endpoint:
     def __init__(self, rank=ranked, token=None, **serving):
         self.registry = CollectorRegistry()
         self.app = RankEndpoint(ServingConfig(**serving), path="/rank", request_type=request_model(3), token=token)
-        metrics = Metrics(self.registry)
-        metrics.start([])
-        self.app.bind(rank, metrics)
+        self.metrics = Metrics(self.registry)
+        self.metrics.start([])
+        self.app.bind(rank, self.metrics)
         self.app.others = others
 
-    def count(self, code):
+    def count(self, code, *, flush=True):
+        if flush:
+            self.metrics.flush()
         return self.registry.get_sample_value("limaml_rank_requests_total", {"code": str(code)})
 
     async def send(self, chunks, *, path="/rank", method="POST", headers=JSON):
@@ -81,6 +83,24 @@ def test_a_good_body_is_ranked(endpoint):
         assert (status, body) == (200, b"u1")
         assert sent == {b"content-type": b"application/json", b"content-length": b"2"}
     assert endpoint.count(200) == before + 4
+
+
+def test_counts_are_seen_a_moment_later_or_when_a_page_is_asked_for(endpoint):
+    async def scene():
+        before = endpoint.count(200, flush=False)
+        for _ in range(2):
+            await endpoint.send([GOOD])
+        assert endpoint.count(200, flush=False) == before
+        await endpoint.send([], path="/metrics", method="GET")
+        assert endpoint.count(200, flush=False) == before + 2
+        for expected in (before + 3, before + 4):  # the timer is set anew after it went off
+            await endpoint.send([GOOD])
+            deadline = asyncio.get_running_loop().time() + 10.0
+            while endpoint.count(200, flush=False) != expected:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scene())
 
 
 def test_a_bad_body_is_never_ranked(endpoint):

@@ -2,18 +2,20 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from limaml.models.network import build_network
 from serving.api import RankRequest, RankResponse
 from serving.features import Fetched, ItemRow
 from serving.freshness import Lookup, StoredEmbedding
-from serving.items import Items, ItemTable
+from serving.items import Items
 from serving.loaded import Loaded
 from serving.ranking import hour_of, look_up, respond, score
+from serving.scorer import CatalogueScorer
 
 NOW = datetime(2026, 3, 1, 14, 59, tzinfo=UTC)
-VECTOR = [2.0, -1.0, 0.5, 1.5]
+VECTOR = np.float32([2.0, -1.0, 0.5, 1.5])
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,11 @@ def world(make_world, tmp_path_factory):
 def loaded(world):
     network = build_network(world.cfg, world.encoder.dims, seed=1)
     world.networks["1"] = network
-    prior = {"user": network.prior().detach()}
+    prior = {"user": network.prior().detach().numpy()}
     rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
-    items = ItemTable.encode(Items(tuple(world.items), rows), world.encoder)
-    return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, None)
+    items = Items(tuple(world.items), rows)
+    scorer = CatalogueScorer(network.global_block, items.encode(world.encoder))
+    return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, scorer, None)
 
 
 def fetched(world, row=None, *, available=True):
@@ -47,7 +50,8 @@ def test_without_an_hour_the_clock_is_read():
 
 def test_the_hour_counts(loaded, world):
     lookups, numbers = {"user": Lookup("missing")}, loaded.items.find(["i1", "i2"])
-    assert score(loaded, numbers, fetched(world), lookups, 14) != score(loaded, numbers, fetched(world), lookups, 2)
+    afternoon, night = (score(loaded, numbers, fetched(world), lookups, hour) for hour in (14, 2))
+    assert (afternoon != night).all()
 
 
 def test_items_are_gathered_from_the_encoded_catalogue(loaded, world):
@@ -60,7 +64,7 @@ def test_the_vector_looked_up_is_the_one_scored_with(loaded, world):
     row = StoredEmbedding(VECTOR, "1", NOW - timedelta(days=9), None)
     lookups = look_up(loaded, fetched(world, row), world.cfg, NOW)
     # The slot is complete through 15 hours ago, which is later than the row.
-    assert lookups == {"user": Lookup("fresh", VECTOR, 15 * 3600.0, None)}
+    assert lookups == {"user": Lookup("fresh", row.vector, 15 * 3600.0, None)}
     scores = score(loaded, [0], fetched(world), lookups, 3)
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], VECTOR, hour=3).values()), abs=1e-6)
 
@@ -84,7 +88,9 @@ def test_a_store_that_did_not_answer_is_a_store_error(loaded, world):
 
 
 def test_candidates_come_best_first_and_equal_ones_by_id():
-    answer = RankResponse.model_validate(respond("1", ["i3", "i1", "i2"], [0.25, 0.25, 0.75], {"user": Lookup("missing")}))
+    answer = RankResponse.model_validate(
+        respond("1", ["i3", "i1", "i2"], np.float32([0.25, 0.25, 0.75]), {"user": Lookup("missing")})
+    )
     assert [(entry.item_id, entry.score) for entry in answer.items] == [("i2", 0.75), ("i1", 0.25), ("i3", 0.25)]
     assert answer.model_version == "1"
     assert answer.embeddings["user"].fallback == "missing"

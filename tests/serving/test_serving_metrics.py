@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -26,7 +27,7 @@ def metrics(registry):
     return metrics
 
 
-def moved_by(registry, act):
+def moved_by(metrics, registry, act):
     """How much each sample grew while `act` ran, those that did; a dictionary by (name, labels).
 
     Differences, because values outlive a registry where another package has put prometheus_client in multi-process mode.
@@ -37,6 +38,7 @@ def moved_by(registry, act):
 
     before = samples()
     act()
+    metrics.flush()
     grown = {key: value - before[key] for key, value in samples().items() if "_created" not in key[0]}
     return {key: growth for key, growth in grown.items() if growth}
 
@@ -49,7 +51,7 @@ def test_every_status_is_there_from_the_start_and_counted_by_kind(metrics, regis
     total = "limaml_meta_embedding_lookups_total"
     for status in ("fresh", "stale", "missing", "version_mismatch", "store_error"):
         assert registry.get_sample_value(total, {"kind": "user", "status": status}) is not None
-        assert moved_by(registry, lambda status=status: metrics.looked_up("user", Lookup(status))) == {
+        assert moved_by(metrics, registry, lambda status=status: metrics.looked_up("user", Lookup(status))) == {
             sample(total, kind="user", status=status): 1.0
         }
 
@@ -60,7 +62,7 @@ def test_a_found_embedding_has_a_lag(metrics, registry):
         metrics.looked_up("user", Lookup("stale", None, 4e5))
         metrics.looked_up("user", Lookup("missing"))
 
-    moved, name = moved_by(registry, look_up), "limaml_meta_embedding_lag_seconds"
+    moved, name = moved_by(metrics, registry, look_up), "limaml_meta_embedding_lag_seconds"
     assert moved[sample(f"{name}_count", kind="user")] == 2.0
     assert moved[sample(f"{name}_sum", kind="user")] == 407200.0
     assert sample(f"{name}_bucket", kind="user", le="3600.0") not in moved
@@ -69,11 +71,11 @@ def test_a_found_embedding_has_a_lag(metrics, registry):
 
 
 def test_scores_are_counted_as_one_by_one(metrics, registry):
-    """`ranked` fills the histogram's buckets itself, a bound belonging to the bucket below it."""
+    """`flush` fills the histogram's buckets itself, a bound belonging to the bucket below it."""
     scores = [0.0, 0.05, 0.050001, 0.5, 0.95, 0.950001, 1.0, 0.5]
     single = Histogram("single", "", buckets=SCORE_BUCKETS, registry=registry)
-    by_ours = moved_by(registry, lambda: metrics.ranked(scores))
-    by_theirs = moved_by(registry, lambda: [single.observe(score) for score in scores])
+    by_ours = moved_by(metrics, registry, lambda: metrics.ranked(np.array(scores)))
+    by_theirs = moved_by(metrics, registry, lambda: [single.observe(score) for score in scores])
     ours = {labels: value for (name, labels), value in by_ours.items() if name.startswith("limaml_score")}
     assert ours == {labels: pytest.approx(value) for (_, labels), value in by_theirs.items()}
 
@@ -81,17 +83,18 @@ def test_scores_are_counted_as_one_by_one(metrics, registry):
 def test_requests_of_every_code_are_counted(metrics, registry):
     for code in (200, 400, 401, 415, 500, 503, 504):
         assert registry.get_sample_value("limaml_rank_requests_total", {"code": str(code)}) is not None
-        moved = moved_by(registry, lambda code=code: metrics.answered(code))
+        moved = moved_by(metrics, registry, lambda code=code: metrics.answered(code))
         assert moved == {sample("limaml_rank_requests_total", code=str(code)): 1.0}
 
 
 def test_scores_candidates_and_stages(metrics, registry):
     def rank():
-        metrics.ranked([0.02, 0.98, 0.5])
+        metrics.ranked(np.array([0.02, 0.98, 0.5]))
         metrics.stage("features", 0.5)
 
     metrics.stage("features", 0.5)
-    moved = moved_by(registry, rank)
+    metrics.flush()
+    moved = moved_by(metrics, registry, rank)
     assert moved[sample("limaml_score_count")] == 3.0
     assert moved[sample("limaml_score_bucket", le="0.5")] == 2.0
     assert moved[sample("limaml_score_bucket", le="0.05")] == 1.0
@@ -115,6 +118,7 @@ def test_a_version_that_no_longer_serves_reads_zero(metrics, registry):
 
 WORKER = """
 import sys
+import numpy as np
 from serving.freshness import Lookup
 from serving.metrics import Metrics
 metrics = Metrics()
@@ -128,7 +132,8 @@ else:
 metrics.serving("4", "green", None)
 metrics.answered(200)
 metrics.looked_up("user", Lookup("fresh", (1.0,), 60.0, 30.0))
-metrics.ranked([0.1, 0.9])
+metrics.ranked(np.array([0.1, 0.9]))
+metrics.flush()
 print("counted", flush=True)
 sys.stdin.read()
 """

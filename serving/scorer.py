@@ -1,0 +1,75 @@
+"""The global block over the whole catalogue in memory: what depends on items alone is computed once, when it is loaded.
+
+In numpy: a request is so little arithmetic that calls are what it costs (100 rows, two hidden layers: 50 us, 77 us as the same
+operations in torch, 200 us through `GlobalBlock.forward`). Equal to `GlobalBlock.forward` to rounding, by test.
+
+I items, R candidates, F features, H hidden width, K = D - 1 factors of an embedding
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from scipy.special import expit
+from torch import nn
+
+from limaml.data.encoding import CONTEXT_OF_HOUR, EncodedRows, Floats
+from limaml.data.rows import Rows
+from limaml.models.global_block import GlobalBlock
+
+
+class CatalogueScorer:
+    """Scores items by their number, their row in `items`."""
+
+    def __init__(self, block: GlobalBlock, items: EncodedRows) -> None:
+        first, *rest = [_parameters(layer) for layer in cast(Sequence[nn.Linear], block.layers)]
+        widths = items.item_dense.shape[1], items.user_dense.shape[1], items.context.shape[1]
+        by_item, by_user, by_context, by_embedding = np.split(first[0], np.cumsum(widths))
+        self._kinds = block.kinds
+        self._activate = _relu if block.has_concat else _silu
+        self._rest = rest
+        self._item_IH = items.item_dense @ by_item + first[1]
+        self._by_user_FH = by_user
+        self._hour_H = CONTEXT_OF_HOUR @ by_context
+        self._by_embedding = by_embedding if block.has_concat else None
+        with torch.inference_mode():
+            self._vectors_IK = block.items(Rows.from_encoded(items))[0].numpy() if block.has_product else None
+
+    def score(self, numbers: Sequence[int], user_F: Floats, hour: int, embeddings: Mapping[str, Floats]) -> Floats:
+        """(R,) estimated probabilities of a positive label; `embeddings` maps each kind to (D,)."""
+        at_R = np.array(numbers)
+        beside_H = user_F @ self._by_user_FH + self._hour_H[hour]
+        if self._by_embedding is not None:
+            beside_H += np.concatenate([embeddings[kind] for kind in self._kinds]) @ self._by_embedding
+        x = self._item_IH.take(at_R, axis=0)
+        x += beside_H
+        for weight, bias in self._rest:
+            x = self._activate(x) @ weight
+            x += bias
+        logits_R = x[:, 0]
+        if self._vectors_IK is not None:
+            vectors_RK = self._vectors_IK.take(at_R, axis=0)
+            for kind in self._kinds:
+                logits_R += vectors_RK @ embeddings[kind][:-1] + embeddings[kind][-1]
+        scores: Floats = expit(logits_R)
+        return scores
+
+
+def _parameters(layer: nn.Linear) -> tuple[Floats, Floats]:
+    """Weight (inputs, outputs) and bias (outputs,) of a layer."""
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    return np.ascontiguousarray(weight.T), bias
+
+
+def _silu(x: Floats) -> Floats:
+    """x * sigmoid(x), in place; numpy's tanh is vectorised and, unlike exp, does not overflow."""
+    x *= 0.5
+    gate = np.tanh(x)
+    gate += 1.0
+    x *= gate
+    return x
+
+
+def _relu(x: Floats) -> Floats:
+    return np.maximum(x, 0.0, out=x)

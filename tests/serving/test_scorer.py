@@ -1,0 +1,87 @@
+"""The catalogue's scorer gives what the network's own forward pass does, whatever the shape of the global block."""
+
+import numpy as np
+import pytest
+import torch
+
+from limaml.data.rows import Rows
+from limaml.models.network import build_network
+from serving.items import ItemRow, Items
+from serving.scorer import CatalogueScorer
+
+USER = "much"
+HOUR = 21
+
+
+@pytest.fixture(scope="module")
+def world(make_world, tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("scorer"))
+
+
+def make_network(world, scale, **model):
+    """Parameters that all differ from zero, so that each of them moves the scores."""
+    cfg = world.cfg.model_copy(update={"model": world.cfg.model.model_copy(update=model)})
+    network, generator = build_network(cfg, world.encoder.dims), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.global_block.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def scored(world, network, items, vector):
+    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
+    catalogue = Items(tuple(world.items), rows)
+    scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
+    user = world.encoder.encode_user(world.user_features[USER])
+    return scorer.score(catalogue.find(items), user, HOUR, {"user": vector})
+
+
+def expected(world, network, items, vector):
+    rows = [
+        world.item_features.get(item, dict.fromkeys(["year", "genres", "item_events", "item_positive_rate"])) for item in items
+    ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns |= {**world.user_features[USER], "item_id": items, "hour": HOUR}
+    with torch.no_grad():
+        logits = network(Rows.from_encoded(world.encoder.encode(columns, len(items))), torch.from_numpy(vector)[None])
+    return torch.sigmoid(logits)[0].numpy()
+
+
+@pytest.mark.parametrize("interaction", ["product", "concat", "both"])
+@pytest.mark.parametrize("hidden", [(8,), (16, 8, 4)])
+def test_every_interaction_scores_as_the_network_does(world, interaction, hidden):
+    network = make_network(world, 0.6, interaction=interaction, global_hidden=hidden)
+    items, vector = ["i8", "i2", "i7", "i1", "i5"], np.float32([0.7, -1.2, 0.4, -0.3])
+    found = scored(world, network, items, vector)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(world, network, items, vector), rtol=0, atol=1e-6)
+    assert found.std() > 0.01
+    other = scored(world, network, items, -vector)
+    assert np.abs(other - found).max() > 0.01
+
+
+def test_a_global_block_without_hidden_layers(world):
+    network = make_network(world, 0.3, interaction="product", global_hidden=())
+    vector = np.float32([0.7, -1.2, 0.4, -0.3])
+    found = scored(world, network, world.items, vector)
+    np.testing.assert_allclose(found, expected(world, network, world.items, vector), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("interaction", ["product", "concat"])
+def test_saturated_layers_overflow_nowhere(world, interaction):
+    network = make_network(world, 100.0, interaction=interaction, global_hidden=(16, 8))
+    vector = np.float32([0.7, -1.2, 0.4, -0.3])
+    found = scored(world, network, world.items, vector)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected(world, network, world.items, vector), rtol=0, atol=1e-6)
+
+
+def test_scoring_leaves_the_catalogue_as_it_was(world):
+    network = make_network(world, 0.3)
+    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
+    catalogue = Items(tuple(world.items), rows)
+    scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
+    user, numbers = world.encoder.encode_user(world.user_features[USER]), [3, 0, 7]
+    once, again = (scorer.score(numbers, user, HOUR, {"user": np.ones(4, np.float32)}) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
