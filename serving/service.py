@@ -87,7 +87,6 @@ class Ranking:
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             # Under this other name Feast would make a folder of its own in /tmp for each worker.
             os.environ.setdefault("PROMETHEUS_MULTIPROCESS_DIR", folder)
-        import torch
 
         from serving.champion import Champion
         from serving.metrics import Metrics
