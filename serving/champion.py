@@ -57,6 +57,8 @@ class Champion:
 
     def stop(self) -> None:
         self._stopping.set()
+        if self.loaded is not None:
+            self.loaded.features.close()
 
     def poll(self) -> None:
         """Read alias and tags once and act on them. Raises what the registry raises."""
@@ -103,7 +105,9 @@ class Champion:
             self._metrics.load_failed(True)
             self._log_error("champion_load_failed", error, version=champion.version)
             return
-        self.loaded = loaded
+        before, self.loaded = self.loaded, loaded
+        if before is not None:
+            before.features.close()
         self._load_succeeded()
         self._metrics.serving(loaded.version, loaded.slot, loaded.complete_through)
         log.info("champion_loaded", version=loaded.version, slot=loaded.slot)

@@ -1,7 +1,7 @@
 """The user's features and embeddings from Feast's online store, in one read; and item features, many at a time.
 
 Rows are read by the bulk path of `limaml.data.online`: the bytes are Feast's own, without the response that
-`get_online_features` builds of them. A value that is not what Feast would have written is the store's failure.
+`get_online_features` builds of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from limaml import schema
+from limaml import schema, telemetry
 from limaml.config import Config
+from limaml.data.online.rows import EntityReader
+from limaml.data.online.wire import LENGTH, string_key_header, string_keys
 from limaml.errors import StoreError
 from serving.freshness import StoredEmbedding
+from serving.store_calls import StoreCalls
+
+log = telemetry.get_logger(__name__)
 
 READ_TIMEOUT_S = 1.0
 """A read that nobody waits for any more gives its thread back after this."""
@@ -67,12 +72,13 @@ class OnlineFeatures:
         self.slot = slot
         self._cfg = cfg
         self._kinds = [kind.name for kind in cfg.task_kinds]
-        self._read_user: Callable[[str], Fetched] | None = None
+        self._reader: EntityReader | None = None
+        self._last_garbage = ""
         self._read_items: Callable[[Sequence[str]], list[ItemRow]] | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._read_user is not None
+        return self._reader is not None
 
     def open(self) -> None:
         """Open the store and look the views up. Raises whatever Feast raises."""
@@ -87,13 +93,36 @@ class OnlineFeatures:
         ]
         items = store.get_feature_view(schema.ITEM_FEATURES.name)
         self._read_items = _item_reader(online, config, items, version)
-        self._read_user = self._user_reader(online.entity_reader(config, views), version)
+        self._key_header = string_key_header("user_id", version)
+        self.close()
+        self._reader = online.entity_reader(config, views)
 
-    def read_user(self, user_id: str) -> Fetched:
-        """One blocking read of a user's features and embeddings. Raises whatever the store raises."""
-        if self._read_user is None:
+    def close(self) -> None:
+        """Give the user reader's connections back."""
+        if self._reader is not None:
+            self._reader.close()
+
+    async def read_user(self, user_id: str, calls: StoreCalls) -> Fetched:
+        """One read of a user's features and embeddings.
+
+        Raises StoreError for values that Feast would not have written, and whatever `calls` raises. The former is the fault of
+        one row, so it is not counted against the store.
+        """
+        if self._reader is None:
             raise StoreError("the online store must be open before it is read; the poller tries again")
-        return self._read_user(user_id)
+        text = user_id.encode()
+        user, *embeddings = await calls.call(self._reader.read, self._key_header + LENGTH.pack(len(text)) + text)
+        try:
+            return Fetched(
+                user=_values(user, _USER_FIELDS),
+                embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
+                user_at=_event_timestamp(user),
+            )
+        except StoreError as error:
+            if str(error) != self._last_garbage:  # once for a series of equal errors
+                log.warning("online_store_garbage", error=str(error))
+            self._last_garbage = str(error)
+            raise
 
     def read_items(self, item_ids: Sequence[str]) -> dict[str, ItemRow]:
         """Features of many items, read some at a time. Raises whatever the store raises."""
@@ -105,32 +134,8 @@ class OnlineFeatures:
             found.update(zip(part, self._read_items(part), strict=True))
         return found
 
-    def _user_reader(self, read: Callable[[bytes], Any], key_version: int) -> Callable[[str], Fetched]:
-        from google.protobuf.message import DecodeError
-
-        from limaml.data.online.wire import LENGTH, string_key_header
-
-        header = string_key_header("user_id", key_version)
-        user_fields = _fields(schema.USER_FEATURES, schema.USER_FEATURE_NAMES)
-
-        def read_user(user_id: str) -> Fetched:
-            text = user_id.encode()
-            user, *embeddings = read(header + LENGTH.pack(len(text)) + text)
-            try:
-                return Fetched(
-                    user=_values(user, user_fields),
-                    embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
-                    user_at=_event_timestamp(user),
-                )
-            except DecodeError as error:
-                raise StoreError(f"the online store must hold Feast's values, got bytes that are none: {error}") from None
-
-        return read_user
-
 
 def _item_reader(online: Any, config: Any, view: Any, key_version: int) -> Callable[[Sequence[str]], list[ItemRow]]:
-    from limaml.data.online.wire import string_keys
-
     names, fields = schema.ITEM_FEATURE_NAMES, _fields(schema.ITEM_FEATURES, schema.ITEM_FEATURE_NAMES)
 
     def read_items(item_ids: Sequence[str]) -> list[ItemRow]:
@@ -155,6 +160,9 @@ def _fields(table: schema.Table, names: Sequence[str]) -> dict[str, str]:
     return {column.name: _FIELD[column.type] for column in table.columns if column.name in names}
 
 
+_USER_FIELDS = _fields(schema.USER_FEATURES, schema.USER_FEATURE_NAMES)
+
+
 def _event_timestamp(row: Any) -> datetime | None:
     return None if row is None else datetime.fromtimestamp(row[0] / _US_PER_S, UTC)
 
@@ -168,10 +176,14 @@ def _values(row: Any, fields: Mapping[str, str]) -> dict[str, Any]:
 
 def _plain(serialised: bytes | None, name: str, field: str) -> Any:
     from feast.protos.feast.types.Value_pb2 import Value
+    from google.protobuf.message import DecodeError
 
     if serialised is None:
         return None
-    value: Any = Value.FromString(serialised)
+    try:
+        value: Any = Value.FromString(serialised)
+    except DecodeError as error:
+        raise StoreError(f"{name} in the online store must be Feast's value, got bytes that are none: {error}") from None
     found = value.WhichOneof("val")
     if found is None or found == "null_val":
         return None

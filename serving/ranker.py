@@ -87,10 +87,9 @@ class Ranker:
     async def _fetch(self, loaded: Loaded, user_id: str) -> Fetched:
         """One read of the store; on a failure or a time-out the request goes on without the user (contract 6)."""
         try:
-            fetched: Fetched = await self._calls.call(loaded.features.read_user, user_id)
-        except Exception:  # noqa: BLE001 - whatever the store does, a request is answered; StoreCalls has logged it
+            return await loaded.features.read_user(user_id, self._calls)
+        except Exception:  # noqa: BLE001 - whatever the store does, a request is answered; it has been logged
             return UNAVAILABLE
-        return fetched
 
     def _after(self, served: Served) -> None:
         """What is kept of an answer."""

@@ -1,7 +1,8 @@
-"""Blocking reads of the online store from the event loop: in few threads, waited for briefly, behind a circuit breaker.
+"""Reads of the online store from the event loop: waited for briefly, few of them when they hang, behind a circuit breaker.
 
-The wait is abandoned, not the thread. When every thread hangs in a read that nobody waits for, further look-ups fail at
-once, so that what a hanging store can hold is bounded.
+A read that blocks (SQLite's) runs in a bounded pool of threads, one that does not (Redis') on the loop. Either way the wait is
+abandoned, not the read: a slow connection is ready for the next one. When as many hang as there may be threads, further
+look-ups fail at once, so that what a hanging store can hold is bounded.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from limaml.errors import StoreError
 from serving.breaker import Breaker
 
 log = telemetry.get_logger(__name__)
+
+Job = Future[Any] | asyncio.Task[Any]
 
 
 class StoreCalls:
@@ -34,21 +37,27 @@ class StoreCalls:
         self._last_error = ""
 
     async def call(self, read: Callable[..., Any], *arguments: Any) -> Any:
-        """What `read` returns. Raises StoreError while the breaker is open or no thread is left, TimeoutError after
-        `store_timeout_s`, and whatever `read` raises; these two count as the store's failure."""
+        """What `read`, a blocking or a coroutine function, returns. Raises StoreError while the breaker is open or too many
+        reads hang, TimeoutError after `store_timeout_s`, and whatever `read` raises; these two count as the store's failure.
+        """
         if not self.breaker.allows():
             raise StoreError("the online store failed several times in a row and is left alone for now")
         began = time.monotonic()
         if self._abandoned >= self._threads:
             self.breaker.failed(began)
-            raise StoreError(f"all {self._threads} threads wait for the online store; this look-up is not tried")
+            raise StoreError(f"{self._threads} reads hang in the online store; this look-up is not tried")
         loop = asyncio.get_running_loop()
-        # Not asyncio's own `wrap_future`, which would cancel the job with the wait: a cancelled job counts as done while it
-        # still stands in the pool's queue.
+        # Neither asyncio's `wrap_future` nor its time-outs, which would cancel the job with the wait: a cancelled job counts as
+        # done while it still stands in the pool's queue, and costs Redis a connection.
         answer: asyncio.Future[Any] = loop.create_future()
-        job = self._pool.submit(read, *arguments)
         timer = loop.call_later(self._timeout_s, _expire, answer)
-        job.add_done_callback(lambda job: None if loop.is_closed() else _hand_over(loop, job, answer))
+        job: Job
+        if asyncio.iscoroutinefunction(read):
+            job = loop.create_task(read(*arguments))
+            job.add_done_callback(lambda job: _hand_over(job, answer))
+        else:
+            job = self._pool.submit(read, *arguments)
+            job.add_done_callback(lambda job: None if loop.is_closed() else loop.call_soon_threadsafe(_hand_over, job, answer))
         try:
             result = await answer
         except Exception as error:
@@ -67,13 +76,13 @@ class StoreCalls:
         """Take no more reads; one that hangs is left behind."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _abandon(self, job: Future[Any]) -> None:
+    def _abandon(self, job: Job) -> None:
         """Nobody waits for `job` any more; it counts until it ends."""
         with self._lock:
             self._abandoned += 1
         job.add_done_callback(self._ended)
 
-    def _ended(self, _: Future[Any]) -> None:
+    def _ended(self, _: Any) -> None:
         with self._lock:
             self._abandoned -= 1
 
@@ -96,17 +105,16 @@ def _expire(answer: asyncio.Future[Any]) -> None:
         answer.set_exception(TimeoutError("the online store did not answer within store_timeout_s"))
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, job: Future[Any], answer: asyncio.Future[Any]) -> None:
-    """From the thread that read to the loop that waits."""
-
-    def hand_over() -> None:
-        if answer.done():
-            return
-        if job.cancelled():
+def _hand_over(job: Job, answer: asyncio.Future[Any]) -> None:
+    """From the read that has ended to the look-up that waits, on its loop."""
+    if job.cancelled():
+        if not answer.done():
             answer.set_exception(StoreError("the service is ending and reads no more"))
-        elif error := job.exception():
-            answer.set_exception(error)
-        else:
-            answer.set_result(job.result())
-
-    loop.call_soon_threadsafe(hand_over)
+        return
+    error = job.exception()  # asked for in any case: asyncio reports one that nobody did
+    if answer.done():
+        return
+    if error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(job.result())

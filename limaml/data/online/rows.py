@@ -3,7 +3,7 @@
 Feast is imported inside the functions: it takes seconds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,8 +18,16 @@ _PLAIN = {pa.string(): "STRING", pa.int64(): "INT64", schema.TIMESTAMP: "UNIX_TI
 
 Stored = tuple[int, tuple[bytes | None, ...]]
 """A row as a store holds it: its instant (microseconds since 1970) and serialised values, None for one that is not there."""
-EntityReader = Callable[[bytes], list[Stored | None]]
-"""Reads one entity's rows of several views, by its serialised key, at one go."""
+
+
+class EntityReader(Protocol):
+    """Reads one entity's rows of several views, by its serialised key, at one go. For a server: it fails rather than try on."""
+
+    def read(self, key: bytes) -> Any:
+        """A row or None a view. Either it blocks, and threads may share it, or it is a coroutine function, for one loop."""
+
+    def close(self) -> None:
+        """Give its connections back, those in use after their read; from any thread."""
 
 
 class BulkStore(Protocol):
@@ -37,10 +45,7 @@ class BulkStore(Protocol):
         """Write rows as they are, none of them in part."""
 
     def entity_reader(self, config: Any, wanted: Sequence[tuple[Any, Sequence[str]]]) -> EntityReader:
-        """Reader of the named features of several views of one entity; the rows come in the order of `wanted`.
-
-        For a server: threads may share it, and it fails at once rather than try again.
-        """
+        """Reader of the named features of several views of one entity; the rows come in the order of `wanted`."""
 
 
 class OnlineRow(NamedTuple):

@@ -12,7 +12,7 @@ from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig, _quote_id, _table_id
 from feast.protos.feast.types.Value_pb2 import Value
 
-from limaml.data.online.rows import EntityReader, OnlineRow, Stored
+from limaml.data.online.rows import OnlineRow, Stored
 
 _PLAIN_TYPES = {
     ValueType.STRING,
@@ -73,36 +73,47 @@ class BulkSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]
                 records,
             )
 
-    def entity_reader(self, config: RepoConfig, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> EntityReader:
-        """One statement, and so one state of the database, on a read-only connection a thread.
+    def entity_reader(self, config: RepoConfig, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> "SqliteEntityReader":
+        """Reader of one entity's rows."""
+        return SqliteEntityReader(self._get_db_path(config), [(_table(config, view), names) for view, names in wanted])
 
-        It gives one row: Python lets go of its lock for every row, and waits to get it back while the server's loop is busy.
-        """
+
+class SqliteEntityReader:
+    """One statement, and so one state of the database, on a read-only connection a thread.
+
+    It gives one row: Python lets go of its lock for every row, and waits to get it back while the server's loop is busy.
+    """
+
+    def __init__(self, path: str, wanted: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """`wanted`: quoted table and features of each view."""
         parts = [
-            f"(SELECT min(event_ts), {_COLUMN * len(names)} 0 FROM {_table(config, view)} WHERE entity_key = ?)"  # noqa: S608
-            for view, names in wanted
+            f"(SELECT min(event_ts), {_COLUMN * len(names)} 0 FROM {table} WHERE entity_key = ?)"  # noqa: S608
+            for table, names in wanted
         ]
-        query = f"SELECT * FROM {', '.join(parts)}"  # noqa: S608
-        address = f"file:{quote(self._get_db_path(config))}?mode=ro"
-        local = threading.local()
+        self._names = [names for _, names in wanted]
+        self._query = f"SELECT * FROM {', '.join(parts)}"  # noqa: S608
+        self._address = f"file:{quote(path)}?mode=ro"
+        self._local = threading.local()
 
-        def read(key: bytes) -> list[Stored | None]:
-            try:
-                if not hasattr(local, "connection"):
-                    local.connection = sqlite3.connect(address, uri=True, timeout=_READ_WAIT_S)
-                marks = [mark for _, names in wanted for mark in (*names, key)]
-                found = iter(local.connection.execute(query, marks).fetchone())
-            except sqlite3.Error:
-                # The next read opens the file anew: it may be another one by then.
-                local.__dict__.pop("connection", None)
-                raise
-            rows: list[Stored | None] = []
-            for _, names in wanted:
-                seconds, *values, _ = (next(found) for _ in range(len(names) + 2))
-                rows.append(None if seconds is None else (seconds * _US_PER_S, tuple(values)))
-            return rows
+    def read(self, key: bytes) -> list[Stored | None]:
+        """A row or None a view. Blocks. Raises sqlite3.Error."""
+        try:
+            if not hasattr(self._local, "connection"):
+                self._local.connection = sqlite3.connect(self._address, uri=True, timeout=_READ_WAIT_S)
+            marks = [mark for names in self._names for mark in (*names, key)]
+            found = iter(self._local.connection.execute(self._query, marks).fetchone())
+        except sqlite3.Error:
+            # The next read opens the file anew: it may be another one by then.
+            self._local.__dict__.pop("connection", None)
+            raise
+        rows: list[Stored | None] = []
+        for names in self._names:
+            seconds, *values, _ = (next(found) for _ in range(len(names) + 2))
+            rows.append(None if seconds is None else (seconds * _US_PER_S, tuple(values)))
+        return rows
 
-        return read
+    def close(self) -> None:
+        """Nothing to do: a thread's connection goes with the reader."""
 
 
 @lru_cache(maxsize=1024)
