@@ -301,7 +301,7 @@ class ServingConfig(Section):
     store_timeout_s: Positive = 0.02
     """Waiting for the online store ends after this; the request goes on with the prior."""
     store_threads: PositiveCount = 4
-    """Threads that read the online store, a process: what a hanging store can hold."""
+    """Reads that a hanging online store can hold, a process; SQLite's block, and have so many threads."""
     breaker_failures: PositiveCount = 5
     """After this many failed or late look-ups in a row the store is left alone for `breaker_open_s`; then one look-up tries."""
     breaker_open_s: Positive = 1.0

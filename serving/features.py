@@ -168,21 +168,21 @@ def _event_timestamp(row: Any) -> datetime | None:
 
 
 def _values(row: Any, fields: Mapping[str, str]) -> dict[str, Any]:
-    """A stored row as Python has it; nothing becomes None. Raises StoreError for a value of another type."""
-    if row is None:
-        return dict.fromkeys(fields)
-    return {name: _plain(value, name, field) for (name, field), value in zip(fields.items(), row[1], strict=True)}
-
-
-def _plain(serialised: bytes | None, name: str, field: str) -> Any:
+    """A stored row as Python has it; nothing becomes None. Raises StoreError for what is not Feast's value of the field."""
     from feast.protos.feast.types.Value_pb2 import Value
-    from google.protobuf.message import DecodeError
 
-    if serialised is None:
-        return None
+    found: dict[str, Any] = dict.fromkeys(fields)
+    if row is not None:
+        for (name, field), serialised in zip(fields.items(), row[1], strict=True):
+            if serialised is not None:
+                found[name] = _plain(Value, serialised, name, field)
+    return found
+
+
+def _plain(value_type: Any, serialised: bytes, name: str, field: str) -> Any:
     try:
-        value: Any = Value.FromString(serialised)
-    except DecodeError as error:
+        value = value_type.FromString(serialised)
+    except Exception as error:  # noqa: BLE001 - protobuf's DecodeError, or whatever it says of what is no bytes
         raise StoreError(f"{name} in the online store must be Feast's value, got bytes that are none: {error}") from None
     found = value.WhichOneof("val")
     if found is None or found == "null_val":

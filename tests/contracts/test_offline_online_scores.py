@@ -4,6 +4,7 @@ Offline takes its features from the logged rows (the point-in-time join) and its
 online, everything was fetched from the feature store over HTTP. The features fetched are compared too.
 """
 
+import asyncio
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from limaml import registry, schema
-from limaml.config import Config
+from limaml.config import Config, ServingConfig
 from limaml.data.encoding import Encoder
 from limaml.data.feature_store import apply
 from limaml.data.ingest import ingest_day, ingest_history
@@ -32,6 +33,7 @@ from limaml.monitoring.export import Gauges
 from limaml.registry import Registry
 from limaml.training.scoring import score_specs
 from serving.features import OnlineFeatures
+from serving.store_calls import StoreCalls
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
@@ -190,10 +192,12 @@ def test_the_features_fetched_are_those_the_row_was_logged_with(chain, served):
     online = OnlineFeatures(chain.cfg, slot)
     online.open()
     names = (*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES)
+    calls = StoreCalls(ServingConfig(store_timeout_s=4.0))
     mismatches = 0
     for row in logged.to_pylist():
         [item] = online.read_items([row["item_id"]]).values()
-        found = {**online.read_user(row["user_id"]).user, **dict(zip(schema.ITEM_FEATURE_NAMES, item.values, strict=True))}
+        user = asyncio.run(online.read_user(row["user_id"], calls)).user
+        found = {**user, **dict(zip(schema.ITEM_FEATURE_NAMES, item.values, strict=True))}
         mismatches += sum(found[name] != row[name] for name in names)
     assert mismatches / (logged.num_rows * len(names)) == 0.0
 

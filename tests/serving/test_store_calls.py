@@ -1,6 +1,7 @@
 """Waiting for the online store: briefly, in few threads, and not at all after it has failed several times."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -64,6 +65,16 @@ def make_calls(**changes):
     return StoreCalls(ServingConfig(**{"store_timeout_s": 0.05, "store_threads": 2, "breaker_failures": 100} | changes))
 
 
+async def free(calls):
+    """What a look-up gives as soon as one is tried again."""
+    async with asyncio.timeout(10.0):
+        while True:
+            try:
+                return await calls.call(int, "7")
+            except (StoreError, TimeoutError):
+                await asyncio.sleep(0)
+
+
 def test_a_result_and_an_error_come_through():
     async def scene():
         calls = make_calls(store_timeout_s=2.0)
@@ -83,19 +94,52 @@ def test_threads_that_hang_are_abandoned_and_further_look_ups_fail_at_once(relea
                 await calls.call(release.wait)
         started = []
         for _ in range(50):
-            with pytest.raises(StoreError, match="all 2 threads wait"):
+            with pytest.raises(StoreError, match="2 reads hang"):
                 await calls.call(started.append, 1)
         release.set()
-
-        async def free():
-            while True:
-                try:
-                    return await calls.call(int, "7")
-                except (StoreError, TimeoutError):
-                    await asyncio.sleep(0)
-
-        assert await asyncio.wait_for(free(), 10.0) == 7
+        assert await free(calls) == 7
         assert started == [], "what failed at once was never given to a thread"
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_a_read_that_does_not_block_runs_on_the_loop():
+    async def scene():
+        calls = make_calls(store_timeout_s=2.0)
+
+        async def read(text):
+            await asyncio.sleep(0)
+            return int(text)
+
+        assert await asyncio.gather(*(calls.call(read, "7") for _ in range(40))) == [7] * 40
+        with pytest.raises(ValueError, match="invalid literal"):
+            await calls.call(read, "seven")
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_reads_that_hang_on_the_loop_are_left_to_end_and_bounded():
+    async def scene():
+        calls, release, ended = make_calls(), asyncio.Event(), []
+
+        async def read(number):
+            await release.wait()
+            ended.append(number)
+            raise OSError("too late to matter")
+
+        for number in range(2):
+            with pytest.raises(TimeoutError):
+                await calls.call(read, number)
+        with pytest.raises(StoreError, match="2 reads hang"):
+            await calls.call(read, 2)
+        reported = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        release.set()
+        assert await free(calls) == 7
+        gc.collect()
+        assert (ended, reported) == ([0, 1], []), "what a read says that nobody waits for is asked for all the same"
         calls.stop()
 
     asyncio.run(scene())

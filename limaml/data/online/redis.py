@@ -89,8 +89,6 @@ class RedisEntityReader:
 
     async def _ask(self, key: bytes) -> Any:
         """Values of all fields; a connection that was kept may have died with the server, which is found again by another."""
-        if not hasattr(self._client, "connection_pool"):  # a cluster's, which knows which of its nodes to ask
-            return await self._client.hmget(key, self._fields)
         while True:
             is_new = not self._free
             connection = self._client.connection_pool.make_connection() if is_new else self._free.pop()
