@@ -59,8 +59,8 @@ class BulkRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
 class RedisEntityReader:
     """Reads on an event loop, over connections of its own.
 
-    A command on a connection taken by hand, 20 us a read with eight at once, where redis-py's own client takes 43, and a thread
-    with its blocking client 160.
+    Commands go to its connections directly: 20 us a read with eight at once, where redis-py's own asyncio client takes 43 and its
+    blocking one, in a thread, 150 (alone, without time-outs).
     """
 
     def __init__(self, client: Callable[[], Awaitable[Any]], key_suffix: bytes, parts: Sequence[Sequence[bytes]]) -> None:
