@@ -59,8 +59,8 @@ class BulkRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
 class RedisEntityReader:
     """Reads on an event loop, over connections of its own.
 
-    Commands go to its connections directly: 20 us a read with eight at once, where redis-py's own asyncio client takes 43 and its
-    blocking one, in a thread, 150 (alone, without time-outs).
+    Commands go to them directly: 20 us a read with eight at once, where redis-py's own asyncio client takes 43 and its blocking
+    one, in a thread, 150 (alone, without time-outs).
     """
 
     def __init__(self, client: Callable[[], Awaitable[Any]], key_suffix: bytes, parts: Sequence[Sequence[bytes]]) -> None:
