@@ -131,6 +131,13 @@ def publish_day(cfg: Config, day: date, run: str) -> dict[str, Any]:
     return {"day": day.isoformat(), **figures, "versions": results}
 
 
+def champion_has(cfg: Config, day: date) -> bool:
+    """Whether the champion's online rows hold `day` as it is now."""
+    places = Places.of(cfg)
+    champion = places.registry.champion()
+    return champion is not None and not _steps(places, _manifests(places, day), champion, day)
+
+
 def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -> int:
     """Adapt and publish for `version` what it lacks up to `through`; returns the number of days.
 

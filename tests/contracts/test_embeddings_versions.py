@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from limaml import registry, schema
+from limaml import cli, registry, schema, telemetry
 from limaml.cli import RESULT_LIMIT_BYTES
 from limaml.config import Config
 from limaml.embeddings import daily, slots, switch
@@ -20,6 +20,7 @@ from limaml.embeddings.lease import Held
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
 from limaml.local.status import read_status
+from limaml.monitoring.export import Gauges
 from limaml.registry import ModelVersion, Registry
 from tests.contracts.embedding_world import (
     ONE_DAY,
@@ -176,8 +177,12 @@ def test_what_fails_for_the_version_before_does_not_stop_the_champion(world: Wor
         broken.setattr(slots.Places, "bundle", gone)
         result = daily.adapt_day(world.cfg, day)
         assert result["versions"][1] == {"version": previous.version, "error": f"bundle of version {previous.version} is gone"}
+        assert not daily.champion_has(world.cfg, day)
+        gauges = Gauges()
         with pytest.raises(DataError, match=rf"version={previous.version}.*must hold embeddings that passed their gate"):
-            daily.publish_day(world.cfg, day, RUN)
+            cli.publish(world.cfg, gauges, day)
+        assert daily.champion_has(world.cfg, day)
+        assert gauges.values[telemetry.LAST_PUBLISHED_SECONDS], "the alert on stopped publishing looks at the champion"
         assert through(world, champion.version) == schema.day_end(day).isoformat()
         assert through(world, previous.version) == reached
         # Nothing else to do: now it is the error of the run.
@@ -185,6 +190,17 @@ def test_what_fails_for_the_version_before_does_not_stop_the_champion(world: Wor
             daily.adapt_day(world.cfg, day)
     world.daily(day)
     assert through(world, previous.version) == schema.day_end(day).isoformat()
+
+
+def test_a_publication_that_fails_for_the_champion_is_none(world: World) -> None:
+    day, gauges = world.next_day(), Gauges()
+    with pytest.raises(DataError, match="must hold embeddings that passed their gate"):
+        cli.publish(world.cfg, gauges, day)
+    assert not gauges.values
+    world.daily(day)
+    with pytest.raises(NothingToDo):
+        cli.publish(world.cfg, gauges, day)
+    assert not gauges.values, "what an earlier run exported stays"
 
 
 def test_a_day_adapted_before_an_older_one_was_corrected_is_adapted_again(world: World) -> None:

@@ -1,4 +1,8 @@
-"""Clients of the ranking service at a steady rate, whatever it does: `python load.py PORT RATE CLIENTS USER,… ITEM,…`.
+"""Clients of the ranking service at a steady rate, whatever it does.
+
+    python load.py PORT RATE CLIENTS kept|fresh USER,… ITEM,…
+
+Their connections are kept alive, or fresh for each request.
 
 Asks until its standard input is closed or the service takes no more connections, then prints one JSON line a request: user,
 when it was due and when its answer was complete (seconds of the monotonic clock), status (0: none), answer, failure.
@@ -14,10 +18,11 @@ import time
 
 
 class Load:
-    """Client threads with connections kept alive; an open loop."""
+    """Client threads; an open loop."""
 
-    def __init__(self, port, rate_per_s, num_clients, users, items):
+    def __init__(self, port, rate_per_s, num_clients, keep, users, items):
         self.port = port
+        self.keep = keep
         self.users = users
         self.items = items
         self.step_s = num_clients / rate_per_s
@@ -39,6 +44,8 @@ class Load:
                 break
             self.seen.put(seen)
             turn, due = turn + 1, due + self.step_s
+            if not self.keep:
+                connection.close()
         connection.close()
 
     def _ask(self, connection, user, due):
@@ -77,8 +84,8 @@ class Load:
 
 
 if __name__ == "__main__":
-    port, rate_per_s, num_clients, users, items = sys.argv[1:]
-    load = Load(int(port), float(rate_per_s), int(num_clients), users.split(","), items.split(","))
+    port, rate_per_s, num_clients, connections, users, items = sys.argv[1:]
+    load = Load(int(port), float(rate_per_s), int(num_clients), connections == "kept", users.split(","), items.split(","))
     sys.stdin.read()
     for seen in load.stop():
         print(json.dumps(seen))
