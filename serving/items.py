@@ -41,7 +41,7 @@ class Items:
         """Each candidate's number, its place in the catalogue. Raises RequestError (400) with the first that is not in it."""
         number: Mapping[str, int] = self._number  # type: ignore[attr-defined]
         try:
-            return [number[item] for item in item_ids]
+            return list(map(number.__getitem__, item_ids))
         except KeyError:
             at = next(at for at, item in enumerate(item_ids) if item not in number)
         raise RequestError(

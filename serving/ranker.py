@@ -3,9 +3,6 @@
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import msgspec
 
 from limaml.config import Config
 from limaml.data.encoding import Floats
@@ -18,8 +15,6 @@ from serving.loaded import Loaded
 from serving.metrics import Metrics
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
 from serving.store_calls import StoreCalls
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -48,18 +43,12 @@ class Ranker:
 
     async def rank(self, request: RankRequest) -> bytes:
         """The answer (`serving.api.RankResponse`) as JSON. Raises RequestError (400, 503)."""
-        answer = await self.answer(request)
-        started = time.perf_counter()
-        body = _encode(answer)
-        self._metrics.stage("serialise", time.perf_counter() - started)
-        return body
-
-    async def answer(self, request: RankRequest) -> dict[str, Any]:
-        """`serving.api.RankResponse` as plain values. Raises RequestError (400, 503)."""
         served = await self._serve(request, datetime.now(UTC))
-        answer = ranking.respond(served.loaded.version, request.item_ids, served.scores, served.lookups)
+        started = time.perf_counter()
+        body = ranking.respond(served.loaded.version, request.item_ids, served.scores, served.lookups)
+        self._metrics.stage("serialise", time.perf_counter() - started)
         self._after(served)
-        return answer
+        return body
 
     async def _serve(self, request: RankRequest, now: datetime) -> Served:
         loaded = self._champion.loaded

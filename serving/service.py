@@ -124,7 +124,7 @@ class Ranking:
         """
         # For a caller inside BentoML; over HTTP `serving.endpoint` answers.
         try:
-            return RankResponse.model_validate(await self._ranker.answer(request))
+            return RankResponse.model_validate_json(await self._ranker.rank(request))
         except RequestError as error:
             from starlette.responses import JSONResponse
 

@@ -1,9 +1,12 @@
 """From fetched features to an answer, without a server: the clock, the order, one vector a task kind."""
 
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limaml.models.network import build_network
 from serving.api import RankRequest, RankResponse
@@ -36,6 +39,10 @@ def loaded(world):
 
 def fetched(world, row=None, *, available=True):
     return Fetched(world.user_features["much"], {"user": row}, available)
+
+
+def answered(items, scores, lookups):
+    return RankResponse.model_validate_json(respond("1", items, scores, lookups))
 
 
 def request(**context):
@@ -78,8 +85,8 @@ def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loa
     scores = score(loaded, [0], fetched(world), lookups, 3)
     used = VECTOR if when_stale == "use" else None
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], used, hour=3).values()), abs=1e-6)
-    answer = respond("1", ["i1"], scores, lookups)["embeddings"]["user"]
-    assert (answer["fallback"], answer["stale"], answer["age_s"]) == (fallback, True, 20 * 86400.0)
+    answer = answered(["i1"], scores, lookups).embeddings["user"]
+    assert (answer.fallback, answer.stale, answer.age_s) == (fallback, True, 20 * 86400.0)
 
 
 def test_a_store_that_did_not_answer_is_a_store_error(loaded, world):
@@ -88,10 +95,25 @@ def test_a_store_that_did_not_answer_is_a_store_error(loaded, world):
 
 
 def test_candidates_come_best_first_and_equal_ones_by_id():
-    answer = RankResponse.model_validate(
-        respond("1", ["i3", "i1", "i2"], np.float32([0.25, 0.25, 0.75]), {"user": Lookup("missing")})
-    )
-    assert [(entry.item_id, entry.score) for entry in answer.items] == [("i2", 0.75), ("i1", 0.25), ("i3", 0.25)]
+    lookups = {"user": Lookup("missing")}
+    answer = answered(["i3", "i1", "i2", "i4"], np.float32([0.25, 0.25, 0.75, 0.125]), lookups)
+    assert [(entry.item_id, entry.score) for entry in answer.items] == [
+        ("i2", 0.75),
+        ("i1", 0.25),
+        ("i3", 0.25),
+        ("i4", 0.125),
+    ]
     assert answer.model_version == "1"
     assert answer.embeddings["user"].fallback == "missing"
     assert not answer.embeddings["user"].stale
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=3), st.sampled_from([0.0, 0.25, 0.5, 1.0])), min_size=1, unique_by=itemgetter(0)
+    )
+)
+def test_any_candidates_are_sorted_as_pairs(candidates):
+    answer = answered([item for item, _ in candidates], np.float32([score for _, score in candidates]), {})
+    ranked = sorted(candidates, key=lambda pair: (-pair[1], pair[0]))
+    assert [(entry.item_id, entry.score) for entry in answer.items] == ranked
