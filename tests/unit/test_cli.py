@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from limaml import cli
 from limaml.errors import DataError, GateError, LimamlError, NothingToDo
@@ -34,10 +35,12 @@ def read(path: Path) -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def restored_handler():
-    before = signal.getsignal(signal.SIGTERM)
+def restored():
+    """A verb run here sets what its own process would keep: the handler of SIGTERM, the level of the log."""
+    handler, logging = signal.getsignal(signal.SIGTERM), structlog.get_config()
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
+    structlog.configure(**logging)
 
 
 def test_help_names_every_verb() -> None:
