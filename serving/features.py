@@ -72,6 +72,7 @@ class OnlineFeatures:
         self.slot = slot
         self._cfg = cfg
         self._kinds = [kind.name for kind in cfg.task_kinds]
+        self._key_header = b""
         self._reader: EntityReader | None = None
         self._last_garbage = ""
         self._read_items: Callable[[Sequence[str]], list[ItemRow]] | None = None

@@ -1,5 +1,6 @@
 """Waiting for what another process or thread does: look again until a deadline."""
 
+import asyncio
 import time
 
 # For what a running server does at its next poll, on a busy machine.
@@ -15,3 +16,10 @@ def wait_for(condition, what, deadline_s=DEADLINE_S):
             return value
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen within {deadline_s} s")
+
+
+async def until(condition, deadline_s=DEADLINE_S):
+    """As `wait_for`, of what happens on the event loop that runs."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.01)

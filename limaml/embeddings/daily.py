@@ -11,7 +11,7 @@ fails for the version before it stops nobody who is served.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -109,33 +109,31 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
     return {"day": day.isoformat(), **done.figures, "versions": results, "paths": paths}
 
 
-def publish_day(cfg: Config, day: date, run: str) -> dict[str, Any]:
+def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object] = bool) -> dict[str, Any]:
     """Publish the day's snapshots, then the embeddings of its entities, read them back, and mark the day complete.
 
-    For each version after another. Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if
+    For each version after another. `published` is called once the champion has the day and something was published, whatever
+    fails for the version beside it. Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if
     a day before it is missing or the embeddings were not adapted for this version, these events and `complete_through`.
     """
     places = Places.of(cfg)
     total, results = Published(), []
-    with places.writing("publish", run) as held:
-        manifests = _manifests(places, day)
-        versions = _published_for(places)
-        for version in versions:
-            steps = _steps(places, manifests, version, day)
-            if steps:
-                done = _publish(places, held, steps)
-                total += done
-                results.append(_result(steps) | {"entities": done.entities, "written": done.written})
+    try:
+        with places.writing("publish", run) as held:
+            manifests = _manifests(places, day)
+            versions = _published_for(places)
+            for version in versions:
+                steps = _steps(places, manifests, version, day)
+                if steps:
+                    done = _publish(places, held, steps)
+                    total += done
+                    results.append(_result(steps) | {"entities": done.entities, "written": done.written})
+    finally:
+        if results:
+            published()
     _require_work(results, versions, day)
     figures = {"entities": total.entities, "written": total.written, "features_written": total.features}
     return {"day": day.isoformat(), **figures, "versions": results}
-
-
-def champion_has(cfg: Config, day: date) -> bool:
-    """Whether the champion's online rows hold `day` as it is now."""
-    places = Places.of(cfg)
-    champion = places.registry.champion()
-    return champion is not None and not _steps(places, _manifests(places, day), champion, day)
 
 
 def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -> int:

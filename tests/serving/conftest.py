@@ -22,6 +22,7 @@ from limaml.data.rows import Rows
 from limaml.data.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
+from serving.features import OnlineFeatures
 
 ROOT = Path(__file__).parents[2]
 ITEMS = [f"i{number}" for number in range(1, 9)]
@@ -191,6 +192,14 @@ def world(tmp_path_factory):
     # Creates the registry's tables, which the server would otherwise do at the same time.
     assert world.registry.champion() is None
     return world
+
+
+@pytest.fixture
+def online(stored):
+    """Reader of slot blue of the module's `stored` world."""
+    features = OnlineFeatures(stored.cfg, "blue")
+    features.open()
+    return features
 
 
 @pytest.fixture(scope="module")

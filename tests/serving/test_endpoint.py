@@ -10,6 +10,7 @@ from limaml.config import ServingConfig
 from serving.api import MAX_BODY_BYTES, RequestError, request_model
 from serving.endpoint import RankEndpoint
 from serving.metrics import Metrics
+from tests.polling import until
 
 GOOD = b'{"user_id": "u1", "item_ids": ["i1"]}'
 JSON = ((b"content-type", b"application/json"),)
@@ -95,10 +96,7 @@ def test_counts_are_seen_a_moment_later_or_when_a_page_is_asked_for(endpoint):
         assert endpoint.count(200, flush=False) == before + 2
         for expected in (before + 3, before + 4):  # the timer is set anew after it went off
             await endpoint.send([GOOD])
-            deadline = asyncio.get_running_loop().time() + 10.0
-            while endpoint.count(200, flush=False) != expected:
-                assert asyncio.get_running_loop().time() < deadline
-                await asyncio.sleep(0.01)
+            await until(lambda expected=expected: endpoint.count(200, flush=False) == expected)
 
     asyncio.run(scene())
 

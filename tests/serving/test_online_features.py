@@ -32,13 +32,6 @@ def stored(request, make_world, tmp_path_factory):
     return world
 
 
-@pytest.fixture
-def online(stored):
-    features = OnlineFeatures(stored.cfg, "blue")
-    features.open()
-    return features
-
-
 @pytest.fixture(scope="module")
 def calls():
     calls = StoreCalls(ServingConfig(store_timeout_s=4.0, breaker_failures=1000))

@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from limaml.config import ServingConfig
-from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
+from tests.polling import until
 
 pytestmark = pytest.mark.services
 
@@ -27,13 +27,6 @@ def client(redis_server):
 
 
 @pytest.fixture
-def online(stored):
-    features = OnlineFeatures(stored.cfg, "blue")
-    features.open()
-    return features
-
-
-@pytest.fixture
 def calls():
     calls = StoreCalls(ServingConfig(store_timeout_s=4.0, breaker_failures=1))
     yield calls
@@ -48,12 +41,6 @@ def readers(client):
 async def look_up(online, calls, times):
     found = await asyncio.gather(*(online.read_user("much", calls) for _ in range(times)))
     assert all(fetched.user["gender"] == "F" for fetched in found)
-
-
-async def until(condition):
-    async with asyncio.timeout(10.0):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_connections_are_kept_and_given_back(online, calls, client):
@@ -113,9 +100,10 @@ def test_an_answer_is_never_anothers(online, calls, client, stored):
     """Look-ups that are cancelled in the middle leave no answer behind on a connection for the next one."""
 
     async def scene():
-        for user in ["much", "other", "old"] * 20:
+        for turn, user in enumerate(["much", "other", "old"] * 20):
             cancelled = asyncio.ensure_future(online._reader.read(b"another key"))
-            await asyncio.sleep(0)
+            for _ in range(turn % 5 + 1):  # while it sends, while it waits
+                await asyncio.sleep(0)
             cancelled.cancel()
             fetched = await online.read_user(user, calls)
             assert dict(fetched.user) == stored.user_features[user]

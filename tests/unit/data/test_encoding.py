@@ -226,8 +226,9 @@ def test_every_form_of_a_table_encodes_to_the_bits_of_the_plain_formula(form):
         {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 40, "user_positive_rate": 0.75},
         {"age_band": "18_24", "gender": "nobody's", "occupation": None, "user_events": 0, "user_positive_rate": 1.0},
         {"age_band": None, "gender": "M", "user_events": None, "user_positive_rate": math.nan},
+        {"user_events": -2, "user_positive_rate": 0.0},
     ],
-    ids=["nothing", "nulls", "known", "unseen values", "holes"],
+    ids=["nothing", "nulls", "known", "unseen values", "holes", "out of range"],
 )
 def test_one_user_is_encoded_as_in_a_column(user):
     encoder = Encoder(
