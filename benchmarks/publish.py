@@ -29,7 +29,7 @@ import pyarrow as pa
 from limaml import schema
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, ModelConfig, SourceConfig, StorageConfig
 from limaml.data.feature_store import apply, open_store
-from limaml.embeddings.lease import lease
+from limaml.data.lease import lease
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import atexit
 import ctypes
 import functools
 import inspect
-import json
 import logging
 import os
 import re
@@ -25,13 +24,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limaml.errors import ConfigError, GateError, LimamlError, NothingToDo
+from limaml.errors import ConfigError, LimamlError, NothingToDo
+from limaml.verb_result import describe, leave
 
 if TYPE_CHECKING:
     from limaml.config import Config, MonitoringConfig
     from limaml.monitoring.export import Gauges
 
-RESULT_LIMIT_BYTES = 4096
 DEFAULT_CONFIG = "configs/movielens.toml"
 PARENT_VARIABLE = "LIMAML_PARENT_PID"
 """Set by the Airflow operator: the process without which this one has no business going on."""
@@ -146,20 +145,20 @@ def _run(
         cfg = load(config, overrides)
         monitoring = cfg.monitoring
         outcome: dict[str, Any] = {"status": "ok", **body(cfg)}
-        _leave(path, spoken, {"verb": name, **outcome})
+        leave(path, spoken, {"verb": name, **outcome})
         status = "ok"
     except NothingToDo as nothing:
         log.info("nothing_to_do", reason=nothing.reason)
         status = "refused" if name == "evaluate" else "unchanged"
-        _leave(path, spoken, {"verb": name, "status": status, "reason": nothing.reason})
+        leave(path, spoken, {"verb": name, "status": status, "reason": nothing.reason})
         return nothing.exit_code
     except LimamlError as error:
-        _leave(path, spoken, {"verb": name, "status": "failed", **_describe(error)})
+        leave(path, spoken, {"verb": name, "status": "failed", **describe(error)})
         print(f"limaml {name}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  anything unforeseen: the result file and the exit code must still say so
         traceback.print_exc()
-        _leave(path, spoken, {"verb": name, "status": "failed", **_describe(error)})
+        leave(path, spoken, {"verb": name, "status": "failed", **describe(error)})
         return 1
     finally:
         if gauges is not None and monitoring is not None:
@@ -178,27 +177,6 @@ def _export(cfg: "MonitoringConfig", name: str, status: str, seconds: float, gau
     from limaml.monitoring.export import export
 
     export(cfg, name, status, seconds, time.time(), gauges)
-
-
-def _describe(error: Exception) -> dict[str, Any]:
-    failed = {"failed": list(error.failed[:20])} if isinstance(error, GateError) else {}
-    return {"error": type(error).__name__, "message": str(error)[:2000], **failed}
-
-
-def _leave(path: Path | None, spoken: bool, value: dict[str, Any]) -> None:
-    text = json.dumps(value, sort_keys=True)
-    size_bytes = len(text.encode())
-    if size_bytes > RESULT_LIMIT_BYTES:
-        raise LimamlError(
-            f"result of {value['verb']} must be at most {RESULT_LIMIT_BYTES} bytes, got {size_bytes}; pass paths, not data"
-        )
-    if path is None:
-        if not spoken:
-            print(text)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
 
 
 def _die_with_parent() -> None:

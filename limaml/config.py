@@ -7,6 +7,7 @@ Over 400 lines, because it is read from top to bottom as the reference of every 
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,13 @@ class SourceConfig(Section):
 
     kind: Literal["movielens", "synthetic", "parquet"]
     path: str = ""
-    """parquet: folder with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens: the installed wheel if empty."""
+    """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens: the installed wheel if empty."""
     min_rows_ratio: Share = 0.1
     """A day must have at least this share of the median of the days before it (`rows_window_days`)."""
     rows_window_days: PositiveCount = 14
     max_rows_ratio: Positive = 20.0
+    max_gap_days: PositiveCount = 366
+    """parquet: after more days than this without a folder, what lies beyond counts as misplaced: it is named and left out."""
     min_label_rate: Share = 0.0
     max_label_rate: Share = 1.0
     min_rows_for_label_rate: PositiveCount = 30
@@ -248,16 +251,33 @@ class RegistryConfig(Section):
 
 
 class FeastConfig(Section):
-    """Feast; secrets (a Redis password) come by environment variable inside `online_connection`, as `${NAME}`."""
+    """Feast. A secret is named, never written here: `${NAME}` stands for the environment's variable of that name."""
 
     project: Name = "limaml"
     repo_path: str = "feature_repo"
     registry: str = ".run/feast/registry.db"
-    """File path or URL; `registry_type` says which."""
+    """File path or URL; `registry_type` says which. A `${NAME}` in a URL is percent-encoded."""
     registry_type: Literal["file", "sql"] = "file"
     online_store: Literal["sqlite", "redis"] = "sqlite"
     online_connection: str = ".run/feast/online.db"
-    """sqlite: the file. redis: `host:port[,ssl=true][,password=${NAME}]`."""
+    """sqlite: the file. redis: `host:port[,ssl=true][,username=NAME]`, as Feast reads it."""
+    online_password: str = ""
+    """redis: `${NAME}`, whose value may be any text; empty: none is asked for."""
+
+    @model_validator(mode="after")
+    def _password_is_named(self) -> Self:
+        # The values stay out of the messages: they may be what should not be there.
+        if "password=" in self.online_connection:
+            raise ValueError(
+                "online_connection must not hold a password, whose commas would cut it; "
+                'take it out and set feast.online_password = "${NAME}", with the password in that environment variable'
+            )
+        if self.online_password and not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", self.online_password):
+            raise ValueError(
+                'online_password must be "${NAME}", which names an environment variable, got another text; '
+                "put the password into the environment, not into the configuration"
+            )
+        return self
 
 
 class EmbeddingsConfig(Section):
@@ -397,11 +417,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
+        text = path.read_bytes().decode("utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist; name one with --config, e.g. configs/movielens.toml") from None
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise ConfigError(
+            f"configuration {path} must be UTF-8, got byte 0x{found:02x} at position {error.start}; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {path} must be a file that can be read, but: {error.strerror}; name one with --config"
+        ) from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not {path.suffix.lstrip('.').upper()}: {error}") from None
+        raise ConfigError(f"configuration {path} is not {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} must hold sections, got a JSON {type(values).__name__}; see configs/")
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -419,7 +451,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    values.setdefault(parts[0], {})[parts[1]] = value
+    section = values.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"override must name a key of a section, got {override!r}, but {parts[0]} is a {type(section).__name__}; "
+            "change it in the configuration file"
+        )
+    section[parts[1]] = value
 
 
 def _explain(error: Any) -> str:

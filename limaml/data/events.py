@@ -53,24 +53,41 @@ def partition_day(name: str) -> date:
     return date.fromisoformat(name.removeprefix("dt=")[:10])
 
 
-def has_type(have: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a delivered column's type is the schema's; another unit of time or a large string holds the same values."""
-    if pa.types.is_timestamp(wanted):
-        return bool(pa.types.is_timestamp(have) and have.tz == wanted.tz)
-    return bool(have.equals(wanted) or (pa.types.is_string(wanted) and pa.types.is_large_string(have)))
+def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
+    """The table with the schema's type for every column that holds the same values in another form; other columns stay.
+
+    A timestamp with any zone and unit is an instant (what is finer than a microsecond is cut off); text is text.
+    """
+    wanted = {column.name: column.type for column in expected.columns}
+    fields = [field.with_type(wanted.get(field.name, field.type)).with_nullable(True) for field in table.schema]
+    columns = [_with_type(table[at], field.type) for at, field in enumerate(fields)]
+    kept = [field.with_type(column.type) for field, column in zip(fields, columns, strict=True)]
+    return pa.Table.from_arrays(columns, schema=pa.schema([field.remove_metadata() for field in kept]))
+
+
+def _with_type(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    have = column.type
+    is_text = pa.types.is_string(wanted) and (pa.types.is_large_string(have) or pa.types.is_string_view(have))
+    is_instant = pa.types.is_timestamp(wanted) and pa.types.is_timestamp(have) and have.tz is not None
+    if not (is_text or is_instant):
+        return column
+    try:
+        return column.cast(wanted, safe=not (is_instant and have.unit == "ns"))
+    except pa.ArrowInvalid:  # An instant that microseconds cannot hold: its gate says so.
+        return column
 
 
 def conforms(table: pa.Table) -> bool:
     """Whether a table has exactly the schema's columns, with their types and without forbidden nulls."""
-    return set(table.column_names) == set(schema.EVENTS.names) and all(
-        has_type(table.schema.field(column.name).type, column.type) and (column.nullable or not table[column.name].null_count)
+    return sorted(table.column_names) == sorted(schema.EVENTS.names) and all(
+        table.schema.field(column.name).type == column.type and (column.nullable or not table[column.name].null_count)
         for column in schema.EVENTS.columns
     )
 
 
 def canonical(table: pa.Table) -> pa.Table:
-    """A table that conforms, in the schema's columns and types and the store's row order; rows in any order give the same."""
-    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow, safe=False).sort_by(ORDER).combine_chunks()
+    """A table that conforms, in the schema's columns and the store's row order; rows in any order give the same."""
+    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow).sort_by(ORDER).combine_chunks()
 
 
 def content_hash(table: pa.Table) -> str:

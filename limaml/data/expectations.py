@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 BETWEEN = "expect_column_values_to_be_between"
 IN_SET = "expect_column_values_to_be_in_set"
+NULL = "expect_column_values_to_be_null"
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """One expectation before Great Expectations is imported: its class, what it is about, and its bounds."""
+    """One expectation before Great Expectations is imported: its class, what it is about, its bounds, and those in words."""
 
     type: str
     column: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     critical: bool = True
+    rule: str = ""
+    """What to say instead of the arguments."""
 
     @property
     def name(self) -> str:
@@ -146,11 +149,19 @@ def _run(
         if "column_set" in arguments:
             arguments["column_set"] = [*arguments["column_set"], *derived]
         expectations.append(getattr(gxe, "".join(map(str.capitalize, expectation.type.split("_"))))(**arguments))
+    table = _without_values(table, suite)
     for name, values in derived.items():
         table = table.append_column(name, values)
     batch = _batch_definition().get_batch(batch_parameters={"dataframe": _to_pandas(table)})
     outcome = batch.validate(gx.ExpectationSuite(name="gate", expectations=expectations), result_format=result_format)
     return {(r.expectation_config.type, r.expectation_config.kwargs.get("column", "")): r for r in outcome.results}
+
+
+def _without_values(table: pa.Table, suite: Sequence[Expectation]) -> pa.Table:
+    """Columns that no expectation is about are nulls: only their names matter, and pandas does not take every type."""
+    about = {name for e in suite for name in (e.column, *e.arguments.get("column_list", ()))}
+    columns = [table[n] if name in about else pa.nulls(table.num_rows) for n, name in enumerate(table.column_names)]
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 @functools.cache
@@ -174,13 +185,21 @@ def _finding(expectation: Expectation, outcome: Any, derived: AbstractSet[str]) 
         values = result.get("partial_unexpected_list") or result.get("observed_value", "")
         if isinstance(values, list):
             values = [value for value in values if str(value) not in derived]
-        texts = map(str, values if isinstance(values, list) else [values])
+        texts = map(_shown, values if isinstance(values, list) else [values])
         examples = tuple(list(dict.fromkeys(texts))[:_EXAMPLES]) if values != "" else (_exception(outcome),)
     count = int(result.get("unexpected_count", 0))
     return Finding(expectation.name, expectation.critical, bool(outcome.success), _rule(expectation), count, examples)
 
 
+def _shown(value: Any) -> str:
+    """A value as text, in quotes where one could not see all of it."""
+    hidden = isinstance(value, str) and (value != value.strip() or not value.isprintable() or not value)
+    return repr(value) if hidden else str(value)
+
+
 def _rule(expectation: Expectation) -> str:
+    if expectation.rule:
+        return expectation.rule
     return ", ".join(f"{name} {_text(value)}" for name, value in expectation.arguments.items()) or "no exception"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import Config, FeastConfig
 from limaml.data.events import ORDER
+from limaml.data.locks import exclusive
 from limaml.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def _unchecked(target: Any = None, **_: Any) -> Any:
 def repo_config(feast: FeastConfig) -> "RepoConfig":
     """Feast's configuration: duckdb offline store, paths taken from the working directory.
 
-    Raises ConfigError if a `${NAME}` in the registry or the online connection is not in the environment.
+    Raises ConfigError if a `${NAME}` in the registry's URL or of the online password is not in the environment.
     """
     import_feast()
     from feast import RepoConfig
@@ -70,9 +72,10 @@ def repo_config(feast: FeastConfig) -> "RepoConfig":
     else:
         # Without skip_dedup Feast drops a row whose timestamp is not newer, silently; which row wins is decided by the
         # publisher, under its lease, for every store alike (contract 5).
-        connection = _with_secrets(feast.online_connection, "feast.online_connection")
+        connection = feast.online_connection + _redis_password(feast)
         online = {"type": f"{_ONLINE}.redis.BulkRedisOnlineStore", "connection_string": connection, "skip_dedup": True}
-    registry = _with_secrets(feast.registry, "feast.registry")
+    # A URL holds a password percent-encoded, whatever is in it.
+    registry = _SECRET.sub(lambda found: quote(_secret(found[1], "feast.registry"), safe=""), feast.registry)
     if feast.registry_type == "file" and "://" not in registry:
         registry = str(Path(registry).absolute())
     return RepoConfig(
@@ -101,15 +104,8 @@ def apply(cfg: Config) -> dict[str, Any]:
 
     Returns what there is now, and whether anything had to change; the registry is rewritten only then.
     """
-    import filelock
-
-    lock = Path(cfg.storage.root if "://" not in cfg.storage.root else ".run").absolute() / "feast-apply.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(lock, timeout=_APPLY_WAIT_S):
-            return _apply(cfg)
-    except filelock.Timeout:
-        raise StoreError(f"another apply has held {lock} for over {_APPLY_WAIT_S:g} s; wait for it, then apply again") from None
+    with exclusive(cfg, "feast-apply", _APPLY_WAIT_S):
+        return _apply(cfg)
 
 
 def _apply(cfg: Config) -> dict[str, Any]:
@@ -193,15 +189,19 @@ def _inside(folder: Path, config_path: str) -> Iterator[None]:
             os.environ[CONFIG_VARIABLE] = variable
 
 
-def _with_secrets(text: str, key: str) -> str:
-    """Replace `${NAME}` by the environment's value."""
+def _redis_password(feast: FeastConfig) -> str:
+    """The password as a part of Feast's connection string, which is cut at commas and read as JSON: a JSON text without any."""
+    found = _SECRET.fullmatch(feast.online_password)
+    if found is None:
+        return ""
+    return ",password=" + json.dumps(_secret(found[1], "feast.online_password")).replace(",", r"\u002c")
 
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise ConfigError(f"{key} refers to ${{{match[1]}}}, which is not in the environment; set that variable")
-        return os.environ[match[1]]
 
-    return _SECRET.sub(value, text)
+def _secret(name: str, key: str) -> str:
+    """The environment's value."""
+    if name not in os.environ:
+        raise ConfigError(f"{key} refers to ${{{name}}}, which is not in the environment; set that variable")
+    return os.environ[name]
 
 
 def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ against recent days, label rate) is the caller's choice.
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -15,19 +16,10 @@ import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.config import SourceConfig
-from limaml.data.events import has_type
-from limaml.data.expectations import BETWEEN, IN_SET, Expectation, Finding, GateResult, merge, validate, validate_rows
+from limaml.data.expectations import BETWEEN, IN_SET, NULL, Expectation, Finding, GateResult, merge, validate, validate_rows
 from limaml.errors import GateError
 
-# How an Arrow column must arrive in pandas, in the words of expect_column_values_to_be_of_type.
-_TYPES = {
-    pa.string(): "str",
-    schema.TIMESTAMP: "Timestamp",
-    pa.int8(): "int8",
-    pa.int64(): "int64",
-    pa.float32(): "float32",
-    pa.list_(pa.string()): "list",
-}
+_EXAMPLES = 5
 
 
 def require(result: GateResult, remedy: str) -> None:
@@ -44,17 +36,27 @@ def check_days(
     recent_rows: Mapping[date, Sequence[int]],
     source: SourceConfig,
     strict_volume: AbstractSet[date],
+    unread: Mapping[date, Sequence[str]] | None = None,
 ) -> dict[date, GateResult]:
     """Gate days of events; `recent_rows` holds the row counts of the days before each, none meaning no judgement.
 
-    Well-formed days are validated together, since a validation takes 0.1 s whatever its size.
+    `unread` names what lies with a day's files and was not read: a warning. Well-formed days are validated together, since a
+    validation takes 0.1 s whatever its size.
     """
     rows = _check_rows(deliveries, known_users, known_items)
     volume = _check_volume(deliveries, recent_rows, source, strict_volume)
     return {
-        day: GateResult(f"events of {day.isoformat()}", table.num_rows, rows[day] + volume[day])
+        day: GateResult(
+            f"events of {day.isoformat()}", table.num_rows, (*rows[day], *volume[day], _unread((unread or {}).get(day, ())))
+        )
         for day, table in deliveries.items()
     }
+
+
+def _unread(names: Sequence[str]) -> Finding:
+    return Finding(
+        "every_file_of_the_day_to_be_read", False, not names, "Parquet files only", len(names), tuple(names[:_EXAMPLES])
+    )
 
 
 def _check_rows(deliveries: Mapping[date, pa.Table], users: pa.Array, items: pa.Array) -> dict[date, tuple[Finding, ...]]:
@@ -81,8 +83,10 @@ def _is_well_formed(day: date, table: pa.Table) -> bool:
     """Whether the day may be validated with others: the schema's types, and no row of another day."""
     if not table.schema.equals(schema.EVENTS.arrow) or table["timestamp"].null_count or not table.num_rows:
         return False
-    bounds = pc.min_max(table["timestamp"])
-    return bool(bounds["min"].as_py() >= schema.day_start(day) and bounds["max"].as_py() < schema.day_end(day))
+    # As numbers: an instant may lie beyond the years that Python knows.
+    bounds = pc.min_max(table["timestamp"].cast(pa.int64()))
+    first, end = (pa.scalar(instant, schema.TIMESTAMP).value for instant in (schema.day_start(day), schema.day_end(day)))
+    return bool(bounds["min"].as_py() >= first and bounds["max"].as_py() < end)
 
 
 def _check_span(first: date, last: date, table: pa.Table, users: pa.Array, items: pa.Array) -> tuple[Finding, ...]:
@@ -92,9 +96,16 @@ def _check_span(first: date, last: date, table: pa.Table, users: pa.Array, items
         suite.append(Expectation(BETWEEN, "timestamp", bounds))
     for column, known in (("user_id", users), ("item_id", items)):
         if _has_type(table, column, pa.string()):
-            derived[f"{column}_in_catalogue"] = pc.is_in(table[column].cast(pa.string()), value_set=known)
-            suite.append(Expectation(IN_SET, f"{column}_in_catalogue", {"value_set": [True]}))
-    return validate(table, suite, derived)
+            name = f"{column}_not_in_catalogue"
+            derived[name] = _only_where(pc.invert(pc.is_in(table[column], value_set=known)), table[column])
+            rule = f"{column} must be one of the {len(known)} in the catalogue"
+            suite.append(Expectation(NULL, name, rule=rule))
+    return type_findings(schema.EVENTS, table) + validate(table, suite, derived)
+
+
+def _only_where(wrong: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """The values that are wrong, null elsewhere: judged by NULL, a message then names them."""
+    return pc.if_else(pc.fill_null(wrong, False), values, pa.scalar(None, values.type))
 
 
 def _check_volume(
@@ -134,13 +145,22 @@ def _volume_suite(source: SourceConfig, critical: bool) -> list[Expectation]:
     ]
 
 
+def check_catalogue(table: pa.Table, expected: schema.Table) -> GateResult:
+    """Gate a delivered catalogue: as `check_features`, and it must know somebody."""
+    result = check_features(table, expected, f"catalogue of {expected.name}")
+    good = table.num_rows > 0
+    rows = Finding("expect_table_row_count_to_be_between", True, good, "min_value 1", 0, () if good else ("0",))
+    return replace(result, findings=(*result.findings, rows))
+
+
 def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
     """Gate a table of entity features (or of the catalogue): columns, types, nulls, ranges, one row a key and instant."""
     suite = table_expectations(expected, table)
     keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
     if len(keys) > 1 and set(keys) <= set(table.column_names):
         suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
-    return GateResult(what, table.num_rows, validate(table, suite))
+    findings = (*type_findings(expected, table), *validate(table, suite), *_list_findings(expected, table))
+    return GateResult(what, table.num_rows, findings)
 
 
 def check_embeddings(
@@ -164,17 +184,24 @@ def check_embeddings(
         Expectation(IN_SET, "embedding_nonfinite", {"value_set": [0]}),
         Expectation(BETWEEN, "embedding_norm", {"min_value": min_norm, "max_value": max_norm}),
     ]
-    order = [Expectation(IN_SET, name, {"value_set": [True]}) for name in ("entity_planned", "entity_ascending")]
+    order = [
+        Expectation(NULL, "entity_not_planned", rule=f"{entity_column} must be one of the {len(planned)} planned"),
+        Expectation(NULL, "entity_not_ascending", rule=f"{entity_column} must be greater than the one before it"),
+    ]
     found, num_rows, last = [], 0, None
     for table in pieces:
         derived = _measure_vectors(table["embedding"]) if "embedding" in table.column_names else {}
         if entity_column in table.column_names and table.num_rows:
             entities = table[entity_column].combine_chunks()
-            derived |= {"entity_planned": pc.is_in(entities, planned), "entity_ascending": _ascending(entities, last)}
+            derived |= {
+                "entity_not_planned": _only_where(pc.invert(pc.is_in(entities, planned)), entities),
+                "entity_not_ascending": _only_where(pc.invert(_ascending(entities, last)), entities),
+            }
             last = entities[-1].as_py()
-        suite = [*table_expectations(schema.embeddings(entity_column, dim), table), *same, *order, *vectors]
+        expected = schema.embeddings(entity_column, dim)
+        suite = [*table_expectations(expected, table), *same, *order, *vectors]
         there = {*table.column_names, *derived, ""}
-        found.append(validate(table, [e for e in suite if e.column in there], derived))
+        found.append(type_findings(expected, table) + validate(table, [e for e in suite if e.column in there], derived))
         num_rows += table.num_rows
     findings = (*merge(found), _row_count(num_rows, len(planned)))
     return GateResult(f"embeddings of kind {kind}, version {version}", num_rows, findings)
@@ -207,17 +234,14 @@ def _measure_vectors(column: pa.ChunkedArray) -> dict[str, pa.Array]:
 
 
 def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectation]:
-    """What the schema says about every column; a column's values are only judged where it is there with its type."""
+    """What the schema says about every column; a column's values are judged where it is there with its type."""
     names = {"column_set": list(expected.names), "exact_match": True}
     suite = [Expectation("expect_table_columns_to_match_set", "", names)]
     for column in expected.columns:
-        if column.name not in table.column_names or column.type not in _TYPES:
-            continue
-        suite.append(Expectation("expect_column_values_to_be_of_type", column.name, {"type_": _TYPES[column.type]}))
-        if not column.nullable:
-            suite.append(Expectation("expect_column_values_to_not_be_null", column.name))
         if not _has_type(table, column.name, column.type):
             continue
+        if not column.nullable:
+            suite.append(Expectation("expect_column_values_to_not_be_null", column.name))
         if column.unique:
             suite.append(Expectation("expect_column_values_to_be_unique", column.name))
         if column.allowed is not None:
@@ -228,5 +252,33 @@ def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectat
     return suite
 
 
+def type_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
+    """Whether each column is of the schema's type, in Great Expectations' words: it would see pandas' types, not Arrow's.
+
+    So a column whose values `table_expectations` cannot judge always fails here.
+    """
+    findings = []
+    for column in expected.columns:
+        if column.name in table.column_names:
+            good = _has_type(table, column.name, column.type)
+            name, rule = f"expect_column_values_to_be_of_type({column.name})", f"type_ {column.type}"
+            findings.append(Finding(name, True, good, rule, 0, () if good else (str(table.schema.field(column.name).type),)))
+    return tuple(findings)
+
+
+def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
+    """Whether the lists hold no null: as an example the key of its row."""
+    findings = []
+    for column in expected.columns:
+        if pa.types.is_list(column.type) and _has_type(table, column.name, column.type):
+            lists = table[column.name].combine_chunks()
+            rows = pc.unique(pc.list_parent_indices(lists).filter(pc.is_null(pc.list_flatten(lists))))
+            keys = table[expected.key].take(rows.slice(0, _EXAMPLES)) if expected.key in table.column_names else rows
+            examples = tuple(f"{expected.key} {key}" for key in keys.to_pylist()[:_EXAMPLES])
+            name = f"list_values_to_not_be_null({column.name})"
+            findings.append(Finding(name, True, not len(rows), "no null inside a list", len(rows), examples))
+    return tuple(findings)
+
+
 def _has_type(table: pa.Table, column: str, wanted: pa.DataType) -> bool:
-    return column in table.column_names and has_type(table.schema.field(column).type, wanted)
+    return column in table.column_names and bool(table.schema.field(column).type == wanted)

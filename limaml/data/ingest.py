@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,10 +20,11 @@ from limaml.data import catalogue, gates, snapshots
 from limaml.data.events import DayManifest, EventStore, canonical, conforms, content_hash
 from limaml.data.expectations import Finding, GateResult
 from limaml.data.gate_report import report_html
+from limaml.data.locks import Lock, exclusive
 from limaml.data.logged import keep_logged_features, logged_path, write_logged
 from limaml.data.sources import Source, open_source
 from limaml.data.storage import Storage
-from limaml.errors import BusyError, ConfigError, DataError, GateError, UnreadableDayError
+from limaml.errors import ConfigError, DataError, GateError, UnreadableDayError
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _JOIN_ROWS = 2_000_000
 """Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
 _LOCK_WAIT_S = 120.0
+_NAMED = 5
+"""How many of many are named in a result of at most 4 KiB."""
 _REMEDY = "correct the day at its source and ingest it again"
 _log = telemetry.get_logger(__name__)
 
@@ -44,6 +46,7 @@ class _Places:
     storage: Storage
     store: EventStore
     source: Source
+    lock: Lock
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
             "no_data": len(days) - len(deliveries),
             "rows": sum(d.table.num_rows for d in fresh),
             "warned_days": sum(bool(result.warnings) for result in results.values()),
-        }
+        } | _left_out(places.source)
         if fresh:
             summary["report"] = _write_history_report(places.storage, through, results)
             _accept(places, fresh, results)
@@ -113,13 +116,20 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
         if delivery is None:
             manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
             status = "no_data" if manifest.status == "no_data" else "unchanged"
-            return {"status": status, "day": day.isoformat(), "revision": manifest.revision, "rows": manifest.rows}
+            known_rows = {"revision": manifest.revision, "rows": manifest.rows}
+            return {"status": status, "day": day.isoformat()} | known_rows | _left_out(places.source)
         summary = {"day": day.isoformat(), "revision": delivery.revision, "rows": delivery.table.num_rows}
+        summary |= _left_out(places.source)
         if _is_complete(places.storage, delivery):
             return summary | {"status": "unchanged"}
         results = _gate(places, [delivery], [], strict=[day])
         _accept(places, [delivery], results)
         return summary | {"status": "ingested" if delivery.revision == 1 else "corrected"}
+
+
+def _left_out(source: Source) -> dict[str, Any]:
+    """For a verb's result: what the source leaves out, if anything; the log has all of it."""
+    return {"left_out": list(source.left_out[:_NAMED]), "num_left_out": len(source.left_out)} if source.left_out else {}
 
 
 def _is_open(known: DayManifest | None) -> bool:
@@ -138,30 +148,17 @@ def _refuse_before_first(known: Mapping[date, DayManifest], day: date) -> None:
 
 @contextmanager
 def _open(cfg: Config, last: date, today: date) -> Iterator[_Places]:
-    """Open source and storage for a day that is over; one ingestion at a time where the storage is a local folder."""
+    """Open source and storage for a day that is over; one ingestion at a time. What the source leaves out is logged."""
     if last >= today:
         raise ConfigError(
             f"a day must be over before it is ingested: it must be before {today}, got {last}; choose an earlier day"
         )
-    storage = Storage(cfg.storage.root)
-    with _exclusive(cfg.storage.root):
-        yield _Places(cfg, storage, EventStore(storage), open_source(cfg, today))
-
-
-@contextmanager
-def _exclusive(root: str) -> Iterator[None]:
-    if "://" in root:
-        yield
-        return
-    import filelock
-
-    lock = Path(root).absolute() / "ingest.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(lock, timeout=_LOCK_WAIT_S):
-            yield
-    except filelock.Timeout:
-        raise BusyError(f"another ingestion has held {lock} for over {_LOCK_WAIT_S:g} s; wait for it, then try again") from None
+    with exclusive(cfg, "ingest", _LOCK_WAIT_S) as lock:
+        storage = Storage(cfg.storage.root)
+        source = open_source(cfg, today)
+        for reason in source.left_out:
+            _log.warning("source_left_out", reason=reason)
+        yield _Places(cfg, storage, EventStore(storage), source, lock)
 
 
 def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | None:
@@ -197,8 +194,7 @@ def _gate(
         return {}
     users, items = places.source.catalogue()
     for table, expected in ((users, schema.USERS), (items, schema.ITEMS)):
-        result = gates.check_features(table, expected, f"catalogue of {expected.name}")
-        gates.require(result, f"correct the {expected.name} at their source and ingest again")
+        gates.require(gates.check_catalogue(table, expected), f"correct the {expected.name} at their source and ingest again")
     rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
     rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
     window = places.cfg.source.rows_window_days
@@ -210,6 +206,7 @@ def _gate(
         recent_rows=recent,
         source=places.cfg.source,
         strict_volume=frozenset(strict),
+        unread={d.day: places.source.unread(d.day) for d in fresh},
     )
     failing = {day: result for day, result in results.items() if not result.success}
     if failing:
@@ -232,6 +229,8 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
 
 def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, GateResult]) -> None:
     """Write events, catalogue changes, snapshots and logged features of days that passed, then their manifests."""
+    assert all(conforms(d.table) for d in fresh), "a table that does not conform fails its gate"
+    places.lock.check()
     first, last = min(d.day for d in fresh), max(d.day for d in fresh)
     passed = places.store.days("passed")
     newest = max([last, *passed])
@@ -240,15 +239,18 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     for kind, delivered in zip((catalogue.USER, catalogue.ITEM), places.source.catalogue(), strict=True):
         catalogue.record(places.storage, kind, delivered, catalogue_day)
     for delivery in fresh:
+        places.lock.check()
         places.store.place(delivery.day, delivery.table, delivery.revision)
     # A corrected or late day changes what was known at the end of every later one. Features logged with other days stay:
     # they are what those rows were served with.
+    places.lock.check()
     snapshots.write(places.storage, places.cfg, min(first, catalogue_day), newest)
     _check_snapshots(places, min(first, catalogue_day), newest)
     _log_features(places, fresh)
     for delivery in fresh:
         result = results[delivery.day]
         rows = delivery.table.num_rows
+        places.lock.check()
         places.store.commit(
             DayManifest(delivery.day, "passed", delivery.revision, rows, delivery.sha256, warnings=result.warnings)
         )
@@ -275,10 +277,22 @@ def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
             for member in group:
                 rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
                 rows = keep_logged_features(places.storage, member.day, rows, member.revision)
+                _require_its_events(member, rows)
+                places.lock.check()
                 write_logged(places.storage, member.day, rows, member.revision)
             group = []
         if delivery is not None:
             group.append(delivery)
+
+
+def _require_its_events(delivery: _Delivery, logged: pa.Table) -> None:
+    """Raises DataError unless a day's logged rows are its events, all of them and nothing else."""
+    if not logged.select(schema.EVENTS.names).equals(delivery.table):
+        raise DataError(
+            f"logged rows of {delivery.day} must be its {delivery.table.num_rows} events, got {logged.num_rows} rows"
+            f"{'' if logged.num_rows != delivery.table.num_rows else ' that differ from them'}; "
+            "this is a defect of the join, not of the data; the day stays unrecorded"
+        )
 
 
 def _write_history_report(storage: Storage, through: date, results: Mapping[date, GateResult]) -> str:

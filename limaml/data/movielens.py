@@ -29,6 +29,7 @@ class MovieLensSource:
     """100,000 ratings of 943 users and 1,682 items over 215 days of 1997 and 1998."""
 
     name = "movielens"
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, folder: str = "", shift: timedelta = timedelta(0)) -> None:
         self._folder = Path(folder) if folder else _wheel_folder()
@@ -53,6 +54,9 @@ class MovieLensSource:
     def days(self) -> list[date]:
         first, last = int(self._event_days[0]), int(self._event_days[-1])
         return [_day(number) for number in range(first, last + 1)]
+
+    def unread(self, day: date) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
     def read_day(self, day: date) -> pa.Table | None:
         number = int(schema.day_start(day).timestamp()) // _DAY_S

@@ -1,5 +1,6 @@
 """Where events come from: one protocol, three sources, and the calendar on which recorded data is replayed."""
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Protocol, Self
 
@@ -17,12 +18,17 @@ class Source(Protocol):
 
     name: str
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What lies where days are delivered and is no day, each with the rule it breaks and the remedy."""
+        ...
+
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
         """Known users and items, meant to have `schema.USERS` and `schema.ITEMS` columns."""
         ...
 
     def days(self) -> list[date]:
-        """Every calendar day from the first to the last one delivered, days without data included."""
+        """Every calendar day from the first to the last one delivered that is over, days without data included."""
         ...
 
     def read_day(self, day: date) -> pa.Table | None:
@@ -30,6 +36,10 @@ class Source(Protocol):
 
         Raises UnreadableDayError, with the bytes, if what was delivered cannot be read.
         """
+        ...
+
+    def unread(self, day: date) -> Sequence[str]:
+        """Names of what lies with a day's files and is not read."""
         ...
 
 
@@ -49,7 +59,7 @@ def open_source(cfg: Config, today: date) -> Source:
     if cfg.source.kind == "parquet":
         from limaml.data.parquet_source import ParquetSource
 
-        return ParquetSource(cfg.source.path)
+        return ParquetSource(cfg.source, today)
     source: Replayable
     if cfg.source.kind == "movielens":
         from limaml.data.movielens import MovieLensSource

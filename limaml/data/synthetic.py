@@ -36,6 +36,7 @@ class SyntheticSource:
     """A users x items world seen for a number of days; half of a user's rows fall on the day of arrival."""
 
     name = "synthetic"
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, cfg: SourceConfig, shift: timedelta = timedelta(0)) -> None:
         self._cfg = cfg
@@ -65,6 +66,9 @@ class SyntheticSource:
 
     def days(self) -> list[date]:
         return [self._first + timedelta(days=n) for n in range(self._cfg.synthetic_days)]
+
+    def unread(self, day: date) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
     def read_day(self, day: date) -> pa.Table | None:
         number = (day - self._first).days

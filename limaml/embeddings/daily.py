@@ -22,7 +22,7 @@ from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
 from limaml.data import snapshots
 from limaml.data.events import DayManifest, EventStore
-from limaml.embeddings.lease import Held
+from limaml.data.lease import Held
 from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
 from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside

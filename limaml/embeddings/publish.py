@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from limaml.data.lease import Held
 from limaml.data.online.rows import BulkStore, OnlineRow, RowCodec
-from limaml.embeddings.lease import Held
 from limaml.errors import StoreError
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from limaml import registry, schema
 from limaml.config import Config
 from limaml.data import snapshots
 from limaml.data.events import EventStore
+from limaml.data.lease import Held, holder_name, lease
 from limaml.data.storage import Storage
 from limaml.embeddings.adapt import active_entities
-from limaml.embeddings.lease import Held, holder_name, lease
 from limaml.embeddings.partition import (
     Adapted,
     FillPlan,

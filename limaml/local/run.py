@@ -98,6 +98,8 @@ def _ready_stack(cfg: Config) -> Stack:
 
 def _train(cfg: Config, today: date, api: AirflowApi, running: Stack, steps: Steps) -> None:
     status = read_status(cfg, today)
+    for reason in status.left_out:
+        steps.console.print(f"Left out: {reason}", highlight=False, markup=False)
     if status.current:
         steps.console.print(
             f"Nothing to train: model {status.champion} serves, trained through {status.through} on the same data, "

@@ -8,6 +8,9 @@ from limaml.config import Config
 from limaml.data.sources import open_source
 from limaml.errors import DataError
 
+_NAMED = 10
+"""Days and names that a result of at most 4 KiB lists; it counts them all."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -22,6 +25,8 @@ class Status:
     pending: tuple[date, ...]
     previous: str | None
     """The version that `limaml rollback` would go to."""
+    left_out: tuple[str, ...] = ()
+    """What the source holds and does not count as a day, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -29,7 +34,10 @@ class Status:
             "through": self.through.isoformat(),
             "last_day": self.last_day.isoformat(),
             "complete_through": self.complete_through and self.complete_through.isoformat(),
-            "pending": [day.isoformat() for day in self.pending],
+            "pending": [day.isoformat() for day in self.pending[:_NAMED]],
+            "num_pending": len(self.pending),
+            "left_out": list(self.left_out[:_NAMED]),
+            "num_left_out": len(self.left_out),
         }
 
 
@@ -39,7 +47,8 @@ def read_status(cfg: Config, today: date) -> Status:
     from limaml.registry import COMPLETE_THROUGH, FINGERPRINT, SLOT, Registry
     from limaml.training.candidate import fingerprint
 
-    days = open_source(cfg, today).days()
+    source = open_source(cfg, today)
+    days = source.days()
     last_day = days[-1]
     through = last_day - timedelta(days=cfg.local.daily_days)
     if through <= days[0]:
@@ -56,4 +65,5 @@ def read_status(cfg: Config, today: date) -> Status:
     current = champion is not None and tags.get(FINGERPRINT) == fingerprint(cfg, through)
     beside = ready_beside(registry, champion) if champion and SLOT in tags else None
     previous = beside.version if beside else None
-    return Status(champion.version if champion else None, current, through, last_day, complete, pending, previous)
+    left_out = tuple(source.left_out)
+    return Status(champion.version if champion else None, current, through, last_day, complete, pending, previous, left_out)

@@ -14,8 +14,8 @@ import pytest
 from limaml import schema
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, ModelConfig, SourceConfig, StorageConfig
 from limaml.data.feature_store import apply, open_store, repo_config
+from limaml.data.lease import Held, lease
 from limaml.data.online.rows import OnlineRow
-from limaml.embeddings.lease import Held, lease
 from limaml.embeddings.publish import OnlineView, publish, replaces, require_published, sample
 from limaml.errors import BusyError, StoreError
 

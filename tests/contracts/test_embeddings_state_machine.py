@@ -24,12 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from limaml import registry, schema
 from limaml.data.ingest import ingest_day, ingest_history
+from limaml.data.lease import Held
 from limaml.data.online.rows import OnlineRow
 from limaml.data.storage import Storage
 from limaml.embeddings import switch
 from limaml.embeddings.adapt import adapt
 from limaml.embeddings.daily import adapt_day, publish_day
-from limaml.embeddings.lease import Held
 from limaml.embeddings.partition import read_covered
 from limaml.embeddings.publish import OnlineView
 from limaml.embeddings.slots import Places, fill_shard, plan_fill

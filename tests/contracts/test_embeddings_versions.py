@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from limaml import cli, registry, schema, telemetry
-from limaml.cli import RESULT_LIMIT_BYTES
 from limaml.config import Config
+from limaml.data.lease import Held
 from limaml.embeddings import daily, slots, switch
-from limaml.embeddings.lease import Held
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
 from limaml.local.status import read_status
 from limaml.monitoring.export import Gauges
 from limaml.registry import ModelVersion, Registry
+from limaml.verb_result import RESULT_LIMIT_BYTES
 from tests.contracts.embedding_world import (
     ONE_DAY,
     TODAY,

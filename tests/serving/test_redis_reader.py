@@ -3,10 +3,15 @@
 import asyncio
 from contextlib import suppress
 
+import pyarrow as pa
 import pytest
 import redis
 
+from limaml import schema
 from limaml.config import ServingConfig
+from limaml.data.feature_store import open_store
+from limaml.embeddings.publish import OnlineView
+from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
 from tests.polling import until
 
@@ -116,3 +121,26 @@ def test_an_answer_is_never_anothers(online, calls, client, stored):
         await until(lambda: not readers(client))
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("password", ["plain", "p,ss=1", "12345", ' "q" p@ss:w/rd#1% ', "пароль"])
+def test_a_password_may_be_any_text(stored, calls, client, monkeypatch, password):
+    """Written through Feast's blocking client and read through ours on the loop."""
+    monkeypatch.setenv("STORE_PASSWORD", password)
+    cfg = stored.cfg.model_copy(update={"feast": stored.cfg.feast.model_copy(update={"online_password": "${STORE_PASSWORD}"})})
+    client.config_set("requirepass", password)
+    try:
+        view = OnlineView(open_store(cfg), schema.USER_FEATURES.name)
+        key = view.keys(pa.table({"user_id": ["much"]}))
+        view.write(key, view.read(key))
+        online = OnlineFeatures(cfg, "blue")
+        online.open()
+
+        async def scene():
+            await look_up(online, calls, 2)
+            online.close()
+            await until(lambda: not readers(client))
+
+        asyncio.run(scene())
+    finally:
+        client.config_set("requirepass", "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from limaml import cli
-from limaml.errors import DataError, GateError, LimamlError, NothingToDo
+from limaml import cli, config
+from limaml.errors import ConfigError, DataError, GateError, LimamlError, NothingToDo
+from limaml.verb_result import RESULT_LIMIT_BYTES
 
 ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
@@ -101,6 +103,52 @@ def test_a_missing_configuration_is_named() -> None:
     assert "configuration configs/none.toml does not exist" in done.stderr
 
 
+BROKEN = {
+    "latin-1.toml": (
+        "[source]\nkind = 'parquet'  # caf\xe9\n".encode("latin-1"),
+        "must be UTF-8, got byte 0xe9 at position 32",
+    ),
+    "list.json": (b"[1, 2]", "must hold sections, got a JSON list"),
+    "half.json": (b'{"source": {', "is not JSON"),
+    "half.toml": (b"[source", "is not TOML"),
+    "plain": (b"source: parquet", "is not TOML"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_configuration_that_is_none_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(f"configuration {tmp_path / name} {message}")):
+        config.load(tmp_path / name)
+
+
+def test_a_folder_as_configuration_is_a_usage_error(tmp_path: Path) -> None:
+    done = limaml("status", "--config", str(tmp_path))
+    assert done.returncode == 2
+    assert f"configuration {tmp_path} must be a file that can be read, but: Is a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_text("[source]\r\nkind = 'synthetic'\r\n", encoding="utf-8-sig")
+    assert config.load(tmp_path / "windows.toml").source.kind == "synthetic"
+
+
+@pytest.mark.parametrize("override", ["task_kinds.name=x", "source.kind.x=1", "source", "=1", "a.b"])
+def test_an_override_of_what_is_no_key_of_a_section_is_a_usage_error(tmp_path: Path, override: str) -> None:
+    (tmp_path / "c.toml").write_text("task_kinds = [{name = 'user'}]\n[source]\nkind = 'synthetic'\n")
+    with pytest.raises(ConfigError, match=f"override must .*got {re.escape(repr(override))}"):
+        config.load(tmp_path / "c.toml", [override])
+
+
+def test_secrets_stay_out_of_the_configuration_and_of_its_messages() -> None:
+    for setting in ("feast.online_connection=cache:1,password=hunter2", "feast.online_password=hunter2"):
+        with pytest.raises(ConfigError, match="environment") as caught:
+            config.load(ROOT / "configs" / "movielens.toml", [setting])
+        assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("day", ["2026-02-30", "2026-2-1", "yesterday", "$(touch x)"])
 def test_a_day_that_is_none_is_a_usage_error(day: str) -> None:
     done = limaml("adapt", "--day", day)
@@ -167,8 +215,27 @@ def test_a_failed_gate_names_its_expectations_and_stays_small(tmp_path: Path) ->
 
     path = tmp_path / "result.json"
     assert run_verb(fail, path) == 65
-    assert read(path)["failed"] == [f"expectation_{number}" for number in range(20)]
-    assert path.stat().st_size <= cli.RESULT_LIMIT_BYTES + 1
+    assert read(path)["failed"] == [f"expectation_{number}" for number in range(30)]
+    assert RESULT_LIMIT_BYTES - 20 < path.stat().st_size <= RESULT_LIMIT_BYTES
+    assert str(read(path)["message"]).endswith("x ... (cut; the log has all of it)")
+
+
+@pytest.mark.parametrize("letter", ["订", "x", "\x00", "\U0001f600", '"'])
+def test_a_result_is_cut_by_bytes_and_keeps_its_code(tmp_path: Path, letter: str) -> None:
+    path = tmp_path / "result.json"
+
+    def refuse(cfg: object) -> dict[str, object]:
+        raise GateError(letter * 3000, [f"expect({letter * 40}{number})" for number in range(200)])
+
+    def nothing(cfg: object) -> dict[str, object]:
+        raise NothingToDo(letter * 9000)
+
+    for body, code, key in ((refuse, 65, "message"), (nothing, 99, "reason")):
+        assert run_verb(body, path) == code
+        assert path.stat().st_size <= RESULT_LIMIT_BYTES
+        assert str(read(path)[key]).startswith(letter * 100)
+    assert run_verb(refuse, path) == 65
+    assert list(read(path)["failed"])[-1] == "... (cut; the log has all of it)"
 
 
 def test_without_a_result_path_the_result_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

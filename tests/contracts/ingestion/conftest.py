@@ -23,6 +23,7 @@ class Delivery:
 
     def __init__(self, folder):
         self.folder = folder
+        self.today = TODAY
         self.cfg = Config.model_validate(
             {
                 "source": {

@@ -214,3 +214,31 @@ def test_read_logged_selects_days_columns_and_entities(delivery):
     some = read_logged(delivery.storage, through=delivery.days[-1], entities=("user_id", ["u1", "u5"]))
     assert some.equals(whole.filter(pa.compute.is_in(whole["user_id"], value_set=pa.array(["u1", "u5"]))).combine_chunks())
     assert read_logged(delivery.storage, through=delivery.days[0] - timedelta(days=1)).num_rows == 0
+
+
+def test_the_same_rows_in_another_zone_are_the_same_day(delivery):
+    first = delivery.days[0]
+    delivery.day(first)
+    table = delivery.table(first)
+    zoned = table["timestamp"].cast(pa.timestamp("ns", tz="America/New_York"))
+    delivery.deliver(first, table.set_column(3, "timestamp", zoned))
+    assert delivery.day(first)["status"] == "unchanged"
+
+
+def test_what_is_not_read_is_named_in_manifest_report_and_result(delivery):
+    first = delivery.days[0]
+    (delivery.path(first).parent / "part.csv").write_text("event_id\n")
+    (delivery.folder / "delivered" / "events" / "dt=1970-01-01").mkdir()
+    result = delivery.day(first)
+    assert result["num_left_out"] == 1
+    assert "events/dt=1970-01-01: must lie at most source.max_gap_days" in result["left_out"][0]
+    assert delivery.storage.read_json(f"days/dt={first}.json")["warnings"] == ["every_file_of_the_day_to_be_read"]
+
+    second = delivery.days[1]
+    (delivery.path(second).parent / "rest.json").write_text("{}")
+    summary = delivery.history(second)
+    assert (summary["no_data"], summary["warned_days"], summary["num_left_out"]) == (0, 1, 1)
+    report = delivery.storage.read_bytes(f"reports/ingest-{second}.html").decode()
+    assert "every_file_of_the_day_to_be_read" in report
+    assert "rest.json" in report
+    assert delivery.storage.list("days") == [f"dt={day}.json" for day in (first, second)]

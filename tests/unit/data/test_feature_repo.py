@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from feast.infra.online_stores.redis import RedisOnlineStore
+from sqlalchemy import make_url
 
 from limaml import schema
 from limaml.config import Config, FeastConfig, TaskKindConfig
 from limaml.data import feature_store
 from limaml.data.feature_store import apply, open_store, repo_config
-from limaml.errors import ConfigError, StoreError
+from limaml.errors import BusyError, ConfigError, StoreError
 
 ROOT = Path(__file__).parents[3]
 
@@ -116,13 +118,24 @@ def test_wrong_repository_folder_is_refused(tmp_path):
 
 
 def test_redis_password_comes_from_the_environment(monkeypatch):
-    feast = FeastConfig(online_store="redis", online_connection="cache:6379,password=${CACHE_PASSWORD}")
+    feast = FeastConfig(online_store="redis", online_connection="cache:6379,ssl=true", online_password="${CACHE_PASSWORD}")
     monkeypatch.delenv("CACHE_PASSWORD", raising=False)
-    with pytest.raises(ConfigError, match=r"online_connection refers to \$\{CACHE_PASSWORD\}, which is not in the environment"):
+    with pytest.raises(ConfigError, match=r"online_password refers to \$\{CACHE_PASSWORD\}, which is not in the environment"):
         repo_config(feast)
-    monkeypatch.setenv("CACHE_PASSWORD", "secret")
-    online = repo_config(feast).online_store
-    assert (online.connection_string, online.skip_dedup) == ("cache:6379,password=secret", True)
+    for password in ("secret", "p,ss", "p=ss", "db=3", "12345", "true", '"quoted"', "p@ss:w/rd#1%", "пароль", " p\\ss "):
+        monkeypatch.setenv("CACHE_PASSWORD", password)
+        online = repo_config(feast).online_store
+        hosts, settings = RedisOnlineStore._parse_connection_string(online.connection_string)
+        assert hosts == [{"host": "cache", "port": "6379"}]
+        assert settings == {"ssl": True, "password": password}
+        assert online.skip_dedup
+
+
+def test_a_password_in_a_url_is_percent_encoded(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "p@ss:w/rd#1%, ok")
+    url = repo_config(FeastConfig(registry_type="sql", registry="postgresql://me:${DB_PASSWORD}@host/db")).registry.path
+    assert make_url(url).password == "p@ss:w/rd#1%, ok"
+    assert make_url(url).host == "host"
 
 
 def test_sql_registry_is_named_by_its_url():
@@ -138,6 +151,6 @@ def test_a_second_apply_waits_for_the_first(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     with (
         filelock.FileLock(tmp_path / "data" / "feast-apply.lock"),
-        pytest.raises(StoreError, match="another apply has held"),
+        pytest.raises(BusyError, match=r"busy: another feast-apply has held .*feast-apply\.lock for over 0\.05 s"),
     ):
         apply(cfg)

@@ -103,7 +103,10 @@ def check(*pieces, planned=("u1", "u2"), dim=2):
         (embeddings(), ()),
         (embeddings(vectors=((np.nan, 4.0), (1.0, 1.0))), ("expect_column_values_to_be_in_set(embedding_nonfinite)",)),
         (embeddings(vectors=((np.inf, 4.0), (1.0, 1.0))), ("expect_column_values_to_be_in_set(embedding_nonfinite)",)),
-        (embeddings(vectors=((3.0, 4.0, 0.0), (1.0, 1.0, 0.0))), ("expect_column_values_to_be_in_set(embedding_width)",)),
+        (
+            embeddings(vectors=((3.0, 4.0, 0.0), (1.0, 1.0, 0.0))),
+            ("expect_column_values_to_be_of_type(embedding)", "expect_column_values_to_be_in_set(embedding_width)"),
+        ),
         (embeddings(vectors=((0.0, 0.0), (1.0, 1.0))), ("expect_column_values_to_be_between(embedding_norm)",)),
         (embeddings(vectors=((30.0, 40.0), (1.0, 1.0))), ("expect_column_values_to_be_between(embedding_norm)",)),
         (embeddings(model_version=["7", "6"]), ("expect_column_values_to_be_in_set(model_version)",)),
@@ -111,9 +114,9 @@ def check(*pieces, planned=("u1", "u2"), dim=2):
         (embeddings(support_size=[0, -1]), ("expect_column_values_to_be_between(support_size)",)),
         (
             embeddings(user_id=["u1", "u1"]),
-            ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_in_set(entity_ascending)"),
+            ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_null(entity_not_ascending)"),
         ),
-        (embeddings(user_id=["u1", "u9"]), ("expect_column_values_to_be_in_set(entity_planned)",)),
+        (embeddings(user_id=["u1", "u9"]), ("expect_column_values_to_be_null(entity_not_planned)",)),
         (embeddings().slice(0, 1), ("expect_table_row_count_to_equal",)),
         (embeddings().drop_columns("as_of"), ("expect_table_columns_to_match_set",)),
         (embeddings().drop_columns("embedding"), ("expect_table_columns_to_match_set",)),
@@ -137,8 +140,54 @@ def test_a_partition_in_pieces_is_judged_as_one():
 
 def test_an_entity_in_two_pieces_fails():
     assert check(embeddings(), embeddings(), planned=("u1", "u2", "u3", "u4")).failed == (
-        "expect_column_values_to_be_in_set(entity_ascending)",
+        "expect_column_values_to_be_null(entity_not_ascending)",
     )
+
+
+def test_an_entity_that_does_not_belong_is_named():
+    message = check(embeddings(user_id=["u2", "u1 "])).explain()
+    assert "entity_not_planned): user_id must be one of the 2 planned [1 rows, e.g. 'u1 ']" in message
+    assert "entity_not_ascending): user_id must be greater than the one before it [1 rows, e.g. 'u1 ']" in message
+
+
+def items(**columns):
+    values = {
+        "item_id": ["a", "b", "c"],
+        "title": ["A", "B", "C"],
+        "year": [None, 1999, 2000],
+        "genres": [[], ["x"], ["x", "y"]],
+    }
+    return pa.table(values | columns, schema=schema.ITEMS.arrow)
+
+
+def test_a_catalogue_must_know_somebody():
+    assert gates.check_catalogue(items(), schema.ITEMS).success
+    result = gates.check_catalogue(items().slice(0, 0), schema.ITEMS)
+    assert result.failed == ("expect_table_row_count_to_be_between",)
+    assert "min_value 1 [e.g. 0]" in result.explain()
+
+
+def test_a_null_inside_a_list_is_refused_by_its_row():
+    result = gates.check_catalogue(items(genres=[["x", None], [None], ["y"]]), schema.ITEMS)
+    assert result.failed == ("list_values_to_not_be_null(genres)",)
+    assert "no null inside a list [2 rows, e.g. item_id a, item_id b]" in result.explain()
+
+
+ODD = {
+    "dictionary": pa.array(["u1", "u2"]).dictionary_encode(),
+    "binary": pa.array([b"u1", b"u2"]),
+    "list": pa.array([["u1"], ["u2"]]),
+    "null": pa.nulls(2),
+    "string_view": pa.array(["u1", "u2"]).cast(pa.string_view()),
+    "decimal": pa.array([1, 2]).cast(pa.decimal128(20, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_column_of_any_other_type_is_refused_whatever_pandas_makes_of_it(kind):
+    result = gates.check_features(replaced(features(), "user_id", ODD[kind]), schema.USER_FEATURES, "snapshots")
+    assert "expect_column_values_to_be_of_type(user_id)" in result.failed
+    assert f"type_ string [e.g. {ODD[kind].type}]" in result.explain()
 
 
 def test_require_names_rule_value_and_remedy():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, SourceConfig
-from limaml.embeddings.lease import holder_name, lease, store_identity
+from limaml.data.lease import holder_name, lease, store_identity
 from limaml.errors import BusyError, ConfigError, StoreError
 
 DEADLINE_S = 20.0
@@ -19,7 +19,7 @@ DEADLINE_S = 20.0
 HOLDER = """
 import sys
 from limaml.config import Config
-from limaml.embeddings.lease import lease
+from limaml.data.lease import lease
 with lease(Config.model_validate_json(sys.argv[1]), "publish of run-1") as held:
     print(held.fence, flush=True)
     for line in sys.stdin:
@@ -134,7 +134,7 @@ def test_different_stores_have_different_leases(tmp_path: Path) -> None:
 
 
 def test_a_store_is_named_without_its_secrets() -> None:
-    redis = FeastConfig(online_store="redis", online_connection="redis:6379,ssl=true,password=${REDIS_PASSWORD}")
+    redis = FeastConfig(online_store="redis", online_connection="redis:6379,ssl=true", online_password="${REDIS_PASSWORD}")
     assert store_identity(redis) == "limaml@redis:redis:6379,ssl=true"
     relative, absolute = (FeastConfig(online_connection=path) for path in ("x/online.db", str(Path("x/online.db").absolute())))
     assert store_identity(relative) == store_identity(absolute)

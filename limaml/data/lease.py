@@ -1,6 +1,7 @@
-"""One writer at a time for each online store: a lease with a fencing number, kept in a SQL database.
+"""One writer at a time, on one machine or on many: a lease with a fencing number, kept in a SQL database.
 
-The database's clock decides, so that hosts need not agree on the time. A holder renews in a thread; `check` before each
+The online store has one, and so has a storage root that is a URL (`locks`). The database's clock decides, so that hosts need
+not agree on the time. A holder renews in a thread; `check` before each
 write renews too and fails if somebody else has taken the lease in the meantime, so a write that follows a check has
 `lease_ttl_s` to end. A holder that died is succeeded after `lease_ttl_s`, with a higher fencing number.
 """
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from limaml.config import Config, FeastConfig
+from limaml.config import Config, EmbeddingsConfig, FeastConfig
 from limaml.errors import BusyError, ConfigError, StoreError
 from limaml.telemetry import get_logger
 
@@ -40,7 +41,7 @@ class Held:
         """Renew the lease; call before each write. Raises BusyError if another holder has it."""
         if not self._table.renew(self.fence):
             raise BusyError(
-                f"{self.who} has lost the lease of {self._table.store} (fence {self.fence}): {self._table.holder()}; "
+                f"{self.who} has lost the lease of {self._table.name} (fence {self.fence}): {self._table.holder()}; "
                 "it did not renew in time, so it stops before it writes; run it again"
             )
 
@@ -51,9 +52,15 @@ def lease(cfg: Config, who: str) -> Iterator[Held]:
 
     Waits up to `embeddings.lease_wait_s`, then raises BusyError 'busy: <who> since <when>'.
     """
-    settings = cfg.embeddings
-    table = _LeaseTable(settings.lease_url, store_identity(cfg.feast), settings.lease_ttl_s)
-    deadline = time.monotonic() + settings.lease_wait_s
+    with lease_named(cfg.embeddings, store_identity(cfg.feast), who, cfg.embeddings.lease_wait_s) as held:
+        yield held
+
+
+@contextmanager
+def lease_named(settings: EmbeddingsConfig, name: str, who: str, wait_s: float) -> Iterator[Held]:
+    """Hold the lease `name` of the database at `embeddings.lease_url` while the block runs; waits up to `wait_s`."""
+    table = _LeaseTable(settings.lease_url, name, settings.lease_ttl_s)
+    deadline = time.monotonic() + wait_s
     while (fence := table.acquire(who)) is None:
         if time.monotonic() >= deadline:
             raise BusyError(
@@ -72,9 +79,9 @@ def lease(cfg: Config, who: str) -> Iterator[Held]:
         table.release(fence)
 
 
-def holder_name(verb: str, run: str) -> str:
+def holder_name(verb: str, run: str = "") -> str:
     """Who holds a lease, for messages: the verb, its run, and where its process is."""
-    return f"{verb} of {run} ({socket.gethostname()}, process {os.getpid()})"
+    return f"{verb}{f' of {run}' if run else ''} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def store_identity(cfg: FeastConfig) -> str:
@@ -93,16 +100,16 @@ def _keep_renewing(table: "_LeaseTable", fence: int, ended: threading.Event) -> 
                 return
         except StoreError as error:
             # The next round tries again; if none succeeds in time, `check` stops the holder before it writes.
-            get_logger(__name__).warning("lease_renewal_failed", store=table.store, error=str(error))
+            get_logger(__name__).warning("lease_renewal_failed", lease=table.name, error=str(error))
 
 
 class _LeaseTable:
-    """One row a store: fence, holder, since, expires. Each change is one statement, so the database settles races."""
+    """One row a lease: fence, holder, since, expires. Each change is one statement, so the database settles races."""
 
-    def __init__(self, url: str, store: str, ttl_s: float) -> None:
+    def __init__(self, url: str, name: str, ttl_s: float) -> None:
         import sqlalchemy as sa
 
-        self.store = store
+        self.name = name
         self.ttl_s = ttl_s
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,7 @@ class _LeaseTable:
         rows = self._rows
         taken = (
             rows.update()
-            .where(rows.c.store == self.store, rows.c.expires <= self._now)
+            .where(rows.c.store == self.name, rows.c.expires <= self._now)
             .values(fence=rows.c.fence + 1, holder=who, since=self._now, expires=self._now + self.ttl_s)
             .returning(rows.c.fence)
         )
@@ -150,15 +157,13 @@ class _LeaseTable:
     def holder(self) -> str:
         """'busy: <who> since <when>' of the last one who took the lease."""
         with self._transaction() as connection:
-            row = connection.execute(self._rows.select().where(self._rows.c.store == self.store)).one()
+            row = connection.execute(self._rows.select().where(self._rows.c.store == self.name)).one()
         return f"busy: {row.holder} since {datetime.fromtimestamp(row.since, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def _change(self, fence: int, **values: Any) -> bool:
         rows = self._rows
         with self._transaction() as connection:
-            changed = connection.execute(
-                rows.update().where(rows.c.store == self.store, rows.c.fence == fence).values(**values)
-            )
+            changed = connection.execute(rows.update().where(rows.c.store == self.name, rows.c.fence == fence).values(**values))
         return bool(changed.rowcount)
 
     @contextmanager
@@ -177,8 +182,8 @@ class _LeaseTable:
         """Make table and row if they are not there. Several processes may try at once; who loses, of either, looks again."""
         import sqlalchemy as sa
 
-        row = {"store": self.store, "fence": 0, "holder": "", "since": 0.0, "expires": 0.0}
-        mine = sa.select(self._rows.c.fence).where(self._rows.c.store == self.store)
+        row = {"store": self.name, "fence": 0, "holder": "", "since": 0.0, "expires": 0.0}
+        mine = sa.select(self._rows.c.fence).where(self._rows.c.store == self.name)
         for losses in range(3):
             try:
                 with self._transaction() as connection:

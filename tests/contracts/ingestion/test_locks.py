@@ -1,0 +1,85 @@
+"""One ingestion and one apply at a time, on a folder and on a URL (contract 11)."""
+
+import threading
+
+import pytest
+
+from limaml.data import feature_store, ingest
+from limaml.data.lease import lease_named
+from limaml.data.locks import exclusive
+from limaml.errors import BusyError
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(params=["folder", "url"])
+def cfg(delivery, request):
+    """A root of each kind; a `file://` URL is one, and takes the lock of URLs."""
+    root = f"{'file://' if request.param == 'url' else ''}{delivery.folder}/data"
+    lease = delivery.cfg.embeddings.model_copy(update={"lease_url": f"sqlite:///{delivery.folder}/lease.db"})
+    storage = delivery.cfg.storage.model_copy(update={"root": root})
+    return delivery.cfg.model_copy(update={"storage": storage, "embeddings": lease})
+
+
+def test_a_second_one_waits_for_the_first(cfg):
+    entered, leave, order = threading.Event(), threading.Event(), []
+
+    def first():
+        with exclusive(cfg, "ingest", 1.0) as lock:
+            entered.set()
+            assert leave.wait(DEADLINE_S)
+            lock.check()
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert entered.wait(DEADLINE_S)
+    busy = r"^busy: (another ingest has held .*ingest\.lock|ingest \(.+, process \d+\) since 2)"
+    with pytest.raises(BusyError, match=busy), exclusive(cfg, "ingest", 0.05):
+        order.append("both")
+    with exclusive(cfg, "feast-apply", 1.0):
+        order.append("another lock")
+    leave.set()
+    with exclusive(cfg, "ingest", DEADLINE_S):
+        order.append("second")
+    thread.join(DEADLINE_S)
+    assert order == ["another lock", "first", "second"]
+
+
+def test_ingest_and_apply_take_it(cfg, delivery, monkeypatch):
+    monkeypatch.setattr(ingest, "_LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(feature_store, "_APPLY_WAIT_S", 0.05)
+    day = delivery.days[0]
+    with exclusive(cfg, "ingest", 1.0), exclusive(cfg, "feast-apply", 1.0):
+        for verb in (
+            lambda: ingest.ingest_day(cfg, day, delivery.today),
+            lambda: ingest.ingest_history(cfg, day, delivery.today),
+            lambda: feature_store.apply(cfg),
+        ):
+            with pytest.raises(BusyError, match=r"^busy: "):
+                verb()
+    assert ingest.ingest_day(cfg, day, delivery.today)["status"] == "ingested"
+
+
+def test_who_has_lost_the_lock_writes_nothing_more(delivery, monkeypatch):
+    """On a URL the lease frees itself when its holder stops renewing; the holder then stops before its next write."""
+    lease = {"lease_url": f"sqlite:///{delivery.folder}/lease.db", "lease_ttl_s": 0.2}
+    cfg = delivery.cfg.model_copy(
+        update={
+            "storage": delivery.cfg.storage.model_copy(update={"root": f"file://{delivery.folder}/data"}),
+            "embeddings": delivery.cfg.embeddings.model_copy(update=lease),
+        }
+    )
+    monkeypatch.setattr("limaml.data.lease._keep_renewing", lambda *_: None)
+    read, entered = ingest._read, threading.Event()
+
+    def slowly(*arguments):
+        with lease_named(cfg.embeddings, f"ingest of file://{delivery.folder}/data", "another", DEADLINE_S):
+            entered.set()
+        return read(*arguments)
+
+    monkeypatch.setattr(ingest, "_read", slowly)
+    with pytest.raises(BusyError, match="has lost the lease of ingest of file://"):
+        ingest.ingest_day(cfg, delivery.days[0], delivery.today)
+    assert entered.is_set()
+    assert delivery.files("events", "snapshots", "logged", "days") == {}
