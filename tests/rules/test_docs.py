@@ -60,7 +60,7 @@ def test_every_contract_that_is_cited_stands_in_its_document() -> None:
     kinds = {".py", ".md", ".toml", ".yaml", ".h", ".c"}
     citing = {path: cited(text_of(path)) for path in committed() if path.suffix in kinds and path.name != "test_docs.py"}
     assert not {path: numbers - known for path, numbers in citing.items() if numbers - known}
-    assert sum(bool(numbers) for numbers in citing.values()) > 30, "the pattern no longer finds what there is"
+    assert sum(bool(numbers) for numbers in citing.values()) > 20, "the pattern no longer finds what there is"
 
 
 def test_the_tests_that_contracts_name_exist() -> None:
