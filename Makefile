@@ -19,7 +19,7 @@ export BENTOML_DO_NOT_TRACK := True
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
-	@echo "Another configuration: make run CONFIG=configs/production.toml; one setting: make run ARGS='--set local.airflow_port=8081'"
+	@echo "Another configuration: make run CONFIG=configs/synthetic.toml; one setting: make run ARGS='--set local.airflow_port=8081'"
 
 run: .venv/installed  ## Set up, start Airflow, MLflow and the service, train, take in seven days, show the result
 	$(BIN)/limaml up --config $(CONFIG) $(ARGS)

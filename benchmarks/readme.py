@@ -37,11 +37,11 @@ def engine(results: Results) -> str:
         f"Measured by `make bench` on {machine['cores']} cores of {machine['cpu']} ({machine['vector_extension']}), ours and "
         "each peer in turns in one process, 256 tasks a step, equal gradients checked first:",
         "",
-        "| outer steps of tasks/s, 1 / 3 / 5 inner steps | reference network | shipped network |",
+        "| outer steps of tasks/s, 1 / 3 / 5 inner steps | reference | task vector |",
         "|---|---|---|",
     ]
     for key, name in (_OURS | _PEERS).items():
-        lines.append(f"| {name} | {_cell(results, 'reference', key)} | {_cell(results, 'shipped', key)} |")
+        lines.append(f"| {name} | {_cell(results, 'reference', key)} | {_cell(results, 'task_vector', key)} |")
     adapted = " / ".join(f"{results['adapt_entities_per_s'][steps]:,.0f}" for steps in ("1", "5"))
     stores = " and ".join(f"{rate:,.0f} ({store})" for store, rate in sorted(results["publish_rows_per_s"].items()))
     growth = ", ".join(f"{axis}^{found['exponent']:.2f}" for axis, found in sorted(results["scaling"].items()))
@@ -58,7 +58,7 @@ def engine(results: Results) -> str:
 
 def _cell(results: Results, model: str, engine: str) -> str:
     engines = results["tasks_per_s"][model]
-    # The kernel does not know the shipped network: there the portable form is the only one.
+    # The kernel does not know the task vector: there the portable form is the only one.
     speeds = engines.get(engine, engines["limaml"] if engine in _OURS else {}).get(_TASKS, {})
     found = " / ".join(f"{speeds[steps]:,.0f}" if steps in speeds else "-" for steps in _STEPS)
     ratios = results["ratio_to"][model].get(engine, {}).get(_TASKS, {})

@@ -17,9 +17,8 @@ def print_tables(results: Results, console: Console) -> None:
     speeds, ratios = results.get("tasks_per_s", {}), results.get("ratio_to", {})
     for model, engines in speeds.items():
         cells = _cells(engines)
-        table = Table(
-            "engine", *(f"{tasks} tasks\n{steps} steps" for tasks, steps in cells), title=f"{model}: tasks/s (ours is x times)"
-        )
+        title = f"{_words(model)}: tasks/s (ours is x times)"
+        table = Table("engine", *(f"{tasks} tasks\n{steps} steps" for tasks, steps in cells), title=title)
         for engine, by_tasks in engines.items():
             row = []
             for tasks, steps in cells:
@@ -83,7 +82,7 @@ def plot(results: Results, path: Path) -> None:
             points = sorted((int(steps), speed) for steps, speed in by_tasks.get(tasks, {}).items())
             width = 2.5 if engine == "limaml" else 1.2
             axis.plot(*zip(*points, strict=True), marker="o", label=engine, color=_COLOURS[engine], linewidth=width)
-        axis.set(title=f"{model}, {tasks} tasks", xlabel="inner steps", yscale="log")
+        axis.set(title=f"{_words(model)}, {tasks} tasks", xlabel="inner steps", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("tasks/s")
     axes[0][0].legend(fontsize="small")
@@ -91,6 +90,10 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
     temporary.replace(path)
+
+
+def _words(model: str) -> str:
+    return model.replace("_", " ")
 
 
 def _cells(engines: Results) -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
 """The two benchmark models as plain numbers: weights and rows that every engine starts from, and limaml's form of them.
 
 reference: meta block 64 -> 64 -> 32 (ReLU) on each support row, averaged over the task's support to its embedding e; global
-block 96 -> 128 -> 64 -> 1 (ReLU) on [features, e]. shipped: the embedding is a vector of 17 numbers, which is itself what is
-adapted; logit = MLP(features), 60 -> 64 -> 32 -> 1 (SiLU), + <e[:16], item vector> + e[16], the item vectors frozen.
+block 96 -> 128 -> 64 -> 1 (ReLU) on [features, e]. task_vector: the embedding is a vector of 17 numbers, which is itself what
+is adapted; logit = MLP(features), 60 -> 64 -> 32 -> 1 (SiLU), + <e[:16], item vector> + e[16], the item vectors frozen. It is
+the kind of block that configs/movielens.toml ships, not that network: what ships has hidden layers of 128 and 64, learns its
+rates and damping, starts at the support's items and trains with dropout.
 
 In both, phi starts as the meta block's weights and takes K steps of inner_lr on the mean cross-entropy of the task's support
 rows; the loss is the mean over tasks of the mean over their query rows, with e = embed(phi_K).
@@ -25,7 +27,7 @@ from limaml.data.rows import Rows, TaskBatch
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML, build_network
 
-Model = Literal["reference", "shipped"]
+Model = Literal["reference", "task_vector"]
 MODELS: tuple[Model, ...] = get_args(Model)
 Gradients = dict[str, Any]
 """Weight name -> gradient, shaped as the weight: torch tensors, or arrays that numpy can read."""
@@ -38,12 +40,12 @@ NUM_ITEMS = 1682
 # What Encoder.dims gives on MovieLens-100K: 19 genres, 3 numbers and 2 flags; 7 age bands, 2 genders, 21 occupations, 2 numbers
 # and a flag. Together with the context 60 features.
 _GENRES, _ITEM, _USER = 19, 24, 33
-_FEATURES: dict[Model, int] = {"reference": 64, "shipped": _ITEM + _USER + CONTEXT_WIDTH}
-_META: dict[Model, tuple[int, ...]] = {"reference": (64, 64, 32), "shipped": ()}
-_GLOBAL: dict[Model, tuple[int, ...]] = {"reference": (96, 128, 64, 1), "shipped": (60, 64, 32, 1)}
-_EMBEDDING: dict[Model, int] = {"reference": 32, "shipped": 17}
+_FEATURES: dict[Model, int] = {"reference": 64, "task_vector": _ITEM + _USER + CONTEXT_WIDTH}
+_META: dict[Model, tuple[int, ...]] = {"reference": (64, 64, 32), "task_vector": ()}
+_GLOBAL: dict[Model, tuple[int, ...]] = {"reference": (96, 128, 64, 1), "task_vector": (60, 64, 32, 1)}
+_EMBEDDING: dict[Model, int] = {"reference": 32, "task_vector": 17}
 # Large enough to move the loss within five steps, small enough that no task diverges and amplifies rounding.
-_INNER_LR: dict[Model, float] = {"reference": 0.1, "shipped": 0.5}
+_INNER_LR: dict[Model, float] = {"reference": 0.1, "task_vector": 0.5}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def make_work(model: Model, num_tasks: int, seed: int = 0, dtype: torch.dtype = 
 
     meta = layers("meta", _META[model]) or {"meta.vector": normal(_EMBEDDING[model], std=0.3)}
     weights = meta | layers("global", _GLOBAL[model])
-    items_IK = normal(NUM_ITEMS, _EMBEDDING[model] - 1 if model == "shipped" else 0, std=0.3)
+    items_IK = normal(NUM_ITEMS, _EMBEDDING[model] - 1 if model == "task_vector" else 0, std=0.3)
     work = Work(model, _INNER_LR[model], weights, items_IK, side(num_tasks), side(num_tasks))
     again_N = torch.arange(num_tasks if model == "reference" else 0)
     while len(again_N := again_N[_near_kink(work, again_N)]):
@@ -141,7 +143,7 @@ def limaml_network(work: Work) -> LiMAML:
         # Again, in the work's own precision.
         for log_rate in network.log_rates.values():
             log_rate.fill_(math.log(work.inner_lr))
-        if work.model == "shipped":
+        if work.model == "task_vector":
             network.global_block.item[1:] = work.items_IK
     return network
 

@@ -1,9 +1,9 @@
-"""A digest of the sources that a unit's result follows from: with other code, a kept output is not taken."""
+"""A digest of the code that a unit's result follows from: with other code, a kept output is not taken."""
 
 import hashlib
 from pathlib import Path
 
-from limaml.training.candidate import code_revision
+from limaml.training.revision import code_of, code_revision
 
 _HERE = Path(__file__).parent
 
@@ -16,5 +16,5 @@ def revision(*parts: str) -> str:
         path = _HERE / part
         files += path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
     for file in sorted(files):
-        digest.update(f"{file.relative_to(_HERE)}\0".encode() + file.read_bytes())
+        digest.update(f"{file.relative_to(_HERE)}\0{code_of(file)}\0".encode())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""The only place that names columns, types and ranges, and what Feast objects are called.
+"""The tables: names, types and ranges of their columns; and what Feast's objects are called.
 
-Gates, batches, the feature repository and the service's API all follow these tables.
+Gates, the feature repository, the request log and the API's context are built from them. The encoder names the features again
+(limaml.data.encoding), each with what is made of it: a new one is not added here alone (contract 10).
 """
 
 from dataclasses import dataclass

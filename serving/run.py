@@ -7,13 +7,13 @@ the configuration cannot be read, its token file neither, or it would have stran
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 
 from limaml import config
 from limaml.errors import ConfigError
 from serving.auth import read_token
 
 ENVIRONMENT = {
-    "TZ": "UTC",
     # One request is a few thousand multiplications: threads would cost more than they save. Numpy reads it at import.
     "OMP_NUM_THREADS": "1",
     # BentoML wraps every request in a span, whether or not anybody collects them.
@@ -29,6 +29,12 @@ ENVIRONMENT = {
 }
 
 
+def environment_of(config_path: str, given: Mapping[str, str]) -> dict[str, str]:
+    """What the service runs in: what its caller set, and ours where it set nothing; the zone is UTC always (contract 8)."""
+    environment = {**ENVIRONMENT, **given, "TZ": "UTC", "LIMAML_CONFIG": os.path.abspath(config_path)}
+    return environment | {"BENTOML_HOME": os.path.abspath(environment["BENTOML_HOME"])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.run", description="Start the ranking service.")
     parser.add_argument("--config", required=True, help="configuration file, e.g. configs/movielens.toml")
@@ -37,8 +43,7 @@ def main() -> None:
         read_token(config.load(arguments.config).serving)
     except ConfigError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
-    environment = {**ENVIRONMENT, **os.environ, "LIMAML_CONFIG": os.path.abspath(arguments.config)}
-    environment["BENTOML_HOME"] = os.path.abspath(environment["BENTOML_HOME"])
+    environment = environment_of(arguments.config, os.environ)
     os.makedirs(environment["BENTOML_HOME"], exist_ok=True)
     os.execve(  # noqa: S606 - no shell is wanted: the pid must be the server's own
         sys.executable, [sys.executable, "-m", "serving.supervisor", "serve", "serving.service:Ranking"], environment

@@ -16,7 +16,7 @@ Weights = dict[str, Array]
 
 
 def prepare(work: Work, steps: int) -> Callable[[], Gradients]:
-    task_losses = _reference if work.model == "reference" else _shipped
+    task_losses = _reference if work.model == "reference" else _task_vector
     rows = [
         jnp.asarray(tensor.numpy())
         for side in (work.support, work.query)
@@ -61,7 +61,7 @@ def _reference(weights: Weights, _items_IK: Array, rows: list[Array], inner_lr: 
     return jax.vmap(task_loss)(x_TSF, label_TS, x_TQF, label_TQ)
 
 
-def _shipped(weights: Weights, items_IK: Array, rows: list[Array], inner_lr: float, steps: int) -> Array:
+def _task_vector(weights: Weights, items_IK: Array, rows: list[Array], inner_lr: float, steps: int) -> Array:
     """The MLP does not see the vector, so it runs once, outside the inner loop."""
     glob = _block(weights, "global.")
 

@@ -1,7 +1,7 @@
 """The benchmark models as torch modules, for the libraries that loop over tasks and adapt a module.
 
-What does not depend on the adapted block is computed once for the whole batch, as somebody who wants speed would: the shipped
-model's MLP logits and gathered item vectors, and the query rows' pass, after all tasks' embeddings are known.
+What does not depend on the adapted block is computed once for the whole batch, as somebody who wants speed would: the task
+vector's MLP logits and gathered item vectors, and the query rows' pass, after all tasks' embeddings are known.
 
     T tasks, S support rows, Q query rows, F features, D embedding width, K factors
 """
@@ -43,9 +43,9 @@ class Problem(Protocol):
         """Of the last backward pass."""
 
 
-def make_problem(work: Work) -> "Reference | Shipped":
+def make_problem(work: Work) -> "Reference | TaskVector":
     """The work's model as modules, weights copied."""
-    return Reference(work) if work.model == "reference" else Shipped(work)
+    return Reference(work) if work.model == "reference" else TaskVector(work)
 
 
 class _Base:
@@ -108,7 +108,7 @@ class _Vector(nn.Module):
         return self.vector
 
 
-class Shipped(_Base):
+class TaskVector(_Base):
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self.meta = _Vector(work.weights["meta.vector"])

@@ -16,7 +16,7 @@ Weights = dict[str, Tensor]
 
 
 def prepare(work: Work, steps: int) -> Callable[[], Gradients]:
-    loss = _reference if work.model == "reference" else _shipped
+    loss = _reference if work.model == "reference" else _task_vector
     weights = {name: weight.clone().requires_grad_() for name, weight in work.weights.items()}
 
     def run() -> Gradients:
@@ -49,7 +49,7 @@ def _reference(work: Work, weights: Weights, steps: int) -> Tensor:
     return vmap(task_loss)(support.x_TRF, support.label_TR, query.x_TRF, query.label_TR).mean()
 
 
-def _shipped(work: Work, weights: Weights, steps: int) -> Tensor:
+def _task_vector(work: Work, weights: Weights, steps: int) -> Tensor:
     """The MLP does not see the vector, so it runs once, outside the inner loop."""
     glob, vector_D = _block(weights, "global."), weights["meta.vector"]
 

@@ -5,7 +5,6 @@ history.json     training curves of both fits
 bundle/          the model version (limaml.models.bundle), with twin and refit
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -28,12 +27,11 @@ from limaml.registry import FINGERPRINT, Registry
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
+from limaml.training.revision import code_revision
 
 BUNDLE = "bundle"
-# Settings and code that shape the model or its judgement; a change elsewhere does not call for training again.
+# Settings that shape the model or its judgement (the code: revision.py); a change elsewhere does not call for training again.
 _SECTIONS = ("features", "task_kinds", "model", "meta", "training", "evaluation", "promotion")
-_SOURCES = (".py", ".c", ".h")
-_CODE = ("config.py", "schema.py", "metrics.py", "data", "models", "meta", "training", "evaluation")
 
 _log = telemetry.get_logger(__name__)
 
@@ -60,22 +58,6 @@ def fingerprint(cfg: Config, through: date) -> str:
         "code": code_revision(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def code_revision() -> str:
-    """SHA-256 (hex) of the sources that shape a model; an installed package has no other revision to tell.
-
-    Read once a process: what runs is what was imported, whatever happens to the files later.
-    """
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for part in _CODE:
-        whole = root / part
-        paths = [path for path in whole.rglob("*") if path.suffix in _SOURCES] if whole.is_dir() else [whole]
-        for path in sorted(paths):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def default_folder(cfg: Config, through: date, mark: str) -> Path:

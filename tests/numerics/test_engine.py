@@ -108,7 +108,7 @@ BENCHMARKED = {
             "meta": {"learn_inner_lr": False, "learn_damping": False, "damping": 0.0, "inner_lr": 0.1},
         },
     ),
-    "shipped": (EncoderDims(num_items=1682, num_entities=9, item_dense=23, user_dense=33, context=3, num_genres=18), {}),
+    "task_vector": (EncoderDims(num_items=1682, num_entities=9, item_dense=23, user_dense=33, context=3, num_genres=18), {}),
 }
 
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from limaml.config import Config, ServingConfig
 from limaml.errors import ConfigError
+from serving import run
 from serving.auth import read_token
 from serving.champion import Champion
 from serving.metrics import Metrics
@@ -44,6 +45,16 @@ def test_a_configuration_that_is_not_there_ends_the_start():
         ended.stderr
         == "error: configuration missing.toml does not exist; name one with --config, e.g. configs/movielens.toml\n"
     )
+
+
+def test_the_service_runs_in_utc_whatever_its_callers_zone():
+    given = {"TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "4", "PATH": "/bin"}
+    environment = run.environment_of("configs/movielens.toml", given)
+    assert environment["TZ"] == "UTC"
+    assert (environment["OMP_NUM_THREADS"], environment["PATH"]) == ("4", "/bin")
+    assert environment["BENTOML_DO_NOT_TRACK"] == "True"
+    assert environment["LIMAML_CONFIG"] == str(Path("configs/movielens.toml").absolute())
+    assert Path(environment["BENTOML_HOME"]).is_absolute()
 
 
 def test_an_unknown_setting_ends_the_start(tmp_path):

@@ -169,6 +169,14 @@ def test_success_leaves_a_small_result(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_verb_runs_in_utc_whatever_its_callers_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    assert run_verb(lambda cfg: {"zone": time.localtime(0).tm_zone, "variable": os.environ["TZ"]}, path) == 0
+    assert (read(path)["zone"], read(path)["variable"]) == ("UTC", "UTC")
+
+
 def test_a_result_that_carries_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert run_verb(lambda cfg: {"rows": ["x" * 100] * 50}, path) == 1

@@ -24,7 +24,7 @@ def plain_gradients(work: Work, steps: int) -> Gradients:
 
 
 def _embed(work: Work, phi: dict[str, torch.Tensor], task: int) -> torch.Tensor:
-    if work.model == "shipped":
+    if work.model == "task_vector":
         return phi["meta.vector"]
     hidden = F.relu(work.support.x_TRF[task] @ phi["meta.weight0"] + phi["meta.bias0"])
     return (hidden @ phi["meta.weight1"] + phi["meta.bias1"]).mean(dim=0)
@@ -37,7 +37,7 @@ def _loss(work: Work, side: Side, task: int, weights: dict[str, torch.Tensor], e
     for layer in range(2):
         x = activation(x @ weights[f"global.weight{layer}"] + weights[f"global.bias{layer}"])
     logits = (x @ weights["global.weight2"] + weights["global.bias2"])[:, 0]
-    if work.model == "shipped":
+    if work.model == "task_vector":
         logits = logits + work.items_IK[side.item_TR[task]] @ e[:16] + e[16]
     return F.binary_cross_entropy_with_logits(logits, side.label_TR[task])
 

@@ -10,12 +10,12 @@ from benchmarks import results, table
 
 def part(peer, ours, theirs):
     return {
-        "tasks_per_s": {"shipped": {"limaml": {"32": {"1": ours}}, peer: {"32": {"1": theirs}}}},
-        "ratio_to": {"shipped": {peer: {"32": {"1": ours / theirs}}}},
+        "tasks_per_s": {"task_vector": {"limaml": {"32": {"1": ours}}, peer: {"32": {"1": theirs}}}},
+        "ratio_to": {"task_vector": {peer: {"32": {"1": ours / theirs}}}},
         "gemm_peak_gflops": {"mkl": ours / 10, "onednn": ours / 5},
         "max_gradient_error": {peer: 1e-6},
         "versions": {peer: "1.0"},
-        "busy": [f"{peer}.shipped.32.1"] if ours < 900.0 else [],
+        "busy": [f"{peer}.task_vector.32.1"] if ours < 900.0 else [],
     }
 
 
@@ -27,15 +27,15 @@ def joined():
 
 
 def test_parts_join_to_one_tree(joined):
-    assert joined["tasks_per_s"]["shipped"] == {
+    assert joined["tasks_per_s"]["task_vector"] == {
         "limaml": {"32": {"1": 1000.0}},
         "higher": {"32": {"1": 100.0}},
         "jax": {"32": {"1": 2000.0}},
     }
     # A ratio is of one run: 800 / 100, though another run of ours reached 1000.
-    assert joined["ratio_to"]["shipped"] == {"higher": {"32": {"1": 8.0}}, "jax": {"32": {"1": 0.5}}}
+    assert joined["ratio_to"]["task_vector"] == {"higher": {"32": {"1": 8.0}}, "jax": {"32": {"1": 0.5}}}
     assert joined["gemm_peak_gflops"] == {"mkl": 100.0, "onednn": 200.0}
-    assert joined["busy"] == ["higher.shipped.32.1"]
+    assert joined["busy"] == ["higher.task_vector.32.1"]
     assert joined["not_run"] == {"torchopt": "no wheel"}
 
 
@@ -69,22 +69,23 @@ def test_the_table_says_who_could_not_run_and_when_the_machine_was_busy(joined):
     table.print_tables(joined, console)
     text = console.export_text()
     for wanted in (
+        "task vector: tasks/s",
         "100 (8.0x)",
         "2,000 (0.5x)",
         "torchopt could not run here: no wheel",
         "onednn: 200 GFLOP/s",
-        "higher.shipped.32.1",
+        "higher.task_vector.32.1",
     ):
         assert wanted in text, wanted
 
 
 def test_a_cell_without_time_is_a_gap(joined):
     """jax has no figure for 256 tasks, and the table says so."""
-    joined["tasks_per_s"]["shipped"]["limaml"]["256"] = {"1": 5000.0}
-    joined["skipped"] = ["jax.shipped.256.1"]
+    joined["tasks_per_s"]["task_vector"]["limaml"]["256"] = {"1": 5000.0}
+    joined["skipped"] = ["jax.task_vector.256.1"]
     console = Console(record=True, width=200)
     table.print_tables(joined, console)
-    assert "No time was left for jax.shipped.256.1" in console.export_text()
+    assert "No time was left for jax.task_vector.256.1" in console.export_text()
 
 
 def test_the_plot_is_an_image(joined, tmp_path):

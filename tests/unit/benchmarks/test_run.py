@@ -25,7 +25,7 @@ def quick(tmp_path_factory):
 
 def test_a_quick_run_measures_ours_beside_a_peer(quick):
     _, found = quick
-    for model in ("reference", "shipped"):
+    for model in ("reference", "task_vector"):
         ours, peer = (found["tasks_per_s"][model][engine]["8"]["1"] for engine in ("limaml", "torch_func"))
         assert found["ratio_to"][model]["torch_func"]["8"]["1"] == pytest.approx(ours / peer)
     assert set(found["gemm_peak_gflops"]) == {"mkl", "onednn"}

@@ -75,7 +75,7 @@ def test_no_task_comes_near_a_kink():
 
 
 def test_the_work_is_a_function_of_its_arguments():
-    first, again, other = make_work("shipped", 2), make_work("shipped", 2), make_work("shipped", 2, seed=1)
+    first, again, other = make_work("task_vector", 2), make_work("task_vector", 2), make_work("task_vector", 2, seed=1)
     assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
     assert torch.equal(first.query.x_TRF, again.query.x_TRF)
     assert not torch.equal(first.query.x_TRF, other.query.x_TRF)

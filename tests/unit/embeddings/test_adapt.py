@@ -97,7 +97,7 @@ def bundle() -> Bundle:
     return bundle_of({"embedding_dim": 4})
 
 
-# Shipped defaults and rates (inner_lr 1.5, factor_inner_lr 40); the blocks whose weights are adapted, in both precisions.
+# The defaults' rates (inner_lr 1.5, factor_inner_lr 40) unless said; the blocks whose weights are adapted, in both precisions.
 BLOCKS: dict[str, tuple[dict[str, object], dict[str, object], torch.dtype]] = {
     "task_vector": ({}, {"inner_steps": 5}, torch.float32),
     "task_vector from its items": ({"start": "items"}, {"inner_steps": 5, "min_support_rows": 2}, torch.float32),
