@@ -349,7 +349,11 @@ class LocalConfig(Section):
     daily_days: PositiveCount = 7
     """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
     ready_timeout_s: Positive = 120.0
-    """A process that is not ready after this long fails the start."""
+    """A process that is waited for may be silent this long: its log does not grow, and it uses less than a hundredth of a core.
+    Requests to Airflow, its heartbeats and the locks of its database have as long."""
+    start_timeout_s: Positive = 1800.0
+    """A process that is waited for must be ready after this long, whatever it does. Airflow gives up a DAG file it is reading,
+    a task that waits in the queue and one without a sign of life after as long."""
 
 
 class Config(Section):
