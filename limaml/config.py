@@ -193,6 +193,9 @@ class TrainingConfig(Section):
     checkpoint_every: PositiveCount = 100
     storage_path: str = ".run/ray_results"
     max_failures: Count = 1
+    ray_start_timeout_s: PositiveCount = 600
+    """Each process of Ray, and each step by which they find one another, may take this long to start. Ray's own limits are 5 to
+    60 s, which a loaded machine passes. A worker that dies before it has come up is noticed only after it."""
 
     @model_validator(mode="after")
     def _tasks_divide(self) -> Self:
@@ -356,6 +359,10 @@ class LocalConfig(Section):
     a task that waits in the queue and one without a sign of life after as long."""
 
 
+_WAITS = {"training": {"ray_start_timeout_s"}}
+"""How long is waited changes nothing that is computed: not part of a fingerprint."""
+
+
 class Config(Section):
     """Everything."""
 
@@ -389,7 +396,7 @@ class Config(Section):
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
-        resolved = self.model_dump(mode="json", include=set(sections) or None)
+        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_WAITS)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 
