@@ -196,6 +196,9 @@ class TrainingConfig(Section):
     checkpoint_every: PositiveCount = 100
     storage_path: str = ".run/ray_results"
     max_failures: Count = 1
+    ray_start_timeout_s: PositiveCount = 600
+    """Each process of Ray, and each step by which they find one another, may take this long to start. Ray's own limits are 5 to
+    60 s, which a loaded machine passes. A worker that dies before it has come up is noticed only after it."""
 
     @model_validator(mode="after")
     def _tasks_divide(self) -> Self:
@@ -369,7 +372,15 @@ class LocalConfig(Section):
     daily_days: PositiveCount = 7
     """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
     ready_timeout_s: Positive = 120.0
-    """A process that is not ready after this long fails the start."""
+    """A process that is waited for may be silent this long: its log does not grow, and it uses less than a hundredth of a core.
+    Requests to Airflow, its heartbeats and the locks of its database have as long."""
+    start_timeout_s: Positive = 1800.0
+    """A process that is waited for must be ready after this long, whatever it does. Airflow gives up a DAG file it is reading,
+    a task that waits in the queue and one without a sign of life after as long."""
+
+
+_WAITS = {"training": {"ray_start_timeout_s"}}
+"""How long is waited changes nothing that is computed: not part of a fingerprint."""
 
 
 class Config(Section):
@@ -405,7 +416,7 @@ class Config(Section):
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
-        resolved = self.model_dump(mode="json", include=set(sections) or None)
+        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_WAITS)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 

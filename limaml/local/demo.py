@@ -1,6 +1,7 @@
 """Ask the running service to rank candidates for three users, and show what came back."""
 
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -17,6 +18,8 @@ from limaml.errors import LimamlError
 CANDIDATES = 100
 SHOWN = 5
 NEVER_SEEN = "nobody-yet"
+LATE = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,25 @@ def choose_users(cfg: Config) -> list[DemoUser]:
     return [DemoUser(user, what, rows, _candidates(storage, events, user)) for (user, rows), what in users]
 
 
-def ask(url: str, user: DemoUser) -> dict[str, Any]:
-    """The service's answer. Raises LimamlError with its refusal."""
+def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
+    """The service's answer; where it is late (503, 504 or none) it is asked again, for `timeout_s`.
+
+    Raises LimamlError with its refusal, or with what kept it.
+    """
     request = {"user_id": user.user_id, "item_ids": list(user.candidates), "context": {"hour": 20}}
-    response = httpx.post(f"{url}/rank", json=request, timeout=30.0, trust_env=False)
-    if not response.is_success:
-        raise LimamlError(f"the service refused user {user.user_id!r}: {response.status_code} {response.text[:500]}")
-    return dict(response.json())
+    deadline = monotonic() + timeout_s
+    while True:
+        try:
+            response = httpx.post(f"{url}/rank", json=request, timeout=timeout_s, trust_env=False)
+        except httpx.TransportError as error:
+            late, problem = True, f"{type(error).__name__}: {error}"
+        else:
+            if response.is_success:
+                return dict(response.json())
+            late, problem = response.status_code in LATE, f"{response.status_code} {response.text[:500]}"
+        if not late or monotonic() > deadline:
+            raise LimamlError(f"the service refused user {user.user_id!r}: {problem}")
+        sleep(RETRY_S)
 
 
 def show(console: Console, cfg: Config, url: str) -> None:
@@ -57,7 +72,7 @@ def show(console: Console, cfg: Config, url: str) -> None:
     items = catalogue.read(Storage(cfg.storage.root), "item")
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     for user in choose_users(cfg):
-        answer = ask(url, user)
+        answer = ask(url, user, cfg.local.ready_timeout_s)
         used = answer["embeddings"][cfg.task_kind.name]
         age = "no embedding" if used["age_s"] is None else f"embedding {_duration(used['age_s'])} behind"
         why = f"; fallback to the prior: {used['fallback']}" if used["fallback"] else ""

@@ -1,6 +1,7 @@
 """The environment of every process of the stack: what packages keep at home goes under the run folder, nothing calls home."""
 
 import os
+from math import ceil
 from pathlib import Path
 
 from limaml.config import Config
@@ -45,6 +46,7 @@ def process_environment(cfg: Config, config_path: Path, root: Path, stack_id: st
 def _airflow(cfg: Config, root: Path) -> dict[str, str]:
     home = root / "airflow"
     url = f"http://127.0.0.1:{cfg.local.airflow_port}"
+    silent_s, late_s = str(ceil(cfg.local.ready_timeout_s)), str(ceil(cfg.local.start_timeout_s))
     settings = {
         "CORE__EXECUTOR": "LocalExecutor",
         "CORE__PARALLELISM": "2",
@@ -53,7 +55,8 @@ def _airflow(cfg: Config, root: Path) -> dict[str, str]:
         "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        # SQLite gives up a lock after 5 s otherwise, and with it the scheduler.
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout={silent_s}",
         "API__HOST": "127.0.0.1",
         "API__PORT": str(cfg.local.airflow_port),
         "API__BASE_URL": url,
@@ -64,5 +67,18 @@ def _airflow(cfg: Config, root: Path) -> dict[str, str]:
         # A task is ready when its predecessor ends; a second of idling at each of them is a tenth of a daily run.
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
+        # Airflow's own limits, 5 to 600 s, fail sound work on a loaded machine. First what must give a sign of life: an answer
+        # to a task (which asks five times and so adds to the load), a heartbeat, a task's end once its work is done.
+        "WORKERS__EXECUTION_API_TIMEOUT": silent_s,
+        "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": silent_s,
+        "DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": silent_s,
+        "CORE__TASK_SUCCESS_OVERTIME": silent_s,
+        # Then what must be done: a DAG file be read, and its DAG be stored (else it counts as gone), a task leave the queue.
+        # A task's heartbeat is among them, since it has 300 s by default.
+        "CORE__DAGBAG_IMPORT_TIMEOUT": late_s,
+        "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": late_s,
+        "DAG_PROCESSOR__STALE_DAG_THRESHOLD": late_s,
+        "SCHEDULER__TASK_QUEUED_TIMEOUT": late_s,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": late_s,
     }
     return {"AIRFLOW_HOME": str(home), **{f"AIRFLOW__{key}": value for key, value in settings.items()}}

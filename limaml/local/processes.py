@@ -7,6 +7,7 @@ processes start in their turn, Ray's daemons among it, is known by the stack's i
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def is_alive(recorded: Recorded) -> bool:
         return same_start and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def activity(recorded: Recorded) -> tuple[int, float]:
+    """Bytes in its log, and processor seconds of the process and of all that it started; both grow while it gets on."""
+    path, seconds = Path(recorded.log), 0.0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(recorded.pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+    return path.stat().st_size if path.exists() else 0, seconds
 
 
 def marked(stack_id: str) -> list[psutil.Process]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,8 @@ from limaml.local.status import Status, read_status
 
 TRAIN, DAILY = "limaml_train", "limaml_daily"
 ADMIN = "admin"
+PARTS = {"metadatabase": "airflow-api-server", "scheduler": "airflow-scheduler", "dag_processor": "airflow-dag-processor"}
+"""What Airflow calls healthy, and the process that each waits for."""
 
 
 class Steps:
@@ -57,7 +60,7 @@ def up(cfg: Config, today: date, console: Console) -> Status:
         steps = Steps(console)
         with steps.step("Airflow and MLflow"):
             running = _ready_stack(cfg)
-        api = AirflowApi(running.urls["airflow"], ADMIN, running.password)
+        api = AirflowApi(running.urls["airflow"], ADMIN, running.password, cfg.local.ready_timeout_s)
         try:
             _train(cfg, today, api, running, steps)
             _take_in_days(cfg, today, api, running, steps)
@@ -87,10 +90,13 @@ def _ready_stack(cfg: Config) -> Stack:
     config_path.write_text(text)
     stack.start_mlflow(running, cfg)
     stack.start_airflow(running)
-    api = AirflowApi(running.urls["airflow"], ADMIN, running.password)
+    api = AirflowApi(running.urls["airflow"], ADMIN, running.password, cfg.local.ready_timeout_s)
     try:
-        stack.wait_until(api.healthy, "Airflow", running, cfg.local.ready_timeout_s)
-        stack.wait_until(lambda: api.has_dag(TRAIN) and api.has_dag(DAILY), "the DAGs", running, cfg.local.ready_timeout_s)
+        for part, process in PARTS.items():
+            stack.wait_until(partial(api.healthy, part), f"Airflow ({part})", running, process, cfg.local)
+        stack.wait_until(
+            lambda: api.has_dag(TRAIN) and api.has_dag(DAILY), "the DAGs", running, "airflow-dag-processor", cfg.local
+        )
     finally:
         api.close()
     return running
@@ -144,13 +150,14 @@ def _ready_service(cfg: Config, running: Stack, status: Status) -> None:
     if not running.running("service"):
         stack.start_service(running)
     url = running.urls["service"]
-    stack.wait_until(lambda: stack.answers(f"{url}/readyz"), "the service", running, cfg.local.ready_timeout_s)
+    stack.wait_until(lambda: stack.answers(f"{url}/readyz"), "the service", running, "service", cfg.local)
     asked = demo.choose_users(cfg)[-1]
     stack.wait_until(
-        lambda: demo.ask(url, asked)["model_version"] == status.champion,
+        lambda: demo.ask(url, asked, cfg.local.ready_timeout_s)["model_version"] == status.champion,
         f"the service with model {status.champion}",
         running,
-        cfg.local.ready_timeout_s,
+        "service",
+        cfg.local,
     )
 
 

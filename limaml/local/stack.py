@@ -20,7 +20,7 @@ import httpx
 import psutil
 from filelock import FileLock, Timeout
 
-from limaml.config import Config
+from limaml.config import Config, LocalConfig
 from limaml.errors import BusyError, LimamlError
 from limaml.local import processes
 from limaml.local.environment import process_environment
@@ -28,6 +28,11 @@ from limaml.local.processes import Recorded
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
+ANSWER_TIMEOUT_S = 30.0
+"""A loaded machine answers late; asking again instead would only add to its load."""
+BUSY_SHARE = 0.01
+"""Of a core. Measured on a machine slowed to a twentieth: a start writes nothing for 100 s while it imports, and uses 2.4 % and
+more; what only waits uses 0.1 %, and the service, asked five times a second whether it is ready, 0.7 %."""
 
 
 @dataclass
@@ -54,6 +59,10 @@ class Stack:
 
     def running(self, name: str) -> bool:
         return any(one.name == name and processes.is_alive(one) for one in self.processes)
+
+    def newest(self, name: str) -> Recorded:
+        """The last process started under this name."""
+        return next(one for one in reversed(self.processes) if one.name == name)
 
     def whole(self) -> bool:
         return all(processes.is_alive(one) for one in self.processes)
@@ -141,20 +150,56 @@ def require_free_ports(ports: dict[str, tuple[str, int]]) -> None:
         raise LimamlError("nothing was started: " + "; ".join(taken))
 
 
-def wait_until(ready: Callable[[], bool], what: str, stack: Stack, timeout_s: float) -> None:
-    """Poll until `ready`; a process of the stack that ends, or a time-out, is an error with the end of its log."""
-    deadline = monotonic() + timeout_s
+class _Silence:
+    """How long a process has given no sign of life: its log has not grown, and it has used less than `BUSY_SHARE` of a core."""
+
+    def __init__(self, watched: Recorded, limit_s: float) -> None:
+        self._watched = watched
+        self._busy_s = BUSY_SHARE * limit_s
+        self._log_bytes, self._processor_s = processes.activity(watched)
+        self._since = monotonic()
+
+    def seconds(self) -> float:
+        log_bytes, processor_s = processes.activity(self._watched)
+        # Processor time falls where an ended child was nobody's to count: then something happened as well.
+        if log_bytes != self._log_bytes or abs(processor_s - self._processor_s) > self._busy_s:
+            self._log_bytes, self._processor_s = log_bytes, processor_s
+            self._since = monotonic()
+        return monotonic() - self._since
+
+
+def wait_until(ready: Callable[[], bool], what: str, stack: Stack, name: str, limits: LocalConfig) -> None:
+    """Poll until `ready`, which is the process `name`'s to bring about, for as long as that gives signs of life.
+
+    Only its own log counts: another's heartbeats must not keep a hanging process waited for. Raises LimamlError with the end
+    of its log when it is silent for `ready_timeout_s`, is not ready within `start_timeout_s`, or any process of the stack ends.
+    """
+    watched = stack.newest(name)
+    started, silence = monotonic(), _Silence(watched, limits.ready_timeout_s)
     while not ready():
         stack.check_alive()
-        if monotonic() > deadline:
-            raise LimamlError(f"{what} was not ready within {timeout_s:g} s; logs are in {stack.root / 'logs'}")
+        waited_s, silent_s = monotonic() - started, silence.seconds()
+        if silent_s > limits.ready_timeout_s or waited_s > limits.start_timeout_s:
+            raise LimamlError(_given_up(what, watched, waited_s, silent_s, limits))
         sleep(POLL_S)
+
+
+def _given_up(what: str, watched: Recorded, waited_s: float, silent_s: float, limits: LocalConfig) -> str:
+    if silent_s > limits.ready_timeout_s:
+        setting, rule = "ready_timeout_s", "be ready, write to its log or work within"
+    else:
+        setting, rule = "start_timeout_s", "be ready within"
+    return (
+        f"{what} must {rule} local.{setting} ({getattr(limits, setting):g} s), got {waited_s:.1f} s of waiting, the last "
+        f"{silent_s:.1f} s without a sign of life of {watched.name} (pid {watched.pid}); where the machine is only slow, raise "
+        f"it with --set local.{setting}=SECONDS; the end of {watched.log}:\n{processes.tail(watched.log)}"
+    )
 
 
 def answers(url: str) -> bool:
     """Whether `url` answers 200."""
     try:
-        return httpx.get(url, timeout=5.0, trust_env=False).status_code == httpx.codes.OK
+        return httpx.get(url, timeout=ANSWER_TIMEOUT_S, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
 

@@ -1,4 +1,4 @@
-"""Run both fits on Ray Train: the only file that knows Ray.
+"""Run both fits on Ray Train: the only file that knows Ray (and `ray_compat`, of its start).
 
 Without RAY_ADDRESS a Ray of our own is started on this machine, on loopback, without dashboard, and ended with the run, so that
 its ports exist only while training runs. With RAY_ADDRESS that cluster is used and left as it is.
@@ -23,6 +23,7 @@ from limaml.config import Config
 from limaml.data.encoding import Encoder
 from limaml.errors import TrainingError
 from limaml.training.checkpoint import TrainState, load_state, save_state
+from limaml.training.ray_compat import patient_start
 
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
 _SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
@@ -45,7 +46,7 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with _cluster(cfg):
         import ray.train
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         storage = cfg.training.storage_path
         storage = storage if "://" in storage else os.path.abspath(storage)
@@ -57,6 +58,8 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
                 "twin_encoder": twin.to_dict(),
                 "refit_encoder": refit.to_dict(),
             },
+            # How long a worker waits for the others, when they meet and at every step; never less than Ray's own half an hour.
+            torch_config=TorchConfig(timeout_s=max(1800, cfg.training.ray_start_timeout_s)),
             scaling_config=ray.train.ScalingConfig(num_workers=cfg.training.num_workers, use_gpu=cfg.training.use_gpu),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -119,9 +122,32 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
+def start_limits(limit_s: int) -> dict[str, str]:
+    """The environment in which Ray's own limits on a start are `limit_s`; behind each stands what it is by default."""
+    return {
+        # Finding the control store (GCS) and the node: the driver, the agents and the workers.
+        "RAY_gcs_server_port_wait_time_s": f"{limit_s}",  # 30 s
+        "RAY_gcs_server_request_timeout_seconds": f"{limit_s}",  # 60 s
+        "RAY_gcs_rpc_server_connect_timeout_s": f"{limit_s}",  # 5 s
+        "RAY_py_gcs_connect_timeout_s": f"{limit_s}",  # 30 s
+        "RAY_raylet_client_num_connect_attempts": f"{limit_s}",  # 10, a second each
+        # The raylet, for the agent that prepares a worker's environment and for the worker.
+        "RAY_agent_register_timeout_ms": f"{limit_s * 1000}",  # 30 s
+        "RAY_worker_register_timeout_seconds": f"{limit_s}",  # 60 s
+        # Train, for the workers' places.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s}",  # 60 s
+        # Signs of life, asked for beyond the start and never given less than by default: of the raylet, where the fifth failure
+        # in a row counts, and of Train's workers.
+        "RAY_health_check_timeout_ms": f"{max(10, limit_s // 5) * 1000}",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{max(600, limit_s)}",
+    }
+
+
 @contextlib.contextmanager
 def _cluster(cfg: Config) -> Iterator[None]:
     """Connect to RAY_ADDRESS, or start a Ray for the time of the block."""
+    # Read where ray is imported, and by the processes that it starts.
+    os.environ.update(start_limits(cfg.training.ray_start_timeout_s))
     if os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -141,18 +167,19 @@ def _cluster(cfg: Config) -> Iterator[None]:
 
     with _temporary_folder(Path(cfg.local.run_root).absolute() / "ray") as folder:
         num_gpus = cfg.training.num_workers if cfg.training.use_gpu else 0
-        context = ray.init(
-            num_cpus=max(cfg.training.num_workers, 1),
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            logging_level="warning",
-            # Without the dashboard one of Train's helpers complains every second; errors reach us as exceptions.
-            log_to_driver=False,
-            # Weights and metrics are all that passes through it.
-            object_store_memory=128 * 1024 * 1024,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-        )
+        with patient_start(cfg.training.ray_start_timeout_s):
+            context = ray.init(
+                num_cpus=max(cfg.training.num_workers, 1),
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                logging_level="warning",
+                # Without the dashboard one of Train's helpers complains every second; errors reach us as exceptions.
+                log_to_driver=False,
+                # Weights and metrics are all that passes through it.
+                object_store_memory=128 * 1024 * 1024,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+            )
         try:
             yield
         finally:

@@ -1,8 +1,12 @@
 """One real Ray run: two workers, both fits, a candidate on disk, its curves in MLflow."""
 
+import json
 import os
 import socket
-from datetime import UTC, timedelta
+import subprocess
+import sys
+import time
+from datetime import UTC, date, timedelta
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -13,7 +17,7 @@ from limaml import schema
 from limaml.data.logged import write_logged
 from limaml.data.splits import arrival_split
 from limaml.data.storage import Storage
-from limaml.errors import DataError, NothingToDo, TrainingError
+from limaml.errors import DataError, LimamlError, NothingToDo, TrainingError
 from limaml.models import bundle as bundles
 from limaml.registry import FINGERPRINT, Registry
 from limaml.training import ray_entry
@@ -21,6 +25,8 @@ from limaml.training.candidate import fingerprint, fit_candidate, read_candidate
 from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.step import Workers
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,104 @@ def test_two_ray_workers_leave_a_candidate_equal_to_one_process(workplace, tmp_p
     with pytest.raises(NothingToDo, match="champion version 1 was trained on the same data, configuration and code"):
         fit_candidate(cfg, through)
     assert fingerprint(cfg, through - timedelta(days=1)) != result["fingerprint"]
+
+
+# Read by every interpreter at its start: those whose command line holds one of the words start late.
+LATE = """
+import pathlib, time
+words = pathlib.Path("/proc/self/cmdline").read_text()
+if any(word in words for word in {words!r}):
+    end = time.monotonic() + {seconds}
+    while time.monotonic() < end: time.sleep(0.1)
+"""
+AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")
+AGENTS_LATE_BY_S = 35
+"""Ray's raylet waits 15 s for the port of an agent, and 30 s for a worker's environment from it."""
+START_RAY = """
+import json, sys
+from limaml.config import load
+from limaml.training import ray_entry
+
+cfg = load("configs/synthetic.toml", [f"local.run_root={sys.argv[1]}", f"training.ray_start_timeout_s={sys.argv[2]}"])
+with ray_entry._cluster(cfg):
+    import ray
+
+    @ray.remote
+    def environment():
+        import os
+
+        return os.environ["WORD"]
+
+    print(json.dumps(ray.get(environment.options(runtime_env={"env_vars": {"WORD": "here"}}).remote())))
+"""
+RESOLVE = """
+import json, os
+from limaml.training.ray_entry import start_limits
+
+os.environ.update(start_limits(777))
+from ray._private import ray_constants
+from ray._raylet import Config
+
+print(json.dumps({
+    "request_s": ray_constants.GCS_SERVER_REQUEST_TIMEOUT_SECONDS,
+    "connect_s": Config.py_gcs_connect_timeout_s(),
+    "raylet_tries": Config.raylet_client_num_connect_attempts(),
+    "worker_s": Config.worker_register_timeout_seconds(),
+    "health_ms": Config.health_check_timeout_ms(),
+    "health_failures": Config.health_check_failure_threshold(),
+}))
+"""
+
+
+def fresh_python(program, *arguments, path=(), **environment):
+    """What a new interpreter printed on its last line, as JSON; `path` goes before the repository's root."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))), **environment}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LimamlError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ray_resolves_the_start_limit():
+    assert fresh_python(RESOLVE) == {
+        "request_s": 777,
+        "connect_s": 777,
+        "raylet_tries": 777,
+        "worker_s": 777,
+        "health_ms": 155_000,
+        "health_failures": 5,
+    }
+
+
+def test_the_start_limit_is_not_part_of_what_is_trained(small_config, tmp_path):
+    first, second, other = (
+        small_config(storage={"root": str(tmp_path)}, training=training)
+        for training in ({}, {"ray_start_timeout_s": 3600}, {"seed": 1})
+    )
+    day = date(2026, 1, 31)
+    assert fingerprint(first, day) == fingerprint(second, day) != fingerprint(other, day)
+
+
+@pytest.mark.slow
+def test_ray_starts_although_its_agents_are_later_than_its_own_limits(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(words=AGENTS, seconds=AGENTS_LATE_BY_S))
+    started = time.monotonic()
+    assert fresh_python(START_RAY, tmp_path / "run", 300, path=[tmp_path], HOME=str(tmp_path)) == "here"
+    assert time.monotonic() - started > AGENTS_LATE_BY_S
+
+
+@pytest.mark.slow
+def test_a_raylet_that_ends_is_not_waited_for(tmp_path):
+    broken = "from ray._private import services\nservices.RAYLET_EXECUTABLE = '/bin/false'\n"
+    # What the start sets itself comes too late here: Ray is imported before it.
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    started = time.monotonic()
+    with pytest.raises(LimamlError, match=r"LimamlError: Ray's raylet ended with 1 before it was ready; the start of /"):
+        fresh_python(broken + START_RAY, tmp_path / "run", 300, HOME=str(tmp_path), **secret)
+    # The longest that one look for it takes, by Ray's own limit, is 30 s.
+    assert time.monotonic() - started < 150
 
 
 def test_a_long_path_gets_a_private_folder_that_is_removed(tmp_path):
