@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.storage import Storage
 from limaml.embeddings.adapt import adapt_sorted
+from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
 from limaml.models.bundle import Bundle, Model
 from limaml.models.network import build_network
 

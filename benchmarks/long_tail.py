@@ -1,8 +1,8 @@
 """Rows a second when tasks' lengths have a long tail, against the same rows in tasks of one length.
 
 256 tasks of the reference model, n support and n query rows each, n from 1 to 200 with probability proportional to 1 / n: Zipf;
-worked through in the runs of like length that training uses (limaml.data.tasks.length_groups, which is timed too). The tasks of
-one length have the same number of rows in all, to a rounding; padded to the longest, the tail's tasks are one batch.
+worked through in the runs of like length that training uses (limaml.tasks.sampling.length_groups, which is timed too). The
+tasks of one length have the same number of rows in all, to a rounding; padded to the longest, the tail's tasks are one batch.
 """
 
 import time
@@ -14,10 +14,10 @@ import torch
 from benchmarks.options import Options
 from benchmarks.results import Results
 from benchmarks.work import limaml_batch, limaml_network, make_work
-from limaml.data.rows import Rows, TaskBatch
-from limaml.data.tasks import TaskSpec, length_groups
 from limaml.meta.engine import outer_loss
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows, TaskBatch
+from limaml.tasks.sampling import TaskSpec, length_groups
 
 TASKS = 256
 LONGEST = 200

@@ -28,9 +28,9 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, ModelConfig, SourceConfig, StorageConfig
-from limaml.data.feature_store import apply, open_store
-from limaml.data.lease import lease
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
+from limaml.features.feature_store import apply, open_store
+from limaml.io.lease import lease
 
 if TYPE_CHECKING:
     from feast import FeatureStore

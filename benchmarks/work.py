@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.kinks import MARGIN, smallest_hidden
 from limaml.config import Config
-from limaml.data.encoding import CONTEXT_WIDTH, EncoderDims
-from limaml.data.rows import Rows, TaskBatch
+from limaml.features.encoder import CONTEXT_WIDTH, EncoderDims
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML, build_network
+from limaml.tasks.rows import Rows, TaskBatch
 
 Model = Literal["reference", "task_vector"]
 MODELS: tuple[Model, ...] = get_args(Model)

@@ -15,10 +15,10 @@ import pyarrow as pa
 from experiments.data import logged_rows, placed
 from experiments.origins import Origin, rolling_origins
 from limaml.config import Config, load
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import as_served, first_k
-from limaml.data.tasks import MICROSECONDS_PER_DAY, TaskSpec, support_spec
 from limaml.evaluation.judged import Judge, JudgedRows
+from limaml.features.encoder import Encoder
+from limaml.tasks.protocols import as_served, first_k
+from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskSpec, support_spec
 
 CONFIG = "experiments/movielens.toml"
 KS = (0, 1, 2, 3, 5, 10, 20, 50)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from limaml.config import Config
-from limaml.data.logged import read_logged
-from limaml.data.sources import open_source
-from limaml.data.storage import Storage
+from limaml.events.logged import read_logged
+from limaml.events.sources import open_source
+from limaml.io.storage import Storage
 
 WORK = Path("experiments/.work")
 MOVIELENS = WORK / "movielens"
@@ -34,8 +34,8 @@ def placed(cfg: Config, root: Path) -> Config:
 
 def logged_rows(cfg: Config) -> pa.Table:
     """All rows of the configured source, ingested where they are not yet."""
-    from limaml.data.feature_store import apply
-    from limaml.data.ingest import ingest_history
+    from limaml.events.ingest import ingest_history
+    from limaml.features.feature_store import apply
 
     through = open_source(cfg, TODAY).days()[-1]
     apply(cfg)

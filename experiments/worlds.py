@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from experiments.data import TODAY, logged_rows, placed
 from experiments.oracle import Support
 from limaml.config import Config, load
-from limaml.data.encoding import Encoder
-from limaml.data.sources import open_source
-from limaml.data.synthetic import SyntheticSource, expected_auc
-from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import JudgedRows
+from limaml.events.sources import open_source
+from limaml.events.synthetic import SyntheticSource, expected_auc
+from limaml.features.encoder import Encoder
+from limaml.tasks.sampling import TaskSpec
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

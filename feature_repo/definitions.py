@@ -16,7 +16,7 @@ from feast.types import Array, FeastType, Float32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
 from limaml import config, schema
-from limaml.data.storage import Storage
+from limaml.io.storage import Storage
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = config.load(os.environ.get("LIMAML_CONFIG", _ROOT / "configs" / "movielens.toml"))

@@ -206,7 +206,7 @@ def _today(today: date | None) -> date:
 @verb(DAG_TASKS)
 def apply(cfg: "Config") -> dict[str, Any]:
     """Register the feature repository's entities, views and services with Feast."""
-    from limaml.data.feature_store import apply
+    from limaml.features.feature_store import apply
 
     return apply(cfg)
 
@@ -214,7 +214,7 @@ def apply(cfg: "Config") -> dict[str, Any]:
 @verb(DAG_TASKS)
 def ingest(cfg: "Config", through: MaybeThrough = None, day: MaybeDay = None, today: Today = None) -> dict[str, Any]:
     """Gate days of events, store them, take their snapshots and log their features: the history, or one day."""
-    from limaml.data.ingest import ingest_day, ingest_history
+    from limaml.events.ingest import ingest_day, ingest_history
 
     if (through is None) == (day is None):
         raise ConfigError(f"ingest takes one of --through and --day, got {through} and {day}; name exactly one")

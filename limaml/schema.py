@@ -1,7 +1,7 @@
 """The tables: names, types and ranges of their columns; and what Feast's objects are called.
 
 Gates, the feature repository, the request log and the API's context are built from them. The encoder names the features again
-(limaml.data.encoding), each with what is made of it: a new one is not added here alone (contract 10).
+(limaml.features.encoder), each with what is made of it: a new one is not added here alone (contract 10).
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,9 @@ EVENTS = Table(
         Column("label", pa.int8(), allowed=(0, 1)),
     ),
 )
+
+EVENT_ORDER = [("user_id", "ascending"), ("timestamp", "ascending"), ("event_id", "ascending")]
+"""Row order of every partition and of what is read from it: an entity's events by (timestamp, event id)."""
 
 AGE_BANDS = ("under_18", "18_24", "25_34", "35_44", "45_49", "50_55", "56_and_over")
 

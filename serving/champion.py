@@ -16,8 +16,8 @@ from pathlib import Path
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.data.storage import Storage
 from limaml.errors import ConfigError, StoreError
+from limaml.io.storage import Storage
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
 from serving.items import Items
@@ -80,7 +80,7 @@ class Champion:
             self._refresh(current, current.complete_through)
 
     def _poll_until_stopped(self) -> None:
-        from limaml.data.feature_store import import_feast
+        from limaml.features.feature_store import import_feast
 
         import_feast()  # takes seconds: done before the first champion is there, not when it is
 
@@ -183,7 +183,7 @@ class Champion:
 
     def _catalogue(self) -> tuple[str, ...]:
         """Item ids. Raises what storage raises, while there is no earlier catalogue to go on with."""
-        from limaml.data import catalogue
+        from limaml.events import catalogue
 
         try:
             ids = catalogue.read(Storage(self._cfg.storage.root), "item")["item_id"].to_pylist()

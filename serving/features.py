@@ -1,6 +1,6 @@
 """The user's features and embeddings from Feast's online store, in one read; and item features, many at a time.
 
-Rows are read by the bulk path of `limaml.data.online`: the bytes are Feast's own, without the response that
+Rows are read by the bulk path of `limaml.features.online`: the bytes are Feast's own, without the response that
 `get_online_features` builds of them.
 """
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.data.online.rows import EntityReader
-from limaml.data.online.wire import LENGTH, string_key_header, string_keys
 from limaml.errors import StoreError
+from limaml.features.online.rows import EntityReader
+from limaml.features.online.wire import LENGTH, string_key_header, string_keys
 from serving.freshness import StoredEmbedding
 from serving.store_calls import StoreCalls
 
@@ -83,7 +83,7 @@ class OnlineFeatures:
 
     def open(self) -> None:
         """Open the store and look the views up. Raises whatever Feast raises."""
-        from limaml.data.feature_store import open_store
+        from limaml.features.feature_store import open_store
 
         store: Any = open_store(_with_timeouts(self._cfg))
         online, config = store.provider.online_store, store.config

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from limaml import schema
-from limaml.data.encoding import EncodedRows, Encoder
+from limaml.features.encoder import EncodedRows, Encoder
 from serving.api import RequestError
 from serving.features import ItemRow
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from limaml.data.encoding import Encoder, Floats
+from limaml.features.encoder import Encoder, Floats
 from limaml.models.network import LiMAML
 from serving.features import OnlineFeatures
 from serving.items import Items

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from limaml.config import Config
-from limaml.data.encoding import Floats
+from limaml.features.encoder import Floats
 from serving import ranking
 from serving.api import RankRequest, RequestError
 from serving.champion import Champion

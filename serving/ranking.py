@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from limaml.config import Config
-from limaml.data.encoding import Floats
+from limaml.features.encoder import Floats
 from limaml.schema import context_hour
 from serving.api import RankRequest
 from serving.features import Fetched

@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.data.events import partition
-from limaml.data.storage import Storage
+from limaml.events.day_store import partition
+from limaml.io.storage import Storage
 
 log = telemetry.get_logger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 from scipy.special import expit
 from torch import nn
 
-from limaml.data.encoding import CONTEXT_OF_HOUR, EncodedRows, Floats
-from limaml.data.rows import Rows
+from limaml.features.encoder import CONTEXT_OF_HOUR, EncodedRows, Floats
 from limaml.models.global_block import GlobalBlock
+from limaml.tasks.rows import Rows
 
 
 class CatalogueScorer:

@@ -29,9 +29,9 @@ from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from limaml import schema
-from limaml.data.encoding import Encoder
-from limaml.data.rows import Rows
+from limaml.features.encoder import Encoder
 from limaml.models import bundle
+from limaml.tasks.rows import Rows
 
 KEY = "plain:"
 

@@ -19,9 +19,9 @@ from benchmarks.options import ROOT
 from benchmarks.serving.client import post
 from limaml import config, registry, schema
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.feature_store import apply, open_store
-from limaml.data.storage import Storage
+from limaml.features.encoder import Encoder
+from limaml.features.feature_store import apply, open_store
+from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
 

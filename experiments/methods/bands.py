@@ -8,9 +8,9 @@ import numpy as np
 
 from limaml import metrics
 from limaml.config import Config
-from limaml.data.protocols import first_k, query_rows
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.evaluation.judged import Floats
+from limaml.tasks.protocols import first_k, query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 
 BANDS = (1, 2, 3, 5, 10, 20, 50)
 """Smallest support of each band; the band's choice is made on first-k tasks of that k."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from experiments.methods.item_tables import of_entities
 from limaml.config import Config
-from limaml.data.encoding import UNKNOWN
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import UNKNOWN
 from limaml.models.item_vectors import fit_item_vectors
 from limaml.models.network import LiMAML
+from limaml.tasks.sampling import TaskRows
 
 
 def cross_fitted(network: LiMAML, rows: TaskRows, cfg: Config, folds: int) -> TaskRows:

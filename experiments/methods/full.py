@@ -12,11 +12,11 @@ from experiments.cases import OriginData
 from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
 from limaml.config import Config
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch, length_groups, meta_batch
 from limaml.evaluation.best_average import best_average
 from limaml.evaluation.judged import Floats, Judge, JudgedRows
 from limaml.models.item_vectors import warm_start
 from limaml.models.network import LiMAML, build_network
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch, length_groups, meta_batch
 from limaml.training.step import Workers, dropout_generator, reduce_gradients
 
 ROW_LEVEL = ("model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.3")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limaml.data.encoding import Indices
-from limaml.data.rows import TaskBatch
-from limaml.data.tasks import TaskSpec, build_batch
 from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.features.encoder import Indices
+from limaml.tasks.rows import TaskBatch
+from limaml.tasks.sampling import TaskSpec, build_batch
 
 VECTOR_FEATURES = ("pooled", "liked", "similar", "folded", "folded_level")
 _QUERY_ROWS = 64

@@ -25,10 +25,10 @@ from experiments.methods.history import (
 )
 from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems, fitted_items, table_of
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
-from limaml.data.tasks import TaskSpec, meta_batch
 from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.features.encoder import EncoderDims
+from limaml.tasks.sampling import TaskSpec, meta_batch
 
 SLOPE = 0.22
 """Mean of rate * (1 - rate): what a logit moves a rate by."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from limaml.config import Config
-from limaml.data.encoding import UNKNOWN, EncodedRows, EncoderDims
-from limaml.data.rows import Rows
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import UNKNOWN, EncodedRows, EncoderDims
 from limaml.models.item_vectors import ItemVectors, fit_item_vectors
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows
 
 ALL_USERS = 0
 """The table fitted to all training users: what new users are read with."""

@@ -9,10 +9,10 @@ from experiments.cases import OriginData
 from experiments.methods.bands import BANDS, Choice, band_tasks, by_band, choose_by_band
 from experiments.methods.fitted import Design, Fitted, configured
 from limaml.config import Config
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.evaluation.judged import Floats, Judge, JudgedRows
 from limaml.evaluation.trained_baselines import fit_vectors, score_as_trained, score_with_vectors, train
 from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.tasks.sampling import TaskRows, TaskSpec
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 STEPS = (0, 1, 3, 10, 30)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from experiments.cases import OriginData
 from experiments.methods.fitted import Design, Fitted, configured
-from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.tasks.sampling import TaskSpec
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs, score_with_embeddings
 from limaml.training.validation import Validator

@@ -28,13 +28,13 @@ from experiments.methods.history import (
     score_tasks,
 )
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
-from limaml.data.tasks import TaskSpec, meta_batch
 from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.features.encoder import EncoderDims
 from limaml.meta.engine import adapt, embed_tasks
 from limaml.models.item_vectors import warm_start
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskSpec, meta_batch
 
 _POOLED = 2
 _SCALE_STEPS = 4

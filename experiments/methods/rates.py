@@ -7,10 +7,10 @@ import numpy as np
 from experiments.cases import OriginData
 from experiments.methods.bands import BANDS, Choice, band_of, band_tasks, choose_by_band
 from experiments.methods.fitted import Design, Fitted
-from limaml.data.protocols import query_rows
-from limaml.data.tasks import TaskSpec
 from limaml.evaluation import baselines
 from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.tasks.protocols import query_rows
+from limaml.tasks.sampling import TaskSpec
 
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 """In rows."""

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limaml.data.rows import Rows, TaskBatch
 from limaml.models.adapted import BuiltLayer, Params
 from limaml.models.dense import gate
 from limaml.models.meta_blocks import FACTORS, IdMlp, RowMlp, TaskVector
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows, TaskBatch
 
 
 class Rowwise(Protocol):

@@ -15,8 +15,8 @@ from experiments.cases import OriginData
 from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches
 from limaml.config import Config
-from limaml.data.tasks import TaskSpec, meta_batch
 from limaml.evaluation.judged import Floats, JudgedRows, Method
+from limaml.tasks.sampling import TaskSpec, meta_batch
 
 Table = npt.NDArray[np.float32]
 _ROUNDS_BETWEEN_VALIDATIONS = 20

@@ -20,11 +20,11 @@ from experiments.cases import CONFIG
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
 from experiments.units import Output, Unit
 from limaml.config import Config, load
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows, TaskBatch
+from limaml.features.encoder import EncoderDims
 from limaml.meta.engine import embed_tasks, outer_loss
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import build_network
+from limaml.tasks.rows import Rows, TaskBatch
 from limaml.training.optimizer import make_optimizer
 
 TABLE = "cost"

@@ -23,13 +23,13 @@ from experiments.units import Output, Unit
 from experiments.worlds import CONFIG, KnownRows, World, expected_peruser_auc
 from limaml import metrics
 from limaml.config import load
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import as_served, query_rows
-from limaml.data.synthetic import expected_auc
-from limaml.data.tasks import TaskSpec, microseconds, support_spec
 from limaml.evaluation.baselines import choose_shrinkage, item_mean
 from limaml.evaluation.judged import Judge, JudgedRows, Method
+from limaml.events.synthetic import expected_auc
+from limaml.features.encoder import Encoder
 from limaml.schema import day_start
+from limaml.tasks.protocols import as_served, query_rows
+from limaml.tasks.sampling import TaskSpec, microseconds, support_spec
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
 from limaml.training.validation import Validator

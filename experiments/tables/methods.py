@@ -17,8 +17,8 @@ from experiments.intervals import AUC, CALIBRATION_ERROR, LOG_LOSS, PERUSER_AUC,
 from experiments.methods.registry import METHODS
 from experiments.origins import NUM_ORIGINS
 from experiments.units import Output, Unit
-from limaml.data.protocols import query_rows
 from limaml.metrics import Floats, draw_users
+from limaml.tasks.protocols import query_rows
 
 TABLE = "methods"
 OURS = ("stored", "full", "history")

@@ -23,10 +23,10 @@ from experiments.oracle import posterior
 from experiments.units import Output, Unit
 from experiments.worlds import CONFIG, KnownRows, World, expected_peruser_auc
 from limaml.config import Config, load
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import first_k, query_rows
-from limaml.data.synthetic import expected_auc
-from limaml.data.tasks import TaskSpec
+from limaml.events.synthetic import expected_auc
+from limaml.features.encoder import Encoder
+from limaml.tasks.protocols import first_k, query_rows
+from limaml.tasks.sampling import TaskSpec
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
 from limaml.training.validation import Validator

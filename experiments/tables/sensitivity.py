@@ -15,9 +15,9 @@ from experiments.data import MOVIELENS
 from experiments.units import Output, Unit
 from limaml import metrics
 from limaml.config import Config, load
-from limaml.data.protocols import query_rows
 from limaml.errors import TrainingError
 from limaml.evaluation.judged import Floats, Judge
+from limaml.tasks.protocols import query_rows
 from limaml.training.checkpoint import Progress
 from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs

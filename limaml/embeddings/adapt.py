@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import TaskKindConfig
-from limaml.data.events import partition_files
-from limaml.data.storage import Storage
 from limaml.errors import DataError
+from limaml.events.day_store import partition_files
+from limaml.io.storage import Storage
 
 if TYPE_CHECKING:
     from limaml.models.bundle import Bundle

@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
-from limaml.data import snapshots
-from limaml.data.events import DayManifest, EventStore
-from limaml.data.lease import Held
 from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
 from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside
 from limaml.errors import DataError, LimamlError, NothingToDo
+from limaml.events import snapshots
+from limaml.events.day_store import DayManifest, EventStore
+from limaml.io.lease import Held
 from limaml.registry import ModelVersion
 from limaml.telemetry import get_logger
 

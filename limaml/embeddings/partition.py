@@ -23,10 +23,10 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import Config, TaskKindConfig
-from limaml.data.events import partition
-from limaml.data.storage import Storage
 from limaml.embeddings.adapt import adapt, shard_of
 from limaml.errors import DataError
+from limaml.events.day_store import partition
+from limaml.io.storage import Storage
 
 if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
@@ -125,8 +125,8 @@ def write_partition(
 
     Raises GateError, leaving the gate's result beside the rows.
     """
-    from limaml.data.gate_report import report_html
-    from limaml.data.gates import check_embeddings, require
+    from limaml.events.gate_report import report_html
+    from limaml.events.gates import check_embeddings, require
 
     started = time.monotonic()
     batches = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)

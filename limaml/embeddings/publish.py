@@ -3,7 +3,7 @@
 Stores disagree on their own (Feast 0.67): SQLite lets an older row overwrite a newer one, Redis drops a row of an equal
 timestamp, and a missing key reads back as absent from one and as nulls at the epoch from the other. So the publisher, who
 holds the lease, reads what is there, decides by `replaces`, and writes what is left in short batches. Rows are read, compared
-and written as the bytes that Feast stores, through the bulk path of `limaml.data.online`.
+and written as the bytes that Feast stores, through the bulk path of `limaml.features.online`.
 """
 
 import gc
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from limaml.data.lease import Held
-from limaml.data.online.rows import BulkStore, OnlineRow, RowCodec
 from limaml.errors import StoreError
+from limaml.features.online.rows import BulkStore, OnlineRow, RowCodec
+from limaml.io.lease import Held
 
 if TYPE_CHECKING:
     from feast import FeatureStore

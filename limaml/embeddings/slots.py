@@ -22,10 +22,6 @@ import pyarrow as pa
 
 from limaml import registry, schema
 from limaml.config import Config
-from limaml.data import snapshots
-from limaml.data.events import EventStore
-from limaml.data.lease import Held, holder_name, lease
-from limaml.data.storage import Storage
 from limaml.embeddings.adapt import active_entities
 from limaml.embeddings.partition import (
     Adapted,
@@ -37,6 +33,10 @@ from limaml.embeddings.partition import (
 )
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
 from limaml.errors import BusyError, DataError, NothingToDo, StoreError
+from limaml.events import snapshots
+from limaml.events.day_store import EventStore
+from limaml.io.lease import Held, holder_name, lease
+from limaml.io.storage import Storage
 from limaml.registry import ModelVersion, Registry
 from limaml.telemetry import get_logger
 
@@ -75,7 +75,7 @@ class Places:
             return load(self.registry.download(version, folder), parts=("refit",))
 
     def store(self) -> "FeatureStore":
-        from limaml.data.feature_store import open_store
+        from limaml.features.feature_store import open_store
 
         return open_store(self.cfg)
 

@@ -22,13 +22,13 @@ import torch
 
 from limaml import schema
 from limaml.config import ModelConfig, TaskKindConfig
-from limaml.data.encoding import Encoder
-from limaml.data.supports import Supports, cut_by_entity
-from limaml.data.tasks import microseconds
 from limaml.embeddings.progress import progress
+from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle
 from limaml.models.network import LiMAML
+from limaml.tasks.sampling import microseconds
+from limaml.tasks.supports import Supports, cut_by_entity
 
 _NUM_THREADS = 2
 """Batches worked on at once: reading and writing leave little of a third."""

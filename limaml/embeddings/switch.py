@@ -12,12 +12,12 @@ from typing import Any
 
 from limaml import registry, schema
 from limaml.config import Config
-from limaml.data.lease import Held
 from limaml.embeddings.daily import catch_up
 from limaml.embeddings.partition import FillPlan, read_partition, read_plan, write_covered
 from limaml.embeddings.publish import OnlineView, require_published
 from limaml.embeddings.slots import READY, Places, complete_day, filling, idle_slot, now, ready_beside
 from limaml.errors import DataError, StoreError
+from limaml.io.lease import Held
 from limaml.registry import ModelVersion
 from limaml.telemetry import get_logger
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from limaml import telemetry
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import query_rows
-from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
 from limaml.evaluation.trained_baselines import choose_fit, score_as_trained, train
+from limaml.features.encoder import Encoder
 from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.tasks.protocols import query_rows
+from limaml.tasks.sampling import TaskSpec
 
 SHRINKAGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 # Probabilities of the rate rules stay inside: a sum of rates is no probability, and one wrong 0 would cost 16 nats.

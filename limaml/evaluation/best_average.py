@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import TrainingConfig
-from limaml.data.rows import Rows
 from limaml.errors import TrainingError
+from limaml.tasks.rows import Rows
 from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 
 Model = TypeVar("Model", bound=nn.Module)

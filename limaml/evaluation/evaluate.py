@@ -18,9 +18,6 @@ import torch
 
 from limaml import telemetry
 from limaml.config import Config
-from limaml.data.protocols import QueryRows, as_served, first_k, query_rows
-from limaml.data.splits import Split, arrival_split
-from limaml.data.tasks import TaskRows, TaskSpec, microseconds
 from limaml.evaluation import report
 from limaml.evaluation.baselines import fit_baselines
 from limaml.evaluation.judged import JudgedRows, Method
@@ -28,6 +25,9 @@ from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, de
 from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
 from limaml.metrics import auc, population_stability_index
 from limaml.models import bundle as bundles
+from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec, microseconds
+from limaml.tasks.splits import Split, arrival_split
 from limaml.training.candidate import BUNDLE, read_candidate, read_training_history
 from limaml.training.prepare import read_history
 from limaml.training.scoring import score_specs

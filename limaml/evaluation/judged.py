@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, TaskSpec
+from limaml.features.encoder import Encoder
+from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.training.validation import OBJECTIVE, Validator
 
 Floats = npt.NDArray[np.float64]

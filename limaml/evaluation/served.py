@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import TaskKindConfig
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import as_served
-from limaml.data.tasks import TaskRows, microseconds
 from limaml.errors import DataError
+from limaml.features.encoder import Encoder
 from limaml.models.network import LiMAML
+from limaml.tasks.protocols import as_served
+from limaml.tasks.sampling import TaskRows, microseconds
 from limaml.training.scoring import score_specs
 
 Floats = npt.NDArray[np.float64]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from limaml import metrics
 from limaml.config import EvaluationConfig
-from limaml.data.protocols import QueryRows, query_rows
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.metrics import Bootstrap, Interval, draw_users, interval
+from limaml.tasks.protocols import QueryRows, query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 
 Floats = npt.NDArray[np.float64]
 Masks = Mapping[str, npt.NDArray[np.bool_]]

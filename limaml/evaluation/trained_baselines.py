@@ -12,11 +12,11 @@ import torch
 
 from limaml import telemetry
 from limaml.config import Config
-from limaml.data.protocols import query_rows
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch, meta_batch
 from limaml.evaluation.best_average import best_average, query_loss
 from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
 from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.tasks.protocols import query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch, meta_batch
 from limaml.training.scoring import flat_rows
 
 RATES = (0.1, 0.3, 1.0, 3.0)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from limaml.config import Config
-from limaml.data import catalogue
-from limaml.data.events import EventStore
-from limaml.data.storage import Storage
 from limaml.errors import LimamlError
+from limaml.events import catalogue
+from limaml.events.day_store import EventStore
+from limaml.io.storage import Storage
 
 CANDIDATES = 100
 SHOWN = 5

@@ -5,8 +5,8 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from limaml.config import Config
-from limaml.data.sources import open_source
 from limaml.errors import DataError
+from limaml.events.sources import open_source
 
 _NAMED = 10
 """Days and names that a result of at most 4 KiB lists; it counts them all."""

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limaml.data.rows import Rows, TaskBatch
 from limaml.meta import fused
 from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import plain_layers
 from limaml.models.global_block import RowState
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows, TaskBatch
 from limaml.telemetry import get_logger
 
 _log = get_logger("meta.engine")

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limaml.data.rows import Rows
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows
 from limaml.telemetry import get_logger
 
 _IS_DOUBLE = {torch.float32: 0, torch.float64: 1}

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limaml.data.rows import Rows, TaskBatch
 from limaml.models.meta_blocks import IdMlp, RowMlp, TaskVector
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows, TaskBatch
 
 Params = dict[str, Tensor]
 """One task's parameters."""

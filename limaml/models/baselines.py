@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows
+from limaml.features.encoder import EncoderDims
 from limaml.models.global_block import GlobalBlock
+from limaml.tasks.rows import Rows
 
 
 class GlobalMlp(nn.Module):

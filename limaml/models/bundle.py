@@ -28,8 +28,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from limaml.config import Config
-from limaml.data.encoding import Encoder
 from limaml.errors import BundleError
+from limaml.features.encoder import Encoder
 from limaml.models.network import LiMAML, build_network
 
 FORMAT_VERSION = 1

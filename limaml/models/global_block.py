@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import ModelConfig
-from limaml.data.encoding import UNKNOWN, EncoderDims
-from limaml.data.rows import Rows, TaskBatch
+from limaml.features.encoder import UNKNOWN, EncoderDims
 from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
 from limaml.models.rows_mlp import along_items, mlp_logits, mlp_loss, over_items, product_loss, product_pull
 from limaml.models.vector_steps import MOST_ROWS, vector_steps
+from limaml.tasks.rows import Rows, TaskBatch
 
 if TYPE_CHECKING:
     from limaml.models.item_vectors import ItemVectors

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from limaml.config import Config
-from limaml.data.tasks import TaskRows
 from limaml.models.network import LiMAML
+from limaml.tasks.sampling import TaskRows
 
 # Chosen on validation users of MovieLens.
 _LEVEL_VARIANCE = 0.03

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import ModelConfig
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows
 from limaml.errors import DataError
+from limaml.features.encoder import EncoderDims
 from limaml.models.adapted import Adapted, AdaptedMlp, AdaptedVector, Params
 from limaml.models.dense import linear, linear_relu
+from limaml.tasks.rows import Rows
 
 FACTORS = "vector"
 """Name of the task vector among the adapted parameters: factors first, the level last."""

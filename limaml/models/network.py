@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from limaml.config import Config, MetaConfig
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows
 from limaml.errors import ConfigError
+from limaml.features.encoder import EncoderDims
 from limaml.models.adapted import Params
 from limaml.models.global_block import GlobalBlock
 from limaml.models.meta_blocks import FACTORS, MetaBlock, build_meta_block
+from limaml.tasks.rows import Rows
 
 
 class LiMAML(nn.Module):

@@ -30,10 +30,10 @@ import pyarrow.dataset as ds
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.data.events import partition
-from limaml.data.feature_store import join_features, open_store
-from limaml.data.storage import Storage
 from limaml.errors import GateError, NothingToDo
+from limaml.events.day_store import partition
+from limaml.features.feature_store import join_features, open_store
+from limaml.io.storage import Storage
 from limaml.monitoring.comparison import EXAMPLES, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.published import published_files

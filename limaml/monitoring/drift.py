@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.data.events import EventStore, partition, partition_files
-from limaml.data.logged import read_logged
-from limaml.data.storage import Storage
 from limaml.embeddings.adapt import shard_of
 from limaml.embeddings.slots import Places
 from limaml.errors import DataError, NothingToDo
+from limaml.events.day_store import EventStore, partition, partition_files
+from limaml.events.logged import read_logged
+from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.histograms import Histogram
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.data.storage import Storage
 from limaml.embeddings.partition import version_folder
+from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 
 _DAY_US = 86_400_000_000

@@ -16,14 +16,14 @@ from typing import Any
 
 from limaml import telemetry
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.events import EventStore
-from limaml.data.splits import Split, arrival_split
-from limaml.data.storage import Storage
 from limaml.errors import DataError, LimamlError, NothingToDo
+from limaml.events.day_store import EventStore
+from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
 from limaml.registry import FINGERPRINT, Registry
+from limaml.tasks.splits import Split, arrival_split
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray

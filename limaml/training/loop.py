@@ -13,10 +13,10 @@ import torch
 
 from limaml import telemetry
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import EncoderDims
 from limaml.models.item_vectors import warm_start
 from limaml.models.network import LiMAML, build_network
+from limaml.tasks.sampling import TaskRows
 from limaml.training.checkpoint import (
     Phase,
     Progress,

@@ -5,12 +5,12 @@ from datetime import date
 import pyarrow as pa
 
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.logged import read_logged
-from limaml.data.splits import Split, arrival_split
-from limaml.data.storage import Storage
-from limaml.data.tasks import TaskRows
 from limaml.errors import DataError
+from limaml.events.logged import read_logged
+from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
+from limaml.tasks.sampling import TaskRows
+from limaml.tasks.splits import Split, arrival_split
 from limaml.training.loop import TrainingData
 from limaml.training.validation import Validator
 

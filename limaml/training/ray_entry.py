@@ -20,8 +20,8 @@ from typing import Any
 from limaml import telemetry
 from limaml.allocator import keep_freed_memory
 from limaml.config import Config
-from limaml.data.encoding import Encoder
 from limaml.errors import TrainingError
+from limaml.features.encoder import Encoder
 from limaml.training.checkpoint import TrainState, load_state, save_state
 from limaml.training.ray_compat import patient_start
 

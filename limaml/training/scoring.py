@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from limaml.data.rows import Rows
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch
 from limaml.meta.engine import embed_tasks
 from limaml.models.network import LiMAML
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

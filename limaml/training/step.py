@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from limaml.config import Config
-from limaml.data.tasks import TaskRows, build_batch, by_length, length_groups, meta_batch
 from limaml.errors import TrainingError
 from limaml.meta.engine import outer_loss
 from limaml.models.network import LiMAML
+from limaml.tasks.sampling import TaskRows, build_batch, by_length, length_groups, meta_batch
 from limaml.training.optimizer import set_learning_rate
 
 _NAMED_TASKS = 20

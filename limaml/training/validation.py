@@ -9,9 +9,9 @@ import torch
 
 from limaml import metrics
 from limaml.config import Config
-from limaml.data.protocols import QueryRows, as_served, first_k, query_rows
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.models.network import LiMAML
+from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.training.scoring import Floats, score_specs
 from limaml.training.step import Workers
 

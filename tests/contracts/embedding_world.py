@@ -24,13 +24,13 @@ from limaml.config import (
     StorageConfig,
     TaskKindConfig,
 )
-from limaml.data.encoding import Encoder
-from limaml.data.feature_store import apply
-from limaml.data.ingest import ingest_day, ingest_history
-from limaml.data.logged import read_logged
-from limaml.data.storage import Storage
 from limaml.embeddings.daily import adapt_day, publish_day
 from limaml.embeddings.slots import fill_shard, plan_fill
+from limaml.events.ingest import ingest_day, ingest_history
+from limaml.events.logged import read_logged
+from limaml.features.encoder import Encoder
+from limaml.features.feature_store import apply
+from limaml.io.storage import Storage
 from limaml.models.bundle import Bundle, Model, save
 from limaml.models.network import build_network
 from limaml.registry import Registry

@@ -12,15 +12,15 @@ import pytest
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.feature_store import apply, open_store
-from limaml.data.ingest import ingest_day, ingest_history
-from limaml.data.logged import read_logged
-from limaml.data.sources import week_shift
-from limaml.data.storage import Storage
-from limaml.data.synthetic import SyntheticSource
 from limaml.embeddings import daily, slots, switch
 from limaml.errors import GateError, NothingToDo
+from limaml.events.ingest import ingest_day, ingest_history
+from limaml.events.logged import read_logged
+from limaml.events.sources import week_shift
+from limaml.events.synthetic import SyntheticSource
+from limaml.features.encoder import Encoder
+from limaml.features.feature_store import apply, open_store
+from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.monitoring.consistency import compare_day

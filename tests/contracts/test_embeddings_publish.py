@@ -13,11 +13,11 @@ import pytest
 
 from limaml import schema
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, ModelConfig, SourceConfig, StorageConfig
-from limaml.data.feature_store import apply, open_store, repo_config
-from limaml.data.lease import Held, lease
-from limaml.data.online.rows import OnlineRow
 from limaml.embeddings.publish import OnlineView, publish, replaces, require_published, sample
 from limaml.errors import BusyError, StoreError
+from limaml.features.feature_store import apply, open_store, repo_config
+from limaml.features.online.rows import OnlineRow
+from limaml.io.lease import Held, lease
 
 DIM = 3
 NOW = datetime(2026, 1, 10, tzinfo=UTC)

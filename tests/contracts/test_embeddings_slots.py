@@ -16,14 +16,14 @@ import pytest
 
 from limaml import registry, schema
 from limaml.config import Config
-from limaml.data.ingest import ingest_day
-from limaml.data.logged import read_logged
 from limaml.embeddings.adapt import adapt
 from limaml.embeddings.daily import adapt_day, publish_day
 from limaml.embeddings.publish import OnlineView
 from limaml.embeddings.slots import Places, fill_shard, plan_fill
 from limaml.embeddings.switch import cut_over
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
+from limaml.events.ingest import ingest_day
+from limaml.events.logged import read_logged
 from limaml.registry import Registry
 from tests.contracts.embedding_world import (
     FIRST,

@@ -23,10 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from limaml import registry, schema
-from limaml.data.ingest import ingest_day, ingest_history
-from limaml.data.lease import Held
-from limaml.data.online.rows import OnlineRow
-from limaml.data.storage import Storage
 from limaml.embeddings import switch
 from limaml.embeddings.adapt import adapt
 from limaml.embeddings.daily import adapt_day, publish_day
@@ -34,6 +30,10 @@ from limaml.embeddings.partition import read_covered
 from limaml.embeddings.publish import OnlineView
 from limaml.embeddings.slots import Places, fill_shard, plan_fill
 from limaml.errors import DataError, NothingToDo, StoreError
+from limaml.events.ingest import ingest_day, ingest_history
+from limaml.features.online.rows import OnlineRow
+from limaml.io.lease import Held
+from limaml.io.storage import Storage
 from tests.contracts.embedding_world import FIRST, HISTORY_DAYS, ITEMS, ONE_DAY, TODAY, USERS, World, day_of_events, flipped
 
 NUM_EXAMPLES = 6

@@ -14,10 +14,10 @@ import pytest
 
 from limaml import cli, registry, schema, telemetry
 from limaml.config import Config
-from limaml.data.lease import Held
 from limaml.embeddings import daily, slots, switch
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
+from limaml.io.lease import Held
 from limaml.local.status import read_status
 from limaml.monitoring.export import Gauges
 from limaml.registry import ModelVersion, Registry

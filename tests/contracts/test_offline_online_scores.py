@@ -16,21 +16,21 @@ import torch
 
 from limaml import registry, schema
 from limaml.config import Config, ServingConfig
-from limaml.data.encoding import Encoder
-from limaml.data.feature_store import apply
-from limaml.data.ingest import ingest_day, ingest_history
-from limaml.data.logged import read_logged
-from limaml.data.protocols import as_served, query_rows
-from limaml.data.sources import week_shift
-from limaml.data.storage import Storage
-from limaml.data.synthetic import SyntheticSource
-from limaml.data.tasks import TaskRows
 from limaml.embeddings import daily, slots, switch
+from limaml.events.ingest import ingest_day, ingest_history
+from limaml.events.logged import read_logged
+from limaml.events.sources import week_shift
+from limaml.events.synthetic import SyntheticSource
+from limaml.features.encoder import Encoder
+from limaml.features.feature_store import apply
+from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.monitoring.consistency import compare_day
 from limaml.monitoring.export import Gauges
 from limaml.registry import Registry
+from limaml.tasks.protocols import as_served, query_rows
+from limaml.tasks.sampling import TaskRows
 from limaml.training.scoring import score_specs
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows, TaskBatch
+from limaml.features.encoder import EncoderDims
 from limaml.models.network import LiMAML, build_network
+from limaml.tasks.rows import Rows, TaskBatch
 
 DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
 

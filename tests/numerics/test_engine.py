@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limaml.config import Config
-from limaml.data.encoding import EncoderDims
+from limaml.features.encoder import EncoderDims
 from limaml.meta import engine, reference
 from limaml.models.network import build_network
 

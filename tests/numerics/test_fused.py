@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limaml.data.encoding import EncoderDims
+from limaml.features.encoder import EncoderDims
 from limaml.meta import engine, fused, reference
 from limaml.models.network import build_network
 

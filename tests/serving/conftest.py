@@ -16,12 +16,12 @@ import torch
 
 from limaml import registry, schema
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.feature_store import apply, open_store
-from limaml.data.rows import Rows
-from limaml.data.storage import Storage
+from limaml.features.encoder import Encoder
+from limaml.features.feature_store import apply, open_store
+from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
+from limaml.tasks.rows import Rows
 from serving.features import OnlineFeatures
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 
 from limaml.config import ServingConfig
-from limaml.data.online.wire import string_keys
 from limaml.errors import StoreError
+from limaml.features.online.wire import string_keys
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
 

@@ -9,8 +9,8 @@ import redis
 
 from limaml import schema
 from limaml.config import ServingConfig
-from limaml.data.feature_store import open_store
 from limaml.embeddings.publish import OnlineView
+from limaml.features.feature_store import open_store
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
 from tests.polling import until

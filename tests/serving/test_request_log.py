@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from limaml import schema
 from limaml.config import Config
-from limaml.data.storage import Storage
+from limaml.io.storage import Storage
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
 from tests.polling import wait_for
 

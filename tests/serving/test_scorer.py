@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from limaml.data.rows import Rows
 from limaml.models.network import build_network
+from limaml.tasks.rows import Rows
 from serving.items import ItemRow, Items
 from serving.scorer import CatalogueScorer
 

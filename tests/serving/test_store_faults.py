@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from limaml.data.online.wire import string_keys
+from limaml.features.online.wire import string_keys
 
 pytestmark = pytest.mark.services
 

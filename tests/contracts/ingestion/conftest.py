@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from limaml.config import Config
-from limaml.data import feature_store, ingest
-from limaml.data.storage import Storage
-from limaml.data.synthetic import SyntheticSource
+from limaml.events import ingest
+from limaml.events.synthetic import SyntheticSource
+from limaml.features import feature_store
+from limaml.io.storage import Storage
 
 ROOT = Path(__file__).parents[3]
 TODAY = date(2026, 6, 1)

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limaml import schema
-from limaml.data import snapshots
-from limaml.data.events import EventStore
-from limaml.data.logged import read_logged
+from limaml.events import snapshots
+from limaml.events.day_store import EventStore
+from limaml.events.logged import read_logged
 
 EVERYTHING = (
     "events",

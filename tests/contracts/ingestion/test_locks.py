@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from limaml.data import feature_store, ingest
-from limaml.data.lease import lease_named
-from limaml.data.locks import exclusive
 from limaml.errors import BusyError
+from limaml.events import ingest
+from limaml.features import feature_store
+from limaml.io.lease import lease_named
+from limaml.io.locks import exclusive
 
 DEADLINE_S = 60.0
 
@@ -70,7 +71,7 @@ def test_who_has_lost_the_lock_writes_nothing_more(delivery, monkeypatch):
             "embeddings": delivery.cfg.embeddings.model_copy(update=lease),
         }
     )
-    monkeypatch.setattr("limaml.data.lease._keep_renewing", lambda *_: None)
+    monkeypatch.setattr("limaml.io.lease._keep_renewing", lambda *_: None)
     read, entered = ingest._read, threading.Event()
 
     def slowly(*arguments):

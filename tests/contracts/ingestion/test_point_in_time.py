@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from limaml import schema
-from limaml.data import catalogue, snapshots
-from limaml.data.events import canonical
-from limaml.data.feature_store import join_features, open_store
-from limaml.data.logged import read_logged
 from limaml.errors import StoreError
+from limaml.events import catalogue, snapshots
+from limaml.events.day_store import canonical
+from limaml.events.logged import read_logged
+from limaml.features.feature_store import join_features, open_store
 
 
 def plain_join(events, tables):

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from limaml import schema
-from limaml.data import feature_store, ingest
-from limaml.data.events import with_types
 from limaml.errors import ConfigError, DataError, GateError
+from limaml.events import ingest
+from limaml.events.day_store import with_types
+from limaml.features import feature_store
 
 DOWNSTREAM = ("events", "events_superseded", "snapshots", "logged", "catalogue", "catalogue_history")
 

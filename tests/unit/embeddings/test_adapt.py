@@ -19,18 +19,18 @@ import torch
 from benchmarks.adapt import measure
 from limaml import schema
 from limaml.config import Config, MetaConfig, ModelConfig, SourceConfig, TaskKindConfig
-from limaml.data.encoding import Encoder
-from limaml.data.logged import read_logged, write_logged
-from limaml.data.storage import Storage
-from limaml.data.supports import cut_by_entity
-from limaml.data.tasks import TaskRows, build_batch, support_spec
 from limaml.embeddings import stream
 from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted, shard_of
 from limaml.embeddings.stream import precision
 from limaml.errors import DataError
+from limaml.events.logged import read_logged, write_logged
+from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle, Model
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskRows, build_batch, support_spec
+from limaml.tasks.supports import cut_by_entity
 
 FIRST_DAY = date(2026, 1, 1)
 NUM_DAYS = 6

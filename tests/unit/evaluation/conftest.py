@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from limaml import schema
-from limaml.data.logged import write_logged
-from limaml.data.splits import arrival_split
-from limaml.data.storage import Storage
+from limaml.events.logged import write_logged
+from limaml.io.storage import Storage
+from limaml.tasks.splits import arrival_split
 from limaml.training.candidate import Candidate, fingerprint, lineage_of, save_candidate
 from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import as_served, first_k
-from limaml.data.splits import arrival_split
-from limaml.data.tasks import build_batch
 from limaml.evaluation import baselines
 from limaml.evaluation.judged import Judge, JudgedRows
 from limaml.evaluation.trained_baselines import fit_vectors, score_as_trained, train
+from limaml.features.encoder import Encoder
 from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.tasks.protocols import as_served, first_k
+from limaml.tasks.sampling import build_batch
+from limaml.tasks.splits import arrival_split
 
 
 @pytest.fixture

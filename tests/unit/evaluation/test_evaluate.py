@@ -11,9 +11,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from limaml import schema
-from limaml.data.rows import Rows
-from limaml.data.splits import arrival_split
-from limaml.data.tasks import TaskRows, support_spec
 from limaml.errors import DataError, NothingToDo
 from limaml.evaluation.evaluate import Champion, evaluate_candidate
 from limaml.evaluation.judgement import judge_candidate
@@ -21,6 +18,9 @@ from limaml.evaluation.quality import quality_table
 from limaml.evaluation.served import score_as_served
 from limaml.models import bundle as bundles
 from limaml.registry import DECISION, Registry
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows, support_spec
+from limaml.tasks.splits import arrival_split
 from limaml.training.prepare import read_history
 from limaml.training.scoring import embed_specs
 

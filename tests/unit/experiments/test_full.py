@@ -12,11 +12,11 @@ from experiments.methods.full import full, full_scores
 from experiments.methods.ours import stored
 from experiments.methods.rowwise import full_loss
 from experiments.origins import rolling_origins
-from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch
 from limaml.errors import TrainingError
+from limaml.features.encoder import Encoder
 from limaml.meta import reference
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 from limaml.training.scoring import score_specs
 
 BLOCKS = ("task_vector", "id_mlp", "row_mlp")

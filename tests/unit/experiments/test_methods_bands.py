@@ -8,10 +8,10 @@ import pytest
 
 from experiments.methods.bands import BANDS, Choice, band_of, band_tasks, by_band, choose_by_band
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import query_rows
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.evaluation.judged import Floats
+from limaml.features.encoder import Encoder
+from limaml.tasks.protocols import query_rows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 
 
 @pytest.fixture

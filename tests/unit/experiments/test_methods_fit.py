@@ -15,8 +15,8 @@ from experiments.methods.registry import METHODS
 from experiments.methods.spaces import SPACES
 from experiments.origins import rolling_origins
 from limaml.config import load
-from limaml.data.tasks import TaskSpec
 from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.tasks.sampling import TaskSpec
 
 _NETWORK = [
     "evaluation.baseline_steps=6",

@@ -11,9 +11,9 @@ from experiments.methods.history import (
     in_batches,
     vector_features,
 )
-from limaml.data.encoding import EncodedRows
-from limaml.data.tasks import TaskRows, TaskSpec
 from limaml.evaluation.judged import JudgedRows
+from limaml.features.encoder import EncodedRows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 
 SETTINGS = HistorySettings(
     shrinkage=1.0,

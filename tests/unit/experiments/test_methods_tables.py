@@ -9,8 +9,8 @@ import torch
 
 from experiments.methods.item_tables import ALL_USERS, fitted_items, of_entities, table_of
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, TaskSpec, build_batch
+from limaml.features.encoder import Encoder
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 
 FOLDS = 3
 

@@ -8,10 +8,10 @@ from experiments.tables import drift
 from experiments.units import Output
 from experiments.worlds import KnownRows
 from limaml.config import Config, SourceConfig
-from limaml.data.encoding import Encoder
-from limaml.data.synthetic import SyntheticSource, expected_auc
-from limaml.data.tasks import MICROSECONDS_PER_DAY
 from limaml.evaluation.judged import JudgedRows
+from limaml.events.synthetic import SyntheticSource, expected_auc
+from limaml.features.encoder import Encoder
+from limaml.tasks.sampling import MICROSECONDS_PER_DAY
 
 
 def source(**values):

@@ -10,7 +10,7 @@ from scipy.special import expit
 from experiments.tables import recovery
 from experiments.units import Output
 from limaml.config import SourceConfig
-from limaml.data.synthetic import SyntheticSource, expected_auc
+from limaml.events.synthetic import SyntheticSource, expected_auc
 from limaml.metrics import auc
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from limaml.config import Config, MetaConfig
-from limaml.data.encoding import EncoderDims
-from limaml.data.rows import Rows
 from limaml.errors import ConfigError
+from limaml.features.encoder import EncoderDims
 from limaml.models.network import build_network
+from limaml.tasks.rows import Rows
 
 DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
 BLOCKS = ("task_vector", "id_mlp", "row_mlp")

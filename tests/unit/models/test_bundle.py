@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limaml.config import Config
-from limaml.data.encoding import Encoder
 from limaml.errors import BundleError
+from limaml.features.encoder import Encoder
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
 

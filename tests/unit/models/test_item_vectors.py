@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from limaml.config import Config
-from limaml.data.encoding import EncodedRows, EncoderDims
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.models.item_vectors import fit_item_vectors, warm_start
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskRows
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 300, 40, 2
 DIMS = EncoderDims(NUM_ITEMS, NUM_USERS, item_dense=NUM_GENRES, user_dense=1, context=3, num_genres=NUM_GENRES)

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pytest
 
 from limaml import schema, telemetry
-from limaml.data.encoding import Encoder
-from limaml.data.events import DayManifest, EventStore
-from limaml.data.logged import write_logged
-from limaml.data.storage import Storage
 from limaml.errors import DataError, NothingToDo
+from limaml.events.day_store import DayManifest, EventStore
+from limaml.events.logged import write_logged
+from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.monitoring import drift

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from limaml import schema
-from limaml.data.storage import Storage
+from limaml.io.storage import Storage
 from limaml.monitoring.published import entities_by_age, published_files
 
 THROUGH = datetime(2026, 3, 1, tzinfo=UTC)

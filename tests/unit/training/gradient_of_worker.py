@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from limaml.config import Config
-from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import Encoder
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskRows
 from limaml.training.step import Workers, backward
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from limaml.data.encoding import Encoder
-from limaml.data.splits import arrival_split
-from limaml.data.tasks import TaskRows
 from limaml.errors import TrainingError
+from limaml.features.encoder import Encoder
+from limaml.tasks.sampling import TaskRows
+from limaml.tasks.splits import arrival_split
 from limaml.training.checkpoint import load_state, save_state
 from limaml.training.loop import TrainingData, train_twin_and_refit
 from limaml.training.step import Workers

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from limaml import schema
-from limaml.data.logged import write_logged
-from limaml.data.splits import arrival_split
-from limaml.data.storage import Storage
 from limaml.errors import DataError, LimamlError, NothingToDo, TrainingError
+from limaml.events.logged import write_logged
+from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.registry import FINGERPRINT, Registry
+from limaml.tasks.splits import arrival_split
 from limaml.training import ray_entry
 from limaml.training.candidate import fingerprint, fit_candidate, read_candidate, read_training_history
 from limaml.training.loop import train_twin_and_refit

@@ -41,7 +41,7 @@ double sum(const double *x, long n) {
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """As small as one can be."""
-    for folder in ("data", "models", "meta", "training", "evaluation"):
+    for folder in ("events", "features", "tasks", "models", "meta", "training", "evaluation"):
         (tmp_path / folder).mkdir()
     for name in ("config.py", "schema.py", "metrics.py", "models/block.py"):
         (tmp_path / name).write_text(MODULE)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from limaml.data.encoding import Encoder
-from limaml.data.protocols import as_served
-from limaml.data.rows import Rows
-from limaml.data.tasks import TaskRows
+from limaml.features.encoder import Encoder
 from limaml.models.network import build_network
+from limaml.tasks.protocols import as_served
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows
 from limaml.training import scoring
 
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from limaml.data.encoding import Encoder
-from limaml.data.tasks import TaskRows, build_batch, meta_batch, sample_tasks
 from limaml.errors import TrainingError
+from limaml.features.encoder import Encoder
 from limaml.meta.engine import outer_loss
 from limaml.models.network import build_network
+from limaml.tasks.sampling import TaskRows, build_batch, meta_batch, sample_tasks
 from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 from limaml.training.step import Workers, backward, outer_step
 
@@ -58,7 +58,7 @@ def test_workers_divide_the_tasks_of_one_and_get_its_gradient(fitted, planted_lo
 def test_the_gradient_of_an_epoch_does_not_depend_on_how_tasks_are_grouped(fitted, monkeypatch, pass_rows):
     """Every task of every meta-batch has the same weight, however long: each step's gradient is the unpadded tasks' mean."""
     cfg, encoder, rows = fitted
-    monkeypatch.setattr("limaml.data.tasks._PASS_ROWS", pass_rows)
+    monkeypatch.setattr("limaml.tasks.sampling._PASS_ROWS", pass_rows)
     network = build_network(cfg, encoder.dims, seed=1).double()
     parameters = [p for p in network.parameters() if p.requires_grad]
     epoch = [torch.zeros_like(p) for p in parameters]

@@ -1,1 +1,0 @@
-"""Sources, the day-partitioned event store, gates, snapshots and task batches."""

@@ -1,0 +1,1 @@
+"""Sources, the day-partitioned event store, its gates, the catalogue and the snapshots."""

@@ -1,0 +1,207 @@
+"""The event store: one immutable partition a day, its manifest, and the quarantine (contract 1).
+
+events/dt=D/events-r0001.parquet             the current revision of a passed day
+events_superseded/dt=D/events-r0001.parquet  revisions that a correction replaced
+days/dt=D.json                               the day's manifest; written last, it says that the day is in
+quarantine/dt=D/r0001/                       what was refused: events.parquet or raw.bin, result.json, report.html
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema
+from limaml.io.storage import Storage
+
+Status = Literal["passed", "no_data", "quarantined"]
+
+
+@dataclass(frozen=True)
+class DayManifest:
+    """What is known about one day. `revision` counts accepted contents if passed, refused ones if quarantined."""
+
+    day: date
+    status: Status
+    revision: int = 0
+    rows: int = 0
+    sha256: str = ""
+    failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"day": self.day.isoformat()}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "DayManifest":
+        lists = {"failed": tuple(value["failed"]), "warnings": tuple(value["warnings"])}
+        return DayManifest(**(value | lists | {"day": date.fromisoformat(value["day"])}))
+
+
+def partition(day: date) -> str:
+    return f"dt={day.isoformat()}"
+
+
+def partition_day(name: str) -> date:
+    """The day of a folder `dt=D` or a file `dt=D.json`."""
+    return date.fromisoformat(name.removeprefix("dt=")[:10])
+
+
+def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
+    """The table with the schema's type for every column that holds the same values in another form; other columns stay.
+
+    A timestamp with any zone and unit is an instant (what is finer than a microsecond is cut off); text is text.
+    """
+    wanted = {column.name: column.type for column in expected.columns}
+    fields = [field.with_type(wanted.get(field.name, field.type)).with_nullable(True) for field in table.schema]
+    columns = [_with_type(table[at], field.type) for at, field in enumerate(fields)]
+    kept = [field.with_type(column.type) for field, column in zip(fields, columns, strict=True)]
+    return pa.Table.from_arrays(columns, schema=pa.schema([field.remove_metadata() for field in kept]))
+
+
+def _with_type(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    have = column.type
+    is_text = pa.types.is_string(wanted) and (pa.types.is_large_string(have) or pa.types.is_string_view(have))
+    is_instant = pa.types.is_timestamp(wanted) and pa.types.is_timestamp(have) and have.tz is not None
+    if not (is_text or is_instant):
+        return column
+    try:
+        return column.cast(wanted, safe=not (is_instant and have.unit == "ns"))
+    except pa.ArrowInvalid:  # An instant that microseconds cannot hold: its gate says so.
+        return column
+
+
+def conforms(table: pa.Table) -> bool:
+    """Whether a table has exactly the schema's columns, with their types and without forbidden nulls."""
+    return sorted(table.column_names) == sorted(schema.EVENTS.names) and all(
+        table.schema.field(column.name).type == column.type and (column.nullable or not table[column.name].null_count)
+        for column in schema.EVENTS.columns
+    )
+
+
+def canonical(table: pa.Table) -> pa.Table:
+    """A table that conforms, in the schema's columns and the store's row order; rows in any order give the same."""
+    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 (hex) of the table's Arrow IPC stream, which unlike Parquet has one form for one content."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+class EventStore:
+    """Day partitions of events under one storage root."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def manifest(self, day: date) -> DayManifest | None:
+        path = f"days/{partition(day)}.json"
+        return DayManifest.from_json(self._storage.read_json(path)) if self._storage.exists(path) else None
+
+    def manifests(self) -> dict[date, DayManifest]:
+        """Every recorded day, in order."""
+        days = [partition_day(name) for name in self._storage.list("days")]
+        return {day: DayManifest.from_json(self._storage.read_json(f"days/{partition(day)}.json")) for day in days}
+
+    def days(self, status: Status = "passed") -> list[date]:
+        """Recorded days of one status, in order."""
+        return [day for day, manifest in self.manifests().items() if manifest.status == status]
+
+    def lineage(self, through: date) -> dict[str, int]:
+        """Revision of every passed day up to `through`: what a model was trained on."""
+        passed = [m for m in self.manifests().values() if m.status == "passed" and m.day <= through]
+        return {m.day.isoformat(): m.revision for m in passed}
+
+    def paths(self, *, first: date | None = None, through: date | None = None) -> list[str]:
+        """Files of the current revisions of a span of days (both ends included)."""
+        return partition_files(self._storage, "events", first=first, through=through)
+
+    def read(self, days: Iterable[date]) -> pa.Table:
+        """Events of the given days, in the store's row order; days without a partition contribute nothing."""
+        paths = [path for day in days for path in self.paths(first=day, through=day)]
+        return self._storage.dataset(paths, schema.EVENTS.arrow).to_table().sort_by(schema.EVENT_ORDER)
+
+    def place(self, day: date, table: pa.Table, revision: int) -> None:
+        """Write a day's events as `revision`; an older revision is moved aside first. `commit` makes the day count."""
+        name = f"{partition(day)}/events-r{revision:04d}.parquet"
+        for path in self.paths(first=day, through=day):
+            if path != f"events/{name}":
+                self._storage.move(path, path.replace("events/", "events_superseded/", 1))
+        self._storage.write_table(f"events/{name}", table)
+
+    def commit(self, manifest: DayManifest) -> None:
+        """Record a day; the last write of its ingestion."""
+        self._storage.write_json(f"days/{partition(manifest.day)}.json", manifest.to_json())
+
+    def record_no_data(self, day: date) -> DayManifest:
+        """Record that the source has no such day (not the same as an empty file, which fails its gate)."""
+        manifest = DayManifest(day, "no_data")
+        self.commit(manifest)
+        return manifest
+
+    def quarantine(
+        self, day: date, content: pa.Table | bytes, failed: tuple[str, ...], result: dict[str, Any], html: str
+    ) -> str:
+        """Put refused content aside with the reasons; returns the folder. The same content again reuses its folder.
+
+        A day that passed before stays as it was: only a day without an accepted revision becomes 'quarantined'.
+        """
+        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content_hash(content)
+        revision, folder = self._quarantine_folder(day, digest)
+        if isinstance(content, bytes):
+            self._storage.write_bytes(f"{folder}/raw.bin", content)
+        else:
+            self._storage.write_table(f"{folder}/events.parquet", content)
+        self._storage.write_bytes(f"{folder}/report.html", html.encode())
+        self._storage.write_json(f"{folder}/result.json", result | {"sha256": digest})
+        known = self.manifest(day)
+        if known is None or known.status != "passed":
+            rows = 0 if isinstance(content, bytes) else content.num_rows
+            self.commit(DayManifest(day, "quarantined", revision, rows, digest, failed))
+        return self._storage.path(folder)
+
+    def _quarantine_folder(self, day: date, digest: str) -> tuple[int, str]:
+        base = f"quarantine/{partition(day)}"
+        attempts = self._storage.list(base)
+        for name in attempts:
+            path = f"{base}/{name}/result.json"
+            if self._storage.exists(path) and self._storage.read_json(path)["sha256"] == digest:
+                return int(name.removeprefix("r")), f"{base}/{name}"
+        return len(attempts) + 1, f"{base}/r{len(attempts) + 1:04d}"
+
+    def changed_entities(self, day: date, column: str, since: int | None = None) -> list[str]:
+        """Users or items whose rows of `day` differ between its current revision and `since`, sorted.
+
+        `since` is the revision before the current one if None; revision 0 is 'nothing known', so all of the day's entities.
+        """
+        current = self.read([day])
+        manifest = self.manifest(day)
+        since = since if since is not None else (manifest.revision - 1 if manifest else 0)
+        if since < 1:
+            return sorted(pc.unique(current[column]).to_pylist())
+        if manifest and since == manifest.revision:
+            return []
+        before = self._storage.read_table(f"events_superseded/{partition(day)}/events-r{since:04d}.parquet")
+        old, new = ({tuple(row.values()): row[column] for row in table.to_pylist()} for table in (before, current))
+        return sorted({entity for row, entity in (old | new).items() if (row in old) != (row in new)})
+
+
+def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:
+    """Relative paths of the Parquet files of the days from `first` to `through`, in order of days."""
+    names = [name for name in storage.list(folder) if name.startswith("dt=")]
+    wanted = [
+        name
+        for name in names
+        if (first is None or partition_day(name) >= first) and (through is None or partition_day(name) <= through)
+    ]
+    return [
+        f"{folder}/{name}/{file}" for name in wanted for file in storage.list(f"{folder}/{name}") if not file.startswith(".")
+    ]

@@ -1,0 +1,306 @@
+"""From a source to logged events: gate, day partition, snapshots, point-in-time join.
+
+A day's manifest is written last, so a killed ingestion is simply done again. Nothing is written downstream of a gate that
+failed. `ingest_day` takes one day as it arrives, with its volume judged; `ingest_history` takes all days up to one at once,
+where unusual volume is a warning (unless the day was refused for it before).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema, telemetry
+from limaml.config import Config
+from limaml.errors import ConfigError, DataError, GateError, UnreadableDayError
+from limaml.events import catalogue, gates, snapshots
+from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash
+from limaml.events.expectations import Finding, GateResult
+from limaml.events.gate_report import report_html
+from limaml.events.logged import keep_logged_features, logged_path, write_logged
+from limaml.events.sources import Source, open_source
+from limaml.io.locks import Lock, exclusive
+from limaml.io.storage import Storage
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+_JOIN_ROWS = 2_000_000
+"""Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
+_LOCK_WAIT_S = 120.0
+_NAMED = 5
+"""How many of many are named in a result of at most 4 KiB."""
+_REMEDY = "correct the day at its source and ingest it again"
+_log = telemetry.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What every step works with."""
+
+    cfg: Config
+    storage: Storage
+    store: EventStore
+    source: Source
+    lock: Lock
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """One day as delivered, with what is already known about it. `table` is canonical if it conforms to the schema."""
+
+    day: date
+    table: pa.Table
+    known: DayManifest | None
+    sha256: str
+
+    @property
+    def revision(self) -> int:
+        """The revision this content is, or becomes once accepted."""
+        if self.known is None or self.known.status != "passed":
+            return 1
+        return self.known.revision + (self.known.sha256 != self.sha256)
+
+
+def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
+    """Ingest every day up to `through` that is new or has changed; all of them or, if a gate fails, none.
+
+    Returns counts and the number of days with warnings, whose report is in `reports/`. Raises GateError naming every failing
+    day, ConfigError if `through` is not over yet or lies before the source's first day.
+    """
+    with _open(cfg, through, today) as places:
+        days = [day for day in places.source.days() if day <= through]
+        if not days:
+            first = places.source.days()[0]
+            raise ConfigError(f"through must be a day of the source, from {first} on, got {through}; choose a later day")
+        known = places.store.manifests()
+        _refuse_before_first(known, days[0])
+        deliveries = [d for day in days if (d := _read(places, day, known.get(day))) is not None]
+        delivered = {d.day for d in deliveries}
+        missing = [day for day in days if day not in delivered and _is_open(known.get(day))]
+        fresh = [d for d in deliveries if not _is_complete(places.storage, d)]
+        results = _gate(places, fresh, deliveries, strict=[d.day for d in fresh if d.known and d.known.status == "quarantined"])
+        for day in missing:
+            places.store.record_no_data(day)
+        summary = {
+            "status": "ingested" if fresh else "unchanged",
+            "through": through.isoformat(),
+            "days": len(days),
+            "ingested": len(fresh),
+            "unchanged": len(deliveries) - len(fresh),
+            "no_data": len(days) - len(deliveries),
+            "rows": sum(d.table.num_rows for d in fresh),
+            "warned_days": sum(bool(result.warnings) for result in results.values()),
+        } | _left_out(places.source)
+        if fresh:
+            summary["report"] = _write_history_report(places.storage, through, results)
+            _accept(places, fresh, results)
+        return summary
+
+
+def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
+    """Ingest one day as it arrives, its volume judged; the same content again changes nothing.
+
+    Returns `status`: ingested, corrected (an accepted day has new content and got the next revision), unchanged or no_data.
+    Raises GateError if the gate fails, with the day put into quarantine; ConfigError if the day is not over yet.
+    """
+    with _open(cfg, day, today) as places:
+        manifests = places.store.manifests()
+        _refuse_before_first(manifests, day)
+        known = manifests.get(day)
+        delivery = _read(places, day, known)
+        if delivery is None:
+            manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
+            status = "no_data" if manifest.status == "no_data" else "unchanged"
+            known_rows = {"revision": manifest.revision, "rows": manifest.rows}
+            return {"status": status, "day": day.isoformat()} | known_rows | _left_out(places.source)
+        summary = {"day": day.isoformat(), "revision": delivery.revision, "rows": delivery.table.num_rows}
+        summary |= _left_out(places.source)
+        if _is_complete(places.storage, delivery):
+            return summary | {"status": "unchanged"}
+        results = _gate(places, [delivery], [], strict=[day])
+        _accept(places, [delivery], results)
+        return summary | {"status": "ingested" if delivery.revision == 1 else "corrected"}
+
+
+def _left_out(source: Source) -> dict[str, Any]:
+    """For a verb's result: what the source leaves out, if anything; the log has all of it."""
+    return {"left_out": list(source.left_out[:_NAMED]), "num_left_out": len(source.left_out)} if source.left_out else {}
+
+
+def _is_open(known: DayManifest | None) -> bool:
+    """Whether nothing was accepted for a day yet, so that its absence from the source is news."""
+    return known is None or known.status == "quarantined"
+
+
+def _refuse_before_first(known: Mapping[date, DayManifest], day: date) -> None:
+    """Snapshots begin with the first day that passed: an older one would have no catalogue to join."""
+    first = min((d for d, manifest in known.items() if manifest.status == "passed"), default=day)
+    if day < first:
+        raise DataError(
+            f"day must not be before the first day ingested ({first}), got {day}; load it into an empty storage.root"
+        )
+
+
+@contextmanager
+def _open(cfg: Config, last: date, today: date) -> Iterator[_Places]:
+    """Open source and storage for a day that is over; one ingestion at a time. What the source leaves out is logged."""
+    if last >= today:
+        raise ConfigError(
+            f"a day must be over before it is ingested: it must be before {today}, got {last}; choose an earlier day"
+        )
+    with exclusive(cfg, "ingest", _LOCK_WAIT_S) as lock:
+        storage = Storage(cfg.storage.root)
+        source = open_source(cfg, today)
+        for reason in source.left_out:
+            _log.warning("source_left_out", reason=reason)
+        yield _Places(cfg, storage, EventStore(storage), source, lock)
+
+
+def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | None:
+    """One day from the source; None if it has none. A file that cannot be read goes to quarantine."""
+    try:
+        table = places.source.read_day(day)
+    except UnreadableDayError as error:
+        finding = Finding("parquet_file_to_be_readable", True, False, "Arrow can read the file", 0, (str(error),))
+        result = GateResult(f"events of {day.isoformat()}", 0, (finding,))
+        _refuse(places, {day: error.raw}, {day: result})
+    if table is None:
+        return None
+    if conforms(table):  # Otherwise it stays as it came, and its gate says what is wrong with it.
+        table = canonical(table)
+    return _Delivery(day, table, known, content_hash(table))
+
+
+def _is_complete(storage: Storage, delivery: _Delivery) -> bool:
+    known = delivery.known
+    return bool(
+        known
+        and known.status == "passed"
+        and known.sha256 == delivery.sha256
+        and storage.exists(logged_path(delivery.day, known.revision))
+    )
+
+
+def _gate(
+    places: _Places, fresh: Sequence[_Delivery], others: Sequence[_Delivery], strict: Sequence[date]
+) -> dict[date, GateResult]:
+    """Gate the catalogue and the fresh days. Raises GateError, with every failing day put into quarantine."""
+    if not fresh:
+        return {}
+    users, items = places.source.catalogue()
+    for table, expected in ((users, schema.USERS), (items, schema.ITEMS)):
+        gates.require(gates.check_catalogue(table, expected), f"correct the {expected.name} at their source and ingest again")
+    rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
+    rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
+    window = places.cfg.source.rows_window_days
+    recent = {d.day: [rows[day] for n in range(1, window + 1) if (day := d.day - timedelta(days=n)) in rows] for d in fresh}
+    results = gates.check_days(
+        {d.day: d.table for d in fresh},
+        known_users=users["user_id"].combine_chunks(),
+        known_items=items["item_id"].combine_chunks(),
+        recent_rows=recent,
+        source=places.cfg.source,
+        strict_volume=frozenset(strict),
+        unread={d.day: places.source.unread(d.day) for d in fresh},
+    )
+    failing = {day: result for day, result in results.items() if not result.success}
+    if failing:
+        _refuse(places, {d.day: d.table for d in fresh if d.day in failing}, failing)
+    return results
+
+
+def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results: Mapping[date, GateResult]) -> None:
+    """Put refused days into quarantine with the reasons. Always raises GateError."""
+    messages, failed = [], dict[str, None]()
+    for day, content in contents.items():
+        result = results[day]
+        page = report_html(f"Refused: {result.what}", f"Nothing downstream ran on this day; {_REMEDY}.", [result])
+        folder = places.store.quarantine(day, content, result.failed, result.result, page)
+        _log.error("day_quarantined", day=day.isoformat(), failed=result.failed, folder=folder)
+        messages.append(f"{result.what} failed its gate and is in {folder}: {result.explain()}")
+        failed |= dict.fromkeys(result.failed)
+    raise GateError("; ".join(messages) + f"; {_REMEDY}", tuple(failed))
+
+
+def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, GateResult]) -> None:
+    """Write events, catalogue changes, snapshots and logged features of days that passed, then their manifests."""
+    assert all(conforms(d.table) for d in fresh), "a table that does not conform fails its gate"
+    places.lock.check()
+    first, last = min(d.day for d in fresh), max(d.day for d in fresh)
+    passed = places.store.days("passed")
+    newest = max([last, *passed])
+    # The first catalogue is known when the first day starts; a later change when its delivery's day ends, as it is online.
+    catalogue_day = newest if passed else first - timedelta(days=1)
+    for kind, delivered in zip((catalogue.USER, catalogue.ITEM), places.source.catalogue(), strict=True):
+        catalogue.record(places.storage, kind, delivered, catalogue_day)
+    for delivery in fresh:
+        places.lock.check()
+        places.store.place(delivery.day, delivery.table, delivery.revision)
+    # A corrected or late day changes what was known at the end of every later one. Features logged with other days stay:
+    # they are what those rows were served with.
+    places.lock.check()
+    snapshots.write(places.storage, places.cfg, min(first, catalogue_day), newest)
+    _check_snapshots(places, min(first, catalogue_day), newest)
+    _log_features(places, fresh)
+    for delivery in fresh:
+        result = results[delivery.day]
+        rows = delivery.table.num_rows
+        places.lock.check()
+        places.store.commit(
+            DayManifest(delivery.day, "passed", delivery.revision, rows, delivery.sha256, warnings=result.warnings)
+        )
+        _log.info("day_ingested", day=delivery.day.isoformat(), rows=rows, revision=delivery.revision)
+
+
+def _check_snapshots(places: _Places, first: date, last: date) -> None:
+    for kind in catalogue.KINDS.values():
+        table = snapshots.between(places.storage, kind.name, first, last)
+        result = gates.check_features(table, kind.features, f"{kind.name} snapshots of {first} to {last}")
+        gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
+
+
+def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
+    """Join features to the fresh days' events, in as few joins as memory allows, and write them day by day."""
+    from limaml.features.feature_store import join_features, open_store
+
+    store: FeatureStore = open_store(places.cfg)
+    group: list[_Delivery] = []
+    for delivery in (*fresh, None):
+        if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > _JOIN_ROWS):
+            joined = join_features(store, pa.concat_tables([d.table for d in group]))
+            days = joined["timestamp"].cast(pa.date32())
+            for member in group:
+                rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
+                rows = keep_logged_features(places.storage, member.day, rows, member.revision)
+                _require_its_events(member, rows)
+                places.lock.check()
+                write_logged(places.storage, member.day, rows, member.revision)
+            group = []
+        if delivery is not None:
+            group.append(delivery)
+
+
+def _require_its_events(delivery: _Delivery, logged: pa.Table) -> None:
+    """Raises DataError unless a day's logged rows are its events, all of them and nothing else."""
+    if not logged.select(schema.EVENTS.names).equals(delivery.table):
+        raise DataError(
+            f"logged rows of {delivery.day} must be its {delivery.table.num_rows} events, got {logged.num_rows} rows"
+            f"{'' if logged.num_rows != delivery.table.num_rows else ' that differ from them'}; "
+            "this is a defect of the join, not of the data; the day stays unrecorded"
+        )
+
+
+def _write_history_report(storage: Storage, through: date, results: Mapping[date, GateResult]) -> str:
+    """One page with the days that have warnings; returns its path."""
+    warned = [result for result in results.values() if result.warnings]
+    title = f"Historical load through {through.isoformat()}"
+    note = f"{len(results)} days passed; {len(warned)} of them have unusual volume, which is a warning in a historical load."
+    name = f"reports/ingest-{through.isoformat()}"
+    storage.write_bytes(f"{name}.html", report_html(title, note, warned, full=False).encode())
+    storage.write_json(f"{name}.json", {"title": title, "note": note, "days": [result.result for result in warned]})
+    return storage.path(f"{name}.html")

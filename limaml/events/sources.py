@@ -1,0 +1,99 @@
+"""Where events come from: one protocol, three sources, and the calendar on which recorded data is replayed."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Protocol, Self
+
+import pyarrow as pa
+
+from limaml.config import Config
+from limaml.errors import DataError
+from limaml.io.storage import Storage
+
+SOURCE_MANIFEST = "source.json"
+
+
+class Source(Protocol):
+    """Days of events and the catalogue of known users and items. What a day holds is the gate's business, not the source's."""
+
+    name: str
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What lies where days are delivered and is no day, each with the rule it breaks and the remedy."""
+        ...
+
+    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+        """Known users and items, meant to have `schema.USERS` and `schema.ITEMS` columns."""
+        ...
+
+    def days(self) -> list[date]:
+        """Every calendar day from the first to the last one delivered that is over, days without data included."""
+        ...
+
+    def read_day(self, day: date) -> pa.Table | None:
+        """One day as delivered. None: the source has no such day; an empty table: an empty file was delivered.
+
+        Raises UnreadableDayError, with the bytes, if what was delivered cannot be read.
+        """
+        ...
+
+    def unread(self, day: date) -> Sequence[str]:
+        """Names of what lies with a day's files and is not read."""
+        ...
+
+
+class Replayable(Source, Protocol):
+    """A source of recorded or generated days that can be moved in time by whole weeks."""
+
+    def moved(self, shift: timedelta) -> Self:
+        """The same source with every timestamp moved by `shift`."""
+        ...
+
+
+def open_source(cfg: Config, today: date) -> Source:
+    """Open the configured source; `today` (UTC) places a replayed one, the first time only (contract 9).
+
+    Raises ConfigError if its files are not there, DataError if the storage already holds another source's data.
+    """
+    if cfg.source.kind == "parquet":
+        from limaml.events.parquet_source import ParquetSource
+
+        return ParquetSource(cfg.source, today)
+    source: Replayable
+    if cfg.source.kind == "movielens":
+        from limaml.events.movielens import MovieLensSource
+
+        source = MovieLensSource(cfg.source.path)
+    else:
+        from limaml.events.synthetic import SyntheticSource
+
+        source = SyntheticSource(cfg.source)
+    return source.moved(_recorded_shift(Storage(cfg.storage.root), source, today))
+
+
+def week_shift(last_day: date, today: date) -> timedelta:
+    """The largest whole number of weeks that leaves `last_day` no later than yesterday; keeps weekdays as they were."""
+    return timedelta(weeks=((today - timedelta(days=1)) - last_day).days // 7)
+
+
+def _recorded_shift(storage: Storage, source: Source, today: date) -> timedelta:
+    """Read the shift from the manifest beside the partitions, or compute it once and write it there."""
+    if storage.exists(SOURCE_MANIFEST):
+        manifest = storage.read_json(SOURCE_MANIFEST)
+        if manifest["source"] != source.name:
+            raise DataError(
+                f"{storage.path(SOURCE_MANIFEST)}: source must be {source.name!r} as configured, "
+                f"got {manifest['source']!r}; give this configuration its own storage.root"
+            )
+        return timedelta(days=manifest["shift_days"])
+    days = source.days()
+    shift = week_shift(days[-1], today)
+    manifest = {
+        "source": source.name,
+        "shift_days": shift.days,
+        "first_day": (days[0] + shift).isoformat(),
+        "last_day": (days[-1] + shift).isoformat(),
+    }
+    storage.write_json(SOURCE_MANIFEST, manifest)
+    return shift

@@ -1,0 +1,243 @@
+"""Feast: the store built from the configuration, the one owner of its registry, and the point-in-time join.
+
+Feast 0.67 is imported inside the functions: it takes seconds. Every process that touches it runs with TZ=UTC.
+"""
+
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema
+from limaml.config import Config, FeastConfig
+from limaml.errors import ConfigError, StoreError
+from limaml.io.locks import exclusive
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, RepoConfig
+
+CONFIG_VARIABLE = "LIMAML_CONFIG"
+"""Path of the configuration that feature_repo reads, also when Feast's own command line reads it."""
+
+_SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_APPLY_WAIT_S = 60.0
+_ONLINE = "limaml.features.online"
+"""Feast's own online stores with a bulk path; a reader may as well have Feast's plain `sqlite` or `redis`."""
+
+
+def import_feast() -> None:
+    """Import Feast for the first time in this process, without the run-time type checks that it wraps its classes in.
+
+    typeguard reads and compiles the source of every class again to put them in: 3 of the 6.7 s of processor time that the
+    import takes, in every verb.
+    """
+    if "feast" in sys.modules:
+        return
+    import typeguard
+
+    decorator = typeguard.typechecked
+    typeguard.typechecked = _unchecked
+    try:
+        import feast  # noqa: F401
+    finally:
+        typeguard.typechecked = decorator
+
+
+def _unchecked(target: Any = None, **_: Any) -> Any:
+    """`@typechecked` and `@typechecked(…)` that leave the target as it is."""
+    return target if target is not None else _unchecked
+
+
+def repo_config(feast: FeastConfig) -> "RepoConfig":
+    """Feast's configuration: duckdb offline store, paths taken from the working directory.
+
+    Raises ConfigError if a `${NAME}` in the registry's URL or of the online password is not in the environment.
+    """
+    import_feast()
+    from feast import RepoConfig
+
+    online: dict[str, Any]
+    if feast.online_store == "sqlite":
+        online = {"type": f"{_ONLINE}.sqlite.BulkSqliteOnlineStore", "path": str(Path(feast.online_connection).absolute())}
+    else:
+        # Without skip_dedup Feast drops a row whose timestamp is not newer, silently; which row wins is decided by the
+        # publisher, under its lease, for every store alike (contract 5).
+        connection = feast.online_connection + _redis_password(feast)
+        online = {"type": f"{_ONLINE}.redis.BulkRedisOnlineStore", "connection_string": connection, "skip_dedup": True}
+    # A URL holds a password percent-encoded, whatever is in it.
+    registry = _SECRET.sub(lambda found: quote(_secret(found[1], "feast.registry"), safe=""), feast.registry)
+    if feast.registry_type == "file" and "://" not in registry:
+        registry = str(Path(registry).absolute())
+    return RepoConfig(
+        project=feast.project,
+        provider="local",
+        registry={"registry_type": feast.registry_type, "path": registry},
+        online_store=online,
+        offline_store={"type": "duckdb"},
+        entity_key_serialization_version=3,
+    )
+
+
+def open_store(cfg: Config) -> "FeatureStore":
+    """The feature store. Raises StoreError if `limaml apply` has not created its registry yet."""
+    import_feast()
+    from feast import FeatureStore
+
+    settings = repo_config(cfg.feast)
+    if cfg.feast.registry_type == "file" and "://" not in settings.registry.path and not Path(settings.registry.path).exists():
+        raise StoreError(f"the feature registry {settings.registry.path} must exist; create it with limaml apply")
+    return FeatureStore(config=settings)
+
+
+def apply(cfg: Config) -> dict[str, Any]:
+    """Bring registry and online tables in line with feature_repo; the only writer of the registry, under a lock.
+
+    Returns what there is now, and whether anything had to change; the registry is rewritten only then.
+    """
+    with exclusive(cfg, "feast-apply", _APPLY_WAIT_S):
+        return _apply(cfg)
+
+
+def _apply(cfg: Config) -> dict[str, Any]:
+    import_feast()
+    from feast import FeatureStore, Project
+    from feast.repo_operations import extract_objects_for_apply_delete
+
+    settings = repo_config(cfg.feast)
+    for path in (settings.registry.path, getattr(settings.online_store, "path", "")):
+        if path and "://" not in path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+    repo = _parse(cfg)
+    repo.projects.append(Project(name=cfg.feast.project))
+    store = FeatureStore(config=settings)
+    views = sorted(view.name for view in repo.feature_views)
+    services = sorted(service.name for service in repo.feature_services)
+    changed = not _is_applied(store, repo)
+    if changed:
+        to_apply, to_delete, _, _ = extract_objects_for_apply_delete(cfg.feast.project, store.registry, repo)
+        store.apply(to_apply, objects_to_delete=to_delete, partial=False)
+        if cfg.feast.online_store == "sqlite":
+            _use_wal(settings.online_store.path)
+    return {"status": "applied" if changed else "unchanged", "views": views, "services": services}
+
+
+def _is_applied(store: "FeatureStore", repo: Any) -> bool:
+    """Whether the registry already holds exactly what the repository defines."""
+    from feast.diff.property_diff import TransitionType
+
+    registry_diff, _, _ = store.plan(repo)
+    return all(d.transition_type == TransitionType.UNCHANGED for d in registry_diff.feast_object_diffs)
+
+
+def _use_wal(path: str) -> None:
+    """A reader of the online store then never waits for its writer; the mode stays with the file."""
+    import sqlite3
+
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def _parse(cfg: Config) -> Any:
+    """Let Feast read feature_repo, which gets the resolved configuration through a file named in the environment."""
+    import tempfile
+
+    from feast.repo_operations import parse_repo
+
+    folder = Path(cfg.feast.repo_path).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"feast.repo_path must be the feature repository's folder, got {folder}; run from the project's root")
+    root = cfg.storage.root if "://" in cfg.storage.root else str(Path(cfg.storage.root).absolute())
+    resolved = cfg.model_dump(mode="json") | {"storage": {"root": root}}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(resolved, file)
+        file.flush()
+        with _inside(folder, file.name):
+            return parse_repo(folder)
+
+
+@contextmanager
+def _inside(folder: Path, config_path: str) -> Iterator[None]:
+    """Feast finds a repository's modules through the working directory and caches them; leave no trace of either."""
+    before, known = Path.cwd(), set(sys.modules)
+    variable = os.environ.get(CONFIG_VARIABLE)
+    os.environ[CONFIG_VARIABLE] = config_path
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
+        del os.environ[CONFIG_VARIABLE]
+        if variable is not None:
+            os.environ[CONFIG_VARIABLE] = variable
+
+
+def _redis_password(feast: FeastConfig) -> str:
+    """The password as a part of Feast's connection string, which is cut at commas and read as JSON: a JSON text without any."""
+    found = _SECRET.fullmatch(feast.online_password)
+    if found is None:
+        return ""
+    return ",password=" + json.dumps(_secret(found[1], "feast.online_password")).replace(",", r"\u002c")
+
+
+def _secret(name: str, key: str) -> str:
+    """The environment's value."""
+    if name not in os.environ:
+        raise ConfigError(f"{key} refers to ${{{name}}}, which is not in the environment; set that variable")
+    return os.environ[name]
+
+
+def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:
+    """Join each event with the newest snapshots not later than its timestamp, through Feast.
+
+    Returns `schema.LOGGED_EVENTS`, sorted by (user_id, timestamp, event_id). Raises StoreError if Feast lost or added a row.
+    """
+    if not events.num_rows:
+        return schema.LOGGED_EVENTS.arrow.empty_table()
+    frame = events.select(schema.EVENTS.names).rename_columns(
+        ["event_timestamp" if name == "timestamp" else name for name in schema.EVENTS.names]
+    )
+    service = store.get_feature_service(schema.TRAINING_SERVICE)
+    with warnings.catch_warnings():
+        # ibis 12 still calls duckdb's older name for to_arrow_table.
+        warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
+        try:
+            joined = store.get_historical_features(frame.to_pandas(), service).to_arrow()
+        finally:
+            _close_backend()
+    joined = joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
+    joined = (
+        joined.select(schema.LOGGED_EVENTS.names).cast(schema.LOGGED_EVENTS.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
+    )
+    if not joined["event_id"].equals(events.sort_by(schema.EVENT_ORDER)["event_id"]):
+        unique = len(pc.unique(joined["event_id"]))
+        raise StoreError(
+            f"the point-in-time join must return each of {events.num_rows} events once, got {joined.num_rows} rows "
+            f"of {unique} events; look for snapshots with equal key and timestamp"
+        )
+    return joined
+
+
+def _close_backend() -> None:
+    """Close the process-wide duckdb connection that ibis opened for Feast: it would hold the join's tables until exit."""
+    import ibis
+
+    backend, ibis.options.default_backend = ibis.options.default_backend, None
+    if backend is not None:
+        backend.disconnect()

@@ -1,0 +1,1 @@
+"""From logged rows to tasks: splits, sampling, padded batches, streams of supports."""

@@ -1,0 +1,142 @@
+"""Rows as tensors: what every block of the network reads, padded to one width with a mask.
+
+T tasks, R rows (S support, Q query), F features
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from limaml.features.encoder import UNKNOWN, EncodedRows, Floats, Indices
+
+
+class SourceRows(Protocol):
+    """Rows that tasks are gathered from, of any number of entities end to end."""
+
+    @property
+    def encoded(self) -> EncodedRows: ...
+    @property
+    def label(self) -> Floats: ...
+    @property
+    def timestamp_us(self) -> Indices: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of each of T tasks, oldest first; padded rows have mask 0 and change nothing."""
+
+    item_index_TR: Tensor
+    item_dense_TRF: Tensor
+    user_dense_TRF: Tensor
+    context_TRF: Tensor
+    mask_TR: Tensor
+    """1.0 for a row, 0.0 for padding."""
+    gap_s_TR: Tensor
+    """Seconds from the row to the task's as-of instant; 0 where there is none (a request)."""
+    label_TR: Tensor | None = None
+    """0.0 or 1.0; None in a request, and in whatever is handed to a meta block during its own inner loss."""
+
+    @property
+    def num_tasks(self) -> int:
+        return int(self.mask_TR.shape[0])
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """(T, R, F) features of item, user and context side by side."""
+        return torch.cat([self.item_dense_TRF, self.user_dense_TRF, self.context_TRF], dim=-1)
+
+    def unlabelled(self) -> Self:
+        """The same rows without their labels."""
+        rows = replace(self, label_TR=None)
+        rows.__dict__["dense"] = self.dense
+        return rows
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Copy to a device and floating type; indices keep theirs."""
+        moved = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is not None:
+                moved[field.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        return replace(self, **moved)
+
+    @classmethod
+    def gather(cls, source: SourceRows, at_TR: Indices, mask_TR: Floats, as_of_us_T: Indices) -> Self:
+        """Padded rows of `source`, numbered by `at_TR`; where the mask is 0 the number is any row's and all values become 0."""
+        encoded, real = source.encoded, mask_TR > 0
+        gap_s = (as_of_us_T[:, None] - source.timestamp_us[at_TR]) / 1e6
+        return cls(
+            item_index_TR=torch.from_numpy(np.where(real, encoded.item_index[at_TR], UNKNOWN)),
+            item_dense_TRF=torch.from_numpy(encoded.item_dense[at_TR] * mask_TR[:, :, None]),
+            user_dense_TRF=torch.from_numpy(encoded.user_dense[at_TR] * mask_TR[:, :, None]),
+            context_TRF=torch.from_numpy(encoded.context[at_TR] * mask_TR[:, :, None]),
+            mask_TR=torch.from_numpy(mask_TR),
+            gap_s_TR=torch.from_numpy((gap_s * real).astype(np.float32)),
+            label_TR=torch.from_numpy(source.label[at_TR] * mask_TR),
+        )
+
+    @classmethod
+    def consecutive(cls, source: SourceRows, first: int, num_tasks: int, num_rows: int, as_of_us: int) -> Self:
+        """What `gather` makes of tasks whose rows stand one after another from `first` on, none missing; nothing is copied."""
+        encoded, part = source.encoded, slice(first, first + num_tasks * num_rows)
+        shape = (num_tasks, num_rows)
+
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values[part]).view(*shape, *values.shape[1:])
+
+        return cls(
+            item_index_TR=tensor(encoded.item_index),
+            item_dense_TRF=tensor(encoded.item_dense),
+            user_dense_TRF=tensor(encoded.user_dense),
+            context_TRF=tensor(encoded.context),
+            mask_TR=torch.ones(shape),
+            gap_s_TR=torch.from_numpy(((as_of_us - source.timestamp_us[part]) / 1e6).astype(np.float32)).view(shape),
+            label_TR=tensor(source.label),
+        )
+
+    @classmethod
+    def from_encoded(cls, encoded: EncodedRows) -> Self:
+        """One unlabelled task of all the encoded rows, for a request: shapes (1, R, ...)."""
+        mask_TR = torch.ones(1, len(encoded))
+        return cls(
+            item_index_TR=torch.from_numpy(encoded.item_index)[None],
+            item_dense_TRF=torch.from_numpy(encoded.item_dense)[None],
+            user_dense_TRF=torch.from_numpy(encoded.user_dense)[None],
+            context_TRF=torch.from_numpy(encoded.context)[None],
+            mask_TR=mask_TR,
+            gap_s_TR=torch.zeros_like(mask_TR),
+        )
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Support and query of T tasks."""
+
+    support: Rows
+    query: Rows
+    entity_index_T: Tensor
+    """Index into the entity vocabulary, 0 for one that training never saw."""
+    entities: tuple[str, ...]
+    """Entity ids, so that a task can be named when its loss is not finite."""
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.entities)
+
+    @cached_property
+    def beside(self) -> Rows:
+        """Support rows and, behind them, query rows, without labels: (T, S + Q, ...)."""
+        values = {}
+        for field in fields(Rows):
+            if field.name != "label_TR":
+                values[field.name] = torch.cat([getattr(self.support, field.name), getattr(self.query, field.name)], dim=1)
+        return Rows(**values)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        support, query = self.support.to(device, dtype), self.query.to(device, dtype)
+        return replace(self, support=support, query=query, entity_index_T=self.entity_index_T.to(device))

@@ -1,0 +1,211 @@
+"""Gates of features and embeddings, and what a result says; gates of days are in tests/contracts/ingestion."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from limaml import schema
+from limaml.errors import GateError
+from limaml.events import gates
+from limaml.events.expectations import Finding, GateResult
+from limaml.events.gate_report import report_html
+
+STAMP = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def features(**changes):
+    row = {
+        "user_id": "u1",
+        "event_timestamp": STAMP,
+        "age_band": None,
+        "gender": "F",
+        "occupation": "artist",
+        "user_events": 3,
+        "user_positive_rate": 0.5,
+    }
+    return pa.Table.from_pylist([row, row | {"user_id": "u2", "age_band": "18_24"} | changes], schema.USER_FEATURES.arrow)
+
+
+def replaced(table, column, values):
+    return table.set_column(table.schema.get_field_index(column), column, values)
+
+
+@pytest.mark.parametrize(
+    ("table", "failed"),
+    [
+        (features(), ()),
+        (features().slice(0, 0), ()),
+        (features(age_band="ancient"), ("expect_column_values_to_be_in_set(age_band)",)),
+        (features(user_events=-1), ("expect_column_values_to_be_between(user_events)",)),
+        (features(user_positive_rate=1.5), ("expect_column_values_to_be_between(user_positive_rate)",)),
+        (features(user_id="u1"), ("expect_compound_columns_to_be_unique",)),
+        (features().drop_columns("gender"), ("expect_table_columns_to_match_set",)),
+        (
+            replaced(features(), "user_positive_rate", pa.array([0.5, None], pa.float32())),
+            ("expect_column_values_to_not_be_null(user_positive_rate)",),
+        ),
+        (replaced(features(), "user_events", pa.array([1.0, 2.0])), ("expect_column_values_to_be_of_type(user_events)",)),
+    ],
+)
+def test_features(table, failed):
+    assert gates.check_features(table, schema.USER_FEATURES, "snapshots").failed == failed
+
+
+def test_item_features_with_lists_and_missing_years():
+    rows = [
+        {"item_id": "a", "event_timestamp": STAMP, "year": None, "genres": [], "item_events": 0, "item_positive_rate": 0.5},
+        {
+            "item_id": "b",
+            "event_timestamp": STAMP,
+            "year": 1999,
+            "genres": ["x", "y"],
+            "item_events": 0,
+            "item_positive_rate": 0.5,
+        },
+    ]
+    table = pa.Table.from_pylist(rows, schema.ITEM_FEATURES.arrow)
+    assert gates.check_features(table, schema.ITEM_FEATURES, "snapshots").failed == ()
+    wrong = replaced(table, "genres", pa.array(["x", "x y"]))
+    assert gates.check_features(wrong, schema.ITEM_FEATURES, "s").failed == ("expect_column_values_to_be_of_type(genres)",)
+
+
+def embeddings(vectors=((3.0, 4.0), (0.6, 0.8)), **columns):
+    values = {
+        "user_id": ["u1", "u2"],
+        "kind": ["user"] * 2,
+        "embedding": [list(vector) for vector in vectors],
+        "model_version": ["7"] * 2,
+        "support_size": [0, 5],
+        "as_of": [STAMP] * 2,
+        "last_event_at": [None, STAMP],
+    }
+    return pa.table(values | columns, schema=schema.embeddings("user_id", len(vectors[0])).arrow)
+
+
+def check(*pieces, planned=("u1", "u2"), dim=2):
+    return gates.check_embeddings(
+        pieces,
+        entity_column="user_id",
+        kind="user",
+        dim=dim,
+        planned=pa.array(sorted(planned), pa.string()),
+        version="7",
+        min_norm=0.5,
+        max_norm=10.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "failed"),
+    [
+        (embeddings(), ()),
+        (embeddings(vectors=((np.nan, 4.0), (1.0, 1.0))), ("expect_column_values_to_be_in_set(embedding_nonfinite)",)),
+        (embeddings(vectors=((np.inf, 4.0), (1.0, 1.0))), ("expect_column_values_to_be_in_set(embedding_nonfinite)",)),
+        (
+            embeddings(vectors=((3.0, 4.0, 0.0), (1.0, 1.0, 0.0))),
+            ("expect_column_values_to_be_of_type(embedding)", "expect_column_values_to_be_in_set(embedding_width)"),
+        ),
+        (embeddings(vectors=((0.0, 0.0), (1.0, 1.0))), ("expect_column_values_to_be_between(embedding_norm)",)),
+        (embeddings(vectors=((30.0, 40.0), (1.0, 1.0))), ("expect_column_values_to_be_between(embedding_norm)",)),
+        (embeddings(model_version=["7", "6"]), ("expect_column_values_to_be_in_set(model_version)",)),
+        (embeddings(kind=["user", "item"]), ("expect_column_values_to_be_in_set(kind)",)),
+        (embeddings(support_size=[0, -1]), ("expect_column_values_to_be_between(support_size)",)),
+        (
+            embeddings(user_id=["u1", "u1"]),
+            ("expect_column_values_to_be_unique(user_id)", "expect_column_values_to_be_null(entity_not_ascending)"),
+        ),
+        (embeddings(user_id=["u1", "u9"]), ("expect_column_values_to_be_null(entity_not_planned)",)),
+        (embeddings().slice(0, 1), ("expect_table_row_count_to_equal",)),
+        (embeddings().drop_columns("as_of"), ("expect_table_columns_to_match_set",)),
+        (embeddings().drop_columns("embedding"), ("expect_table_columns_to_match_set",)),
+    ],
+)
+def test_embeddings(table, failed):
+    assert check(table).failed == failed
+
+
+def test_partition_without_planned_entities_is_empty_and_passes():
+    assert check(embeddings().slice(0, 0), planned=()).success
+
+
+def test_a_partition_in_pieces_is_judged_as_one():
+    table = embeddings(vectors=((0.1, 0.0), (30.0, 40.0)))
+    whole, pieces = check(table), check(table.slice(0, 1), table.slice(1))
+    assert pieces == whole
+    (failed,) = [finding for finding in pieces.findings if not finding.success]
+    assert (failed.unexpected, failed.examples, pieces.rows) == (2, ("0.10000000149011612", "50.0"), 2)
+
+
+def test_an_entity_in_two_pieces_fails():
+    assert check(embeddings(), embeddings(), planned=("u1", "u2", "u3", "u4")).failed == (
+        "expect_column_values_to_be_null(entity_not_ascending)",
+    )
+
+
+def test_an_entity_that_does_not_belong_is_named():
+    message = check(embeddings(user_id=["u2", "u1 "])).explain()
+    assert "entity_not_planned): user_id must be one of the 2 planned [1 rows, e.g. 'u1 ']" in message
+    assert "entity_not_ascending): user_id must be greater than the one before it [1 rows, e.g. 'u1 ']" in message
+
+
+def items(**columns):
+    values = {
+        "item_id": ["a", "b", "c"],
+        "title": ["A", "B", "C"],
+        "year": [None, 1999, 2000],
+        "genres": [[], ["x"], ["x", "y"]],
+    }
+    return pa.table(values | columns, schema=schema.ITEMS.arrow)
+
+
+def test_a_catalogue_must_know_somebody():
+    assert gates.check_catalogue(items(), schema.ITEMS).success
+    result = gates.check_catalogue(items().slice(0, 0), schema.ITEMS)
+    assert result.failed == ("expect_table_row_count_to_be_between",)
+    assert "min_value 1 [e.g. 0]" in result.explain()
+
+
+def test_a_null_inside_a_list_is_refused_by_its_row():
+    result = gates.check_catalogue(items(genres=[["x", None], [None], ["y"]]), schema.ITEMS)
+    assert result.failed == ("list_values_to_not_be_null(genres)",)
+    assert "no null inside a list [2 rows, e.g. item_id a, item_id b]" in result.explain()
+
+
+ODD = {
+    "dictionary": pa.array(["u1", "u2"]).dictionary_encode(),
+    "binary": pa.array([b"u1", b"u2"]),
+    "list": pa.array([["u1"], ["u2"]]),
+    "null": pa.nulls(2),
+    "string_view": pa.array(["u1", "u2"]).cast(pa.string_view()),
+    "decimal": pa.array([1, 2]).cast(pa.decimal128(20, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_column_of_any_other_type_is_refused_whatever_pandas_makes_of_it(kind):
+    result = gates.check_features(replaced(features(), "user_id", ODD[kind]), schema.USER_FEATURES, "snapshots")
+    assert "expect_column_values_to_be_of_type(user_id)" in result.failed
+    assert f"type_ string [e.g. {ODD[kind].type}]" in result.explain()
+
+
+def test_require_names_rule_value_and_remedy():
+    gates.require(check(embeddings()), "adapt again")
+    with pytest.raises(GateError) as caught:
+        gates.require(check(embeddings(model_version=["7", "6"])), "adapt again")
+    assert str(caught.value) == (
+        "gate of embeddings of kind user, version 7 failed: expect_column_values_to_be_in_set(model_version): "
+        "value_set ['7'] [1 rows, e.g. 6]; adapt again"
+    )
+    assert caught.value.failed == ("expect_column_values_to_be_in_set(model_version)",)
+
+
+def test_warnings_do_not_fail_a_gate_and_the_report_escapes_what_it_shows():
+    finding = Finding("expect_x(label)", critical=False, success=False, rule="min 1", unexpected=2, examples=("<b>&",))
+    result = GateResult("events of 2026-01-01", 3, (finding, Finding("expect_y", True, True, "max 2")))
+    assert (result.success, result.warnings, result.failed) == (True, ("expect_x(label)",), ())
+    page = report_html("Title", "note", [result])
+    assert "&lt;b&gt;&amp;" in page
+    assert "expect_y" in page
+    assert "expect_y" not in report_html("Title", "note", [result], full=False)
