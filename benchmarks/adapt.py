@@ -20,9 +20,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.drawn import draw, values_of
 from limaml import schema, telemetry
-from limaml.config import Config
+from limaml.config import DEFAULT_FEATURES, Config, FeatureConfig
 from limaml.embeddings.adapt import adapt_sorted
+from limaml.features.columns import CategoryEncoder, ColumnEncoder, CycleEncoder, NumberEncoder
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.models.bundle import Bundle, Model
@@ -30,9 +32,14 @@ from limaml.models.network import build_network
 
 SUPPORT_ROWS = 16
 NUM_ITEMS = 5000
-GENRES = tuple(f"genre {number:02d}" for number in range(20))
-GENDERS = ("F", "M")
-OCCUPATIONS = tuple(f"occupation {number:02d}" for number in range(24))
+# 64 features in all: 31 + 2 + 2 of the user, 20 + 2 + 2 + 2 of the item, 3 of the hour.
+FEATURES = (
+    FeatureConfig(entity="user", name="segment", type="category", values=tuple(f"segment {n:02d}" for n in range(31))),
+    FeatureConfig(entity="item", name="tags", type="categories"),
+    FeatureConfig(entity="item", name="price", type="number", minimum=1.0, maximum=100.0),
+    *DEFAULT_FEATURES,
+)
+_TABLES = schema.tables(FEATURES)
 DAY = date(2026, 1, 31)
 SOURCE, TARGET = "logged.parquet", "embeddings.parquet"
 _GENERATED_ENTITIES = 16_384
@@ -53,17 +60,20 @@ def measure(entities: int, steps: int) -> dict[str, float]:
 
 
 def write_partition(storage: Storage, entities: int) -> None:
-    """A sorted file of schema.LOGGED_EVENTS: `entities` entities with 16 rows each, the same for the same number."""
-    storage.write_batches(SOURCE, pa.RecordBatchReader.from_batches(schema.LOGGED_EVENTS.arrow, _generate(entities)))
+    """A sorted file of logged events: `entities` entities with 16 rows each, the same for the same number."""
+    storage.write_batches(SOURCE, pa.RecordBatchReader.from_batches(_TABLES.logged_events.arrow, _generate(entities)))
 
 
 def reference_bundle(steps: int) -> Bundle:
     """The reference network, untrained; its encoder knows all that the generated rows hold, but no entity."""
     cfg = _config(steps)
-    categories = {"age_band": schema.AGE_BANDS, "gender": GENDERS, "occupation": OCCUPATIONS}
-    moments = {"user_events": (4.0, 1.0), "user_positive_rate": (0.0, 1.0), "year": (1980.0, 15.0)}
-    moments |= {"item_events": (5.0, 1.5), "item_positive_rate": (0.0, 1.0)}
-    encoder = Encoder(tuple(_items()), (), GENRES, categories, moments)
+    columns: dict[str, ColumnEncoder] = {"hour": CycleEncoder(24)}
+    for feature in FEATURES:
+        if feature.type == "number":
+            columns[feature.name] = NumberEncoder({"count": "log", "rate": "logit", None: "plain"}[feature.aggregate], 4.0, 2.0)
+        elif feature.type != "cycle":
+            columns[feature.name] = CategoryEncoder(values_of(feature))
+    encoder = Encoder(cfg.features, tuple(_items()), (), columns)
     assert encoder.dims.item_dense + encoder.dims.user_dense + encoder.dims.context == 64
     return Bundle(config=cfg, refit=Model(build_network(cfg, encoder.dims, seed=1), encoder))
 
@@ -72,6 +82,7 @@ def _config(steps: int) -> Config:
     return Config.model_validate(
         {
             "source": {"kind": "synthetic"},
+            "features": FEATURES,
             "model": {
                 "meta_block": "row_mlp",
                 "embedding_dim": 32,
@@ -100,41 +111,33 @@ def _generate(entities: int) -> Iterator[pa.RecordBatch]:
         yield _rows(rng, catalogue, first, min(_GENERATED_ENTITIES, entities - first))
 
 
-def _rows(rng: np.random.Generator, catalogue: pa.Table, first: int, entities: int) -> pa.RecordBatch:
+def _rows(rng: np.random.Generator, catalogue: dict[str, pa.Array], first: int, entities: int) -> pa.RecordBatch:
     num_rows = entities * SUPPORT_ROWS
     owner = pa.array(np.repeat(np.arange(entities), SUPPORT_ROWS))
     item = pa.array(rng.integers(0, NUM_ITEMS, num_rows))
     # In order within an entity: a day, cut into as many parts as there are rows, one row somewhere in each.
     part_us = 86_400_000_000 // SUPPORT_ROWS
     offset_us = np.tile(np.arange(SUPPORT_ROWS) * part_us, entities) + rng.integers(0, part_us, num_rows)
+    users, items = (_TABLES.of(entity) for entity in ("user", "item"))
     columns = {
         "event_id": pa.array(np.arange(first * SUPPORT_ROWS, first * SUPPORT_ROWS + num_rows)).cast(pa.string()),
         "user_id": pa.array([f"u{number:08d}" for number in range(first, first + entities)]).take(owner),
+        "item_id": pa.array(_items()).take(item),
         "timestamp": pa.array(int(schema.day_start(DAY).timestamp()) * 1_000_000 + offset_us).cast(schema.TIMESTAMP),
         "label": pa.array(rng.integers(0, 2, num_rows).astype(np.int8)),
-        **{name: values.take(owner) for name, values in _profiles(rng, entities).items()},
-        "user_events": pa.array(rng.integers(0, 300, num_rows)),
-        "user_positive_rate": pa.array(rng.random(num_rows, np.float32)),
-        **{name: catalogue[name].combine_chunks().take(item) for name in catalogue.column_names},
-        "item_events": pa.array(rng.integers(0, 2000, num_rows)),
-        "item_positive_rate": pa.array(rng.random(num_rows, np.float32)),
+        **{f.name: draw(f, rng, num_rows) if f.aggregate else draw(f, rng, entities).take(owner) for f in users},
+        **{f.name: draw(f, rng, num_rows) if f.aggregate else catalogue[f.name].take(item) for f in items},
     }
-    return pa.record_batch([columns[name] for name in schema.LOGGED_EVENTS.names], schema=schema.LOGGED_EVENTS.arrow)
-
-
-def _profiles(rng: np.random.Generator, entities: int) -> dict[str, pa.Array]:
-    values = {"age_band": schema.AGE_BANDS, "gender": GENDERS, "occupation": OCCUPATIONS}
-    return {name: pa.array(of).take(pa.array(rng.integers(0, len(of), entities))) for name, of in values.items()}
+    return pa.record_batch([columns[name] for name in _TABLES.logged_events.names], schema=_TABLES.logged_events.arrow)
 
 
 def _items() -> list[str]:
     return [f"i{number:05d}" for number in range(NUM_ITEMS)]
 
 
-def _catalogue(rng: np.random.Generator) -> pa.Table:
-    genres = [[GENRES[at] for at in rng.permutation(len(GENRES))[: rng.integers(1, 4)]] for _ in range(NUM_ITEMS)]
-    years = pa.array(rng.integers(1930, 2000, NUM_ITEMS))
-    return pa.table({"item_id": pa.array(_items()), "year": years, "genres": pa.array(genres, pa.list_(pa.string()))})
+def _catalogue(rng: np.random.Generator) -> dict[str, pa.Array]:
+    """What does not change of the items, by feature."""
+    return {feature.name: draw(feature, rng, NUM_ITEMS) for feature in _TABLES.of("item") if not feature.aggregate}
 
 
 def _adapt(folder: str, steps: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.kinks import MARGIN, smallest_hidden
 from limaml.config import Config
-from limaml.features.encoder import CONTEXT_WIDTH, EncoderDims
+from limaml.features.columns import CycleEncoder
+from limaml.features.encoder import EncoderDims
 from limaml.models.meta_blocks import RowMlp
 from limaml.models.network import LiMAML, build_network
 from limaml.tasks.rows import Rows, TaskBatch
@@ -37,10 +38,10 @@ ROWS = 16
 NUM_ITEMS = 1682
 """MovieLens-100K's."""
 
-# What Encoder.dims gives on MovieLens-100K: 19 genres, 3 numbers and 2 flags; 7 age bands, 2 genders, 21 occupations, 2 numbers
-# and a flag. Together with the context 60 features.
+# About what Encoder.dims gives on MovieLens-100K: 24 numbers of an item, 33 of
+# a user. Together with the context 60 features.
 _GENRES, _ITEM, _USER = 19, 24, 33
-_FEATURES: dict[Model, int] = {"reference": 64, "task_vector": _ITEM + _USER + CONTEXT_WIDTH}
+_FEATURES: dict[Model, int] = {"reference": 64, "task_vector": _ITEM + _USER + CycleEncoder.width}
 _META: dict[Model, tuple[int, ...]] = {"reference": (64, 64, 32), "task_vector": ()}
 _GLOBAL: dict[Model, tuple[int, ...]] = {"reference": (96, 128, 64, 1), "task_vector": (60, 64, 32, 1)}
 _EMBEDDING: dict[Model, int] = {"reference": 32, "task_vector": 17}
@@ -175,8 +176,8 @@ def _config(work: Work) -> Config:
 
 
 def _dims(model: Model) -> EncoderDims:
-    item_dense = _FEATURES[model] - _USER - CONTEXT_WIDTH
-    return EncoderDims(NUM_ITEMS, 0, item_dense, _USER, CONTEXT_WIDTH, _GENRES)
+    item_dense = _FEATURES[model] - _USER - CycleEncoder.width
+    return EncoderDims(NUM_ITEMS, 0, item_dense, _USER, CycleEncoder.width, item_static=_GENRES, item_sets=_GENRES)
 
 
 def _rows(side: Side, model: Model) -> Rows:

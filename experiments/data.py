@@ -9,6 +9,7 @@ from limaml.config import Config
 from limaml.events.logged import read_logged
 from limaml.events.sources import open_source
 from limaml.io.storage import Storage
+from limaml.schema import tables
 
 WORK = Path("experiments/.work")
 MOVIELENS = WORK / "movielens"
@@ -40,4 +41,4 @@ def logged_rows(cfg: Config) -> pa.Table:
     through = open_source(cfg, TODAY).days()[-1]
     apply(cfg)
     ingest_history(cfg, through, TODAY)
-    return read_logged(Storage(cfg.storage.root), through=through)
+    return read_logged(Storage(cfg.storage.root), tables(cfg.features), through=through)

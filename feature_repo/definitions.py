@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource
 from feast.data_format import ParquetFormat
-from feast.types import Array, FeastType, Float32, Int64, String, UnixTimestamp
+from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
 from limaml import config, schema
@@ -27,6 +27,7 @@ _TYPES: dict[pa.DataType, FeastType] = {
     pa.string(): String,
     pa.int64(): Int64,
     pa.float32(): Float32,
+    pa.float64(): Float64,
     schema.TIMESTAMP: UnixTimestamp,
     pa.list_(pa.string()): Array(String),
 }
@@ -67,8 +68,9 @@ def _embedding_view(kind: config.TaskKindConfig, slot: str) -> FeatureView:
     )
 
 
-user_features = _snapshot_view(schema.USER_FEATURES, "user")
-item_features = _snapshot_view(schema.ITEM_FEATURES, "item")
+_TABLES = schema.tables(_CONFIG.features)
+user_features = _snapshot_view(_TABLES.snapshots("user"), "user")
+item_features = _snapshot_view(_TABLES.snapshots("item"), "item")
 training = FeatureService(name=schema.TRAINING_SERVICE, features=[user_features, item_features])
 
 # Feast finds module-level objects only, and their names here do not matter to it.

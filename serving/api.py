@@ -1,6 +1,6 @@
 """What a client sends and gets: request and response models, and the one shape every refusal has.
 
-The context's fields and ranges come from `limaml.schema.CONTEXT`.
+The context's fields and ranges are those of the declared context features.
 """
 
 import re
@@ -39,24 +39,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _context_model() -> type[BaseModel]:
+def _context_model(tables: schema.Tables) -> type[_Strict]:
     python_types: dict[str, type] = {"int64": int, "double": float, "string": str}
     fields: dict[str, Any] = {
         column.name: (
             python_types[str(column.type)] | None,
-            Field(default=None, ge=column.minimum, le=column.maximum),
+            Field(default=None, ge=_whole(column.minimum), le=_whole(column.maximum)),
         )
-        for column in schema.CONTEXT.columns
+        for column in tables.context.columns
     }
-    return create_model(
+    model: type[_Strict] = create_model(
         "RankContext",
         __base__=_Strict,
-        __doc__="The moment of the request; without an hour the service's clock (UTC) is taken.",
+        __doc__="The moment of the request; what it does not say is taken from the service's clock (UTC).",
         **fields,
     )
+    return model
 
 
-RankContext = _context_model()
+def _whole(bound: float | None) -> float | None:
+    return int(bound) if bound is not None and bound == int(bound) else bound
 
 
 class RankRequest(_Strict):
@@ -64,7 +66,7 @@ class RankRequest(_Strict):
 
     user_id: Id
     item_ids: list[Id] = Field(min_length=1, description="Candidates, each once, all from the catalogue.")
-    context: RankContext = Field(default_factory=RankContext)  # type: ignore[valid-type]
+    context: BaseModel
 
 
 class RankedItem(BaseModel):
@@ -111,11 +113,16 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-def request_model(max_candidates: int) -> type[RankRequest]:
-    """`RankRequest` with the configured limit in it, so that the check and the OpenAPI page agree."""
+def request_model(max_candidates: int, tables: schema.Tables) -> type[RankRequest]:
+    """`RankRequest` with the configured limit and the declared context, so that the check and the OpenAPI page agree."""
     items = Field(min_length=1, max_length=max_candidates, description=RankRequest.model_fields["item_ids"].description)
+    context = _context_model(tables)
     model: type[RankRequest] = create_model(
-        "RankRequest", __base__=RankRequest, __doc__=RankRequest.__doc__, item_ids=(list[Id], items)
+        "RankRequest",
+        __base__=RankRequest,
+        __doc__=RankRequest.__doc__,
+        item_ids=(list[Id], items),
+        context=(context, Field(default_factory=context)),
     )
     return model
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from limaml import registry, schema, telemetry
-from limaml.config import Config
+from limaml.config import Config, require_features
 from limaml.errors import ConfigError, StoreError
 from limaml.io.storage import Storage
 from serving import ranking
@@ -45,7 +45,7 @@ class Champion:
         self._metrics = metrics
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
-        self._items = Items()
+        self._items = Items(schema.tables(cfg.features).names("item"))
         self._items_due = 0.0
         self._store_failed = False
         self._stopping = threading.Event()
@@ -128,6 +128,7 @@ class Champion:
             )
         with tempfile.TemporaryDirectory(prefix=_BUNDLE_FOLDER) as folder:
             loaded = bundle.load(self._registry.download(champion.version, Path(folder)), parts=(bundle.REFIT,))
+        require_features(loaded.config, self._cfg, champion.version)
         prior, kinds = loaded.prior, [kind.name for kind in self._cfg.task_kinds]
         if sorted(prior) != sorted(kinds):
             raise ConfigError(
@@ -152,7 +153,8 @@ class Champion:
         for size in {1, min(len(loaded.items.catalogue), self._cfg.serving.max_candidates)} - {0}:
             for _ in range(_WARM_UP_REQUESTS):
                 lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, datetime.now(UTC))
-                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, hour=0)
+                _, context_F = loaded.encoder.encode_context({}, datetime.now(UTC))
+                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F)
 
     def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
         """Items as they are now, and the end of the last published day."""
@@ -179,7 +181,7 @@ class Champion:
             self._log_error("items_refresh_failed", error)
             rows = dict(self._items.rows or {})
         if (catalogue, rows) != (self._items.catalogue, self._items.rows):
-            self._items = Items(catalogue, rows)
+            self._items = Items(self._items.names, catalogue, rows)
 
     def _catalogue(self) -> tuple[str, ...]:
         """Item ids. Raises what storage raises, while there is no earlier catalogue to go on with."""

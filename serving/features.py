@@ -32,6 +32,7 @@ _FIELD = {
     pa.string(): "string_val",
     pa.int64(): "int64_val",
     pa.float32(): "float_val",
+    pa.float64(): "double_val",
     pa.list_(pa.string()): "string_list_val",
 }
 _EMBEDDING_FIELDS = {
@@ -43,7 +44,7 @@ _EMBEDDING_FIELDS = {
 
 
 class ItemRow(NamedTuple):
-    """One item's features, in the order of `schema.ITEM_FEATURE_NAMES`; None for what the store does not know."""
+    """One item's features, in the order of `schema.Tables.names("item")`; None for what the store does not know."""
 
     values: tuple[Any, ...]
     at: datetime | None
@@ -71,6 +72,8 @@ class OnlineFeatures:
     def __init__(self, cfg: Config, slot: str) -> None:
         self.slot = slot
         self._cfg = cfg
+        self._tables = schema.tables(cfg.features)
+        self._user_fields = _fields(self._tables, "user")
         self._kinds = [kind.name for kind in cfg.task_kinds]
         self._key_header = b""
         self._reader: EntityReader | None = None
@@ -88,12 +91,12 @@ class OnlineFeatures:
         store: Any = open_store(_with_timeouts(self._cfg))
         online, config = store.provider.online_store, store.config
         version = config.entity_key_serialization_version
-        views = [(store.get_feature_view(schema.USER_FEATURES.name), schema.USER_FEATURE_NAMES)] + [
+        views = [(store.get_feature_view(schema.USER_VIEW), self._tables.names("user"))] + [
             (store.get_feature_view(schema.embedding_view(kind, self.slot)), schema.EMBEDDING_FEATURE_NAMES)
             for kind in self._kinds
         ]
-        items = store.get_feature_view(schema.ITEM_FEATURES.name)
-        self._read_items = _item_reader(online, config, items, version)
+        items = store.get_feature_view(schema.ITEM_VIEW)
+        self._read_items = _item_reader(online, config, items, version, _fields(self._tables, "item"))
         self._key_header = string_key_header("user_id", version)
         self.close()
         self._reader = online.entity_reader(config, views)
@@ -115,7 +118,7 @@ class OnlineFeatures:
         user, *embeddings = await calls.call(self._reader.read, self._key_header + LENGTH.pack(len(text)) + text)
         try:
             return Fetched(
-                user=_values(user, _USER_FIELDS),
+                user=_values(user, self._user_fields),
                 embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
                 user_at=_event_timestamp(user),
             )
@@ -136,8 +139,10 @@ class OnlineFeatures:
         return found
 
 
-def _item_reader(online: Any, config: Any, view: Any, key_version: int) -> Callable[[Sequence[str]], list[ItemRow]]:
-    names, fields = schema.ITEM_FEATURE_NAMES, _fields(schema.ITEM_FEATURES, schema.ITEM_FEATURE_NAMES)
+def _item_reader(
+    online: Any, config: Any, view: Any, key_version: int, fields: Mapping[str, str]
+) -> Callable[[Sequence[str]], list[ItemRow]]:
+    names = tuple(fields)
 
     def read_items(item_ids: Sequence[str]) -> list[ItemRow]:
         keys = string_keys("item_id", pa.chunked_array([pa.array(item_ids, pa.string())]), key_version)
@@ -156,12 +161,9 @@ def _with_timeouts(cfg: Config) -> Config:
     return cfg.model_copy(update={"feast": cfg.feast.model_copy(update={"online_connection": connection})})
 
 
-def _fields(table: schema.Table, names: Sequence[str]) -> dict[str, str]:
+def _fields(tables: schema.Tables, entity: str) -> dict[str, str]:
     """Feature -> field of Feast's value that must hold it."""
-    return {column.name: _FIELD[column.type] for column in table.columns if column.name in names}
-
-
-_USER_FIELDS = _fields(schema.USER_FEATURES, schema.USER_FEATURE_NAMES)
+    return {feature.name: _FIELD[schema.arrow_type(feature)] for feature in tables.of(entity)}
 
 
 def _event_timestamp(row: Any) -> datetime | None:

@@ -4,18 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from limaml import schema
 from limaml.features.encoder import EncodedRows, Encoder
 from serving.api import RequestError
 from serving.features import ItemRow
-
-_UNKNOWN = ItemRow((None,) * len(schema.ITEM_FEATURE_NAMES), None)
 
 
 @dataclass(frozen=True)
 class Items:
     """Catalogue and features as last read; the same for all model versions."""
 
+    names: tuple[str, ...] = ()
+    """Features of an item, in the order of a row's values."""
     catalogue: tuple[str, ...] = ()
     rows: Mapping[str, ItemRow] | None = None
     """None until the store has answered once; an item that it does not know has None throughout."""
@@ -26,7 +25,7 @@ class Items:
     def values(self, item_ids: Sequence[str]) -> dict[str, list[object]]:
         """Feature -> one value an item."""
         rows = [self._row(item) for item in item_ids]
-        return {name: [row.values[at] for row in rows] for at, name in enumerate(schema.ITEM_FEATURE_NAMES)}
+        return {name: [row.values[at] for row in rows] for at, name in enumerate(self.names)}
 
     def event_timestamps(self, item_ids: Sequence[str]) -> list[datetime | None]:
         """Of each item's row."""
@@ -53,4 +52,4 @@ class Items:
         )
 
     def _row(self, item: str) -> ItemRow:
-        return (self.rows or {}).get(item, _UNKNOWN)
+        return (self.rows or {}).get(item) or ItemRow((None,) * len(self.names), None)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from limaml.features.encoder import Encoder, Floats
+from limaml.features.columns import Floats
+from limaml.features.encoder import Encoder
 from limaml.models.network import LiMAML
 from serving.features import OnlineFeatures
 from serving.items import Items

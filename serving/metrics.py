@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limaml import telemetry
-from limaml.features.encoder import Floats
+from limaml.features.columns import Floats
 from serving.freshness import Lookup
 
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from limaml.config import Config
-from limaml.features.encoder import Floats
+from limaml.features.columns import Floats
 from serving import ranking
 from serving.api import RankRequest, RequestError
 from serving.champion import Champion
@@ -26,7 +27,8 @@ class Served:
     loaded: Loaded
     fetched: Fetched
     lookups: dict[str, Lookup]
-    hour: int
+    context: dict[str, Any]
+    """Context feature -> the value that was scored with."""
     scores: Floats
     """In the order of the request's candidates."""
 
@@ -66,12 +68,12 @@ class Ranker:
         read = time.perf_counter()
         lookups = ranking.look_up(loaded, fetched, self._cfg, now)
         judged = time.perf_counter()
-        hour = ranking.hour_of(request, now)
-        scores = ranking.score(loaded, numbers, fetched, lookups, hour)
+        context, context_F = loaded.encoder.encode_context(dict(request.context), now)
+        scores = ranking.score(loaded, numbers, fetched, lookups, context_F)
         self._metrics.stage("features", read - started)
         self._metrics.stage("embedding", judged - read)
         self._metrics.stage("score", time.perf_counter() - judged)
-        return Served(request, now, loaded, fetched, lookups, hour, scores)
+        return Served(request, now, loaded, fetched, lookups, context, scores)
 
     async def _fetch(self, loaded: Loaded, user_id: str) -> Fetched:
         """One read of the store; on a failure or a time-out the request goes on without the user (contract 6)."""
@@ -103,7 +105,7 @@ def _logged(served: Served) -> LoggedRequest:
         model_version=loaded.version,
         slot=loaded.slot,
         complete_through=loaded.complete_through,
-        hour=served.hour,
+        context=served.context,
         user=fetched.user if fetched.available else None,
         user_at=fetched.user_at,
         item_ids=served.request.item_ids,

@@ -10,9 +10,7 @@ import msgspec
 import numpy as np
 
 from limaml.config import Config
-from limaml.features.encoder import Floats
-from limaml.schema import context_hour
-from serving.api import RankRequest
+from limaml.features.columns import Floats
 from serving.features import Fetched
 from serving.freshness import Lookup, judge
 from serving.loaded import Loaded
@@ -38,16 +36,10 @@ def look_up(loaded: Loaded, fetched: Fetched, cfg: Config, now: datetime) -> dic
     }
 
 
-def hour_of(request: RankRequest, now: datetime) -> int:
-    """The context's hour; without one the request's own (UTC)."""
-    hour: int | None = request.context.hour  # type: ignore[attr-defined]
-    return context_hour(now) if hour is None else hour
-
-
-def score(loaded: Loaded, numbers: Sequence[int], fetched: Fetched, lookups: Mapping[str, Lookup], hour: int) -> Floats:
+def score(loaded: Loaded, numbers: Sequence[int], fetched: Fetched, lookups: Mapping[str, Lookup], context_F: Floats) -> Floats:
     """(R,) estimated probabilities of a positive label of the items with these numbers in the catalogue."""
     embeddings = {kind: loaded.prior[kind] if found.vector is None else found.vector for kind, found in lookups.items()}
-    return loaded.scorer.score(numbers, loaded.encoder.encode_user(fetched.user), hour, embeddings)
+    return loaded.scorer.score(numbers, loaded.encoder.encode_user(fetched.user), context_F, embeddings)
 
 
 class _RankedItem(msgspec.Struct):

@@ -59,8 +59,8 @@ class LoggedRequest:
     slot: str
     complete_through: datetime | None
     """As the server knew it, beside the version."""
-    hour: int | None
-    """Context hour that was scored with."""
+    context: Mapping[str, Any]
+    """Context feature -> the value that was scored with."""
     user: Mapping[str, Any] | None
     """User feature -> value; None if the store did not answer."""
     user_at: datetime | None
@@ -86,6 +86,7 @@ class RequestLog:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         max_queued: int = MAX_QUEUED,
     ) -> None:
+        self._columns = schema.tables(cfg.features).request_log.arrow
         self._limit = int(cfg.serving.log_share * 2**64)
         self._storage = Storage(cfg.serving.log_path)
         self._flush_rows, self._flush_interval_s = flush_rows, flush_interval_s
@@ -148,7 +149,7 @@ class RequestLog:
             days[request.at.date()].append(request)
         for day, rows in days.items():
             try:
-                table = pa.Table.from_pylist([_row(request) for request in rows], schema.REQUEST_LOG.arrow)
+                table = pa.Table.from_pylist([_row(request) for request in rows], self._columns)
                 self._storage.write_table(f"{partition(day)}/{self._stem}-{self._num_files:06d}.parquet", table)
                 self._num_files += 1
             except Exception as error:  # noqa: BLE001 - a log that cannot be written is no reason to stop logging, or serving
@@ -161,7 +162,7 @@ class RequestLog:
 
 
 def _row(request: LoggedRequest) -> dict[str, Any]:
-    """The request in the columns of schema.REQUEST_LOG."""
+    """The request in the columns of `schema.Tables.request_log`."""
     stamps = request.items_at or [None] * len(request.item_ids)
     user = None if request.user is None else {"event_timestamp": request.user_at, **request.user}
     return {
@@ -170,7 +171,7 @@ def _row(request: LoggedRequest) -> dict[str, Any]:
         "model_version": request.model_version,
         "slot": request.slot,
         "complete_through": request.complete_through,
-        "hour": request.hour,
+        "context": dict(request.context),
         "user": user,
         "item_ids": list(request.item_ids),
         "items": [

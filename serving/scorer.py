@@ -14,7 +14,8 @@ import torch
 from scipy.special import expit
 from torch import nn
 
-from limaml.features.encoder import CONTEXT_OF_HOUR, EncodedRows, Floats
+from limaml.features.columns import Floats
+from limaml.features.encoder import EncodedRows
 from limaml.models.global_block import GlobalBlock
 from limaml.tasks.rows import Rows
 
@@ -31,15 +32,15 @@ class CatalogueScorer:
         self._rest = rest
         self._item_IH = items.item_dense @ by_item + first[1]
         self._by_user_FH = by_user
-        self._hour_H = CONTEXT_OF_HOUR @ by_context
+        self._by_context_FH = by_context
         self._by_embedding = by_embedding if block.has_concat else None
         with torch.inference_mode():
             self._vectors_IK = block.items(Rows.from_encoded(items))[0].numpy() if block.has_product else None
 
-    def score(self, numbers: Sequence[int], user_F: Floats, hour: int, embeddings: Mapping[str, Floats]) -> Floats:
+    def score(self, numbers: Sequence[int], user_F: Floats, context_F: Floats, embeddings: Mapping[str, Floats]) -> Floats:
         """(R,) estimated probabilities of a positive label; `embeddings` maps each kind to (D,)."""
         at_R = np.array(numbers)
-        beside_H = user_F @ self._by_user_FH + self._hour_H[hour]
+        beside_H = user_F @ self._by_user_FH + context_F @ self._by_context_FH
         if self._by_embedding is not None:
             beside_H += np.concatenate([embeddings[kind] for kind in self._kinds]) @ self._by_embedding
         x = self._item_IH.take(at_R, axis=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import bentoml
 
-from limaml import config, telemetry
+from limaml import config, schema, telemetry
 from limaml.errors import ConfigError
 from serving.api import ErrorDetail, ErrorResponse, RankResponse, RequestError, request_model
 from serving.auth import read_token
@@ -32,7 +32,7 @@ def _config() -> config.Config:
 
 
 CONFIG = _config()
-Request = request_model(CONFIG.serving.max_candidates)
+Request = request_model(CONFIG.serving.max_candidates, schema.tables(CONFIG.features))
 ENDPOINT = RankEndpoint(CONFIG.serving, path=PATH, request_type=Request, token=read_token(CONFIG.serving))
 
 

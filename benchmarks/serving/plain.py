@@ -13,9 +13,9 @@ F features, H hidden width, R candidates, K = D - 1 factors
 import argparse
 import gc
 import json
-import math
 import time
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from limaml import schema
-from limaml.features.encoder import Encoder
 from limaml.models import bundle
 from limaml.tasks.rows import Rows
 
@@ -39,11 +38,7 @@ KEY = "plain:"
 class UserRow(msgspec.Struct, array_like=True):
     """What Redis holds of a user, as MessagePack."""
 
-    age_band: str | None
-    gender: str | None
-    occupation: str | None
-    user_events: int
-    user_positive_rate: float
+    features: dict[str, Any]
     embedding: bytes
     """float32."""
     model_version: str
@@ -73,15 +68,12 @@ class Model:
         self._prior_D = loaded.prior[network.kind]
         self._layers = list(network.global_block.layers)
         self.index = {item: at for at, item in enumerate(items)}
-        columns = {name: [row[name] for row in items.values()] for name in schema.ITEM_FEATURE_NAMES}
+        names = schema.tables(self._encoder.features).names("item")
+        columns = {name: [row[name] for row in items.values()] for name in names}
         rows = Rows.from_encoded(self._encoder.encode({**columns, "item_id": list(items)}, len(items)))
         with torch.inference_mode():
             self._dense_IF = rows.item_dense_TRF[0]
             self._vectors_IK = network.global_block.items(rows)[0]
-        self._places = {
-            name: {value: at for at, value in enumerate(values, start=start)}
-            for (name, values), start in zip(self._encoder.categories.items(), _starts(self._encoder), strict=True)
-        }
 
     @torch.inference_mode()
     def score(self, user: UserRow, hour: int, item_ids: list[str], *, personalised: bool) -> list[float]:
@@ -98,25 +90,8 @@ class Model:
 
     def _beside(self, user: UserRow, hour: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """User and context features, as the encoder has them."""
-        dims, moments = self._encoder.dims, self._encoder.moments
-        row = np.zeros(dims.user_dense + dims.context, np.float32)
-        for name, places in self._places.items():
-            if (place := places.get(getattr(user, name))) is not None:
-                row[place] = 1.0
-        mean, std = moments["user_events"]
-        row[dims.user_dense - 3] = (math.log1p(user.user_events) - mean) / std
-        rate = min(max(user.user_positive_rate, 1e-3), 1 - 1e-3)
-        mean, std = moments["user_positive_rate"]
-        row[dims.user_dense - 2] = (math.log(rate / (1 - rate)) - mean) / std
-        row[dims.user_dense - 1] = 1.0
-        angle = hour * (2 * math.pi / 24)
-        row[dims.user_dense :] = math.sin(angle), math.cos(angle), 1.0
-        return row
-
-
-def _starts(encoder: Encoder) -> list[int]:
-    widths = [len(values) for values in encoder.categories.values()]
-    return [sum(widths[:at]) for at in range(len(widths))]
+        user_F = self._encoder.encode_user(user.features)
+        return np.concatenate([user_F, self._encoder.encode_context({"hour": hour}, datetime.now(UTC))[1]])
 
 
 def make_app(model: Model, address: str, version: str) -> FastAPI:

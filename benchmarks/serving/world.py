@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from benchmarks.drawn import draw
 from benchmarks.options import ROOT
 from benchmarks.serving.client import post
 from limaml import config, registry, schema
@@ -29,8 +30,6 @@ CONFIG = ROOT / "configs" / "movielens.toml"
 SLOT = "blue"
 HOUR = 12
 CANDIDATES = 100
-# Counts of MovieLens-100K: genres, occupations.
-_GENRES, _OCCUPATIONS = 19, 21
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ class World:
             "ours_redis": self._config("redis", redis),
         }
         self._cfg = self.configs["ours_sqlite"]
-        self.items = {f"{number}": self._item() for number in range(1, size.items + 1)}
-        self.users = {f"{number}": self._user() for number in range(1, size.users + 1)}
+        self._tables = schema.tables(self._cfg.features)
+        self.items = self._drawn("item", size.items)
+        self.users = self._drawn("user", size.users)
         dim = self._cfg.model.embedding_dim
         self.vectors = dict(zip(self.users, self._rng.normal(0, 0.5, (size.users, dim)).astype(np.float32), strict=True))
         self.bodies = [self._body() for _ in range(size.requests)]
@@ -62,12 +62,10 @@ class World:
     def build(self) -> None:
         """Fill registry, catalogue and stores."""
         self.version = self._register()
-        catalogue = [
-            {"item_id": item, "title": f"Item {item}", "year": row["year"], "genres": row["genres"]}
-            for item, row in self.items.items()
-        ]
+        names = self._tables.catalogue("item").names
+        catalogue = [{"item_id": item, **{name: row.get(name) for name in names[1:]}} for item, row in self.items.items()]
         storage = Storage(self._cfg.storage.root)
-        storage.write_table("catalogue/items.parquet", pa.Table.from_pylist(catalogue, schema.ITEMS.arrow))
+        storage.write_table("catalogue/items.parquet", pa.Table.from_pylist(catalogue, self._tables.catalogue("item").arrow))
         for cfg in self.configs.values():
             apply(cfg)
             self._publish(cfg)
@@ -101,23 +99,10 @@ class World:
         shipped["serving"] |= {"host": "127.0.0.1", "workers": 1, "token_file": "", "log_share": 0.0}
         return Config.model_validate(shipped)
 
-    def _item(self) -> dict[str, Any]:
-        genres = self._rng.choice(_GENRES, self._rng.integers(1, 4), replace=False)
-        return {
-            "year": int(self._rng.integers(1930, 1999)),
-            "genres": [f"genre-{genre}" for genre in genres],
-            "item_events": int(self._rng.integers(0, 500)),
-            "item_positive_rate": float(np.float32(self._rng.uniform(0.05, 0.95))),
-        }
-
-    def _user(self) -> dict[str, Any]:
-        return {
-            "age_band": str(self._rng.choice(schema.AGE_BANDS)),
-            "gender": str(self._rng.choice(["F", "M"])),
-            "occupation": f"occupation-{self._rng.integers(_OCCUPATIONS)}",
-            "user_events": int(self._rng.integers(1, 700)),
-            "user_positive_rate": float(np.float32(self._rng.uniform(0.05, 0.95))),
-        }
+    def _drawn(self, entity: str, number: int) -> dict[str, dict[str, Any]]:
+        """Id -> feature -> value."""
+        columns = {feature.name: draw(feature, self._rng, number).to_pylist() for feature in self._tables.of(entity)}
+        return {f"{at + 1}": {name: values[at] for name, values in columns.items()} for at in range(number)}
 
     def _body(self) -> dict[str, Any]:
         items = self._rng.choice(list(self.items), CANDIDATES, replace=False)
@@ -159,13 +144,13 @@ class World:
             }
             for at, (item, features) in enumerate(self.items.items())
         ]
-        return pa.Table.from_pylist(rows, schema.LOGGED_EVENTS.arrow)
+        return pa.Table.from_pylist(rows, self._tables.logged_events.arrow)
 
     def _publish(self, cfg: Config) -> None:
         store = open_store(cfg)
         for table, key, values in (
-            (schema.USER_FEATURES, "user_id", self.users),
-            (schema.ITEM_FEATURES, "item_id", self.items),
+            (self._tables.snapshots("user"), "user_id", self.users),
+            (self._tables.snapshots("item"), "item_id", self.items),
         ):
             rows = [{key: entity, "event_timestamp": self.now, **features} for entity, features in values.items()]
             store.write_to_online_store(table.name, _frame(pa.Table.from_pylist(rows, table.arrow)))
@@ -194,7 +179,7 @@ class World:
         packed = {
             KEY + user: msgspec.msgpack.encode(
                 UserRow(
-                    **features,
+                    features=features,
                     embedding=self.vectors[user].tobytes(),
                     model_version=self.version,
                     as_of_s=at_s,

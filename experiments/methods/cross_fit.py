@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from experiments.methods.item_tables import of_entities
 from limaml.config import Config
-from limaml.features.encoder import UNKNOWN
+from limaml.features.columns import UNKNOWN
 from limaml.models.item_vectors import fit_item_vectors
 from limaml.models.network import LiMAML
 from limaml.tasks.sampling import TaskRows
@@ -28,7 +28,7 @@ def cross_fitted(network: LiMAML, rows: TaskRows, cfg: Config, folds: int) -> Ta
     counts_I1 = torch.bincount(torch.from_numpy(rows.encoded.item_index), minlength=len(all_users_IK)).unsqueeze(1)
     for fold in range(folds):
         others = [entity for entity in range(rows.num_entities) if entity % folds != fold]
-        fitted_IK = fit_item_vectors(of_entities(rows, others), cfg, dims.num_items, dims.num_genres).vectors_IK
+        fitted_IK = fit_item_vectors(of_entities(rows, others), cfg, dims).vectors_IK
         tables.append(_turned(torch.cat([torch.zeros(1, fitted_IK.shape[1]), fitted_IK]), all_users_IK, counts_I1))
     block.item = nn.Parameter(torch.cat(tables), requires_grad=False)
     fold_R = np.repeat(np.arange(rows.num_entities) % folds, np.diff(rows.offsets)) if folds else -1

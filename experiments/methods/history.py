@@ -3,7 +3,7 @@
 They are computed from the task's support when it is scored, so that they are as fresh as a meta embedding would be. The
 residual r of a row is its label less its item's logged rate. A sum shrunk by c is sum / (rows + c).
 
-    T tasks, S support rows, Q query rows, G genres, K width of an item's vector, H features
+    T tasks, S support rows, Q query rows, G categories, K width of an item's vector, H features
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limaml.evaluation.judged import Floats, JudgedRows
-from limaml.features.encoder import Indices
+from limaml.features.columns import Indices
 from limaml.tasks.rows import TaskBatch
 from limaml.tasks.sampling import TaskSpec, build_batch
 
@@ -38,8 +38,8 @@ class HistorySettings:
     genre_vectors: bool = False
     """Every genre's rate and count are features, not the candidate's alone: with some hundred users, learnt by heart."""
 
-    def num_aggregates(self, num_genres: int) -> int:
-        return 9 + 2 * num_genres * self.genre_vectors
+    def num_aggregates(self, num_sets: int) -> int:
+        return 9 + 2 * num_sets * self.genre_vectors
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class HistoryTasks:
     batch: TaskBatch
     residual_TS: Tensor
     """0 where padded."""
-    num_genres: int
+    num_sets: int
 
     @property
     def sizes(self) -> Tensor:
@@ -57,18 +57,18 @@ class HistoryTasks:
         return self.batch.support.mask_TR.sum(dim=1, keepdim=True)
 
 
-def history_tasks(judged: JudgedRows, specs: Sequence[TaskSpec], num_genres: int) -> HistoryTasks:
+def history_tasks(judged: JudgedRows, specs: Sequence[TaskSpec], num_sets: int) -> HistoryTasks:
     """Gather the specs' rows."""
     batch = build_batch(judged.rows, specs)
     residual_TS = np.zeros(tuple(batch.support.mask_TR.shape), np.float32)
     for task, spec in enumerate(specs):
         rows = slice(spec.support_start, spec.support_stop)
         residual_TS[task, : spec.support_size] = judged.rows.label[rows] - judged.item_rate[rows]
-    return HistoryTasks(batch, torch.from_numpy(residual_TS), num_genres)
+    return HistoryTasks(batch, torch.from_numpy(residual_TS), num_sets)
 
 
 def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
-    """(T, Q, 9 + 2 G) numbers of the user, of its genres if wanted, and of the candidate's genres among them."""
+    """(T, Q, 9 + 2 G) numbers of the user, of its categories if wanted, and of the candidate's among them."""
     support, query, size_T1 = tasks.batch.support, tasks.batch.query, tasks.sizes
     assert support.label_TR is not None
     residual_TS, total_T1 = tasks.residual_TS, tasks.residual_TS.sum(dim=1, keepdim=True)
@@ -85,8 +85,8 @@ def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
         ],
         dim=1,
     )
-    genre_TSG = support.item_dense_TRF[..., : tasks.num_genres]
-    genre_TQG = query.item_dense_TRF[..., : tasks.num_genres]
+    genre_TSG = support.item_dense_TRF[..., : tasks.num_sets]
+    genre_TQG = query.item_dense_TRF[..., : tasks.num_sets]
     count_TG = genre_TSG.sum(dim=1)
     rate_TG = (residual_TS.unsqueeze(2) * genre_TSG).sum(dim=1) / (count_TG + settings.genre_shrinkage)
     if settings.genre_vectors:
@@ -96,7 +96,7 @@ def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
 
 
 def _of_genres(genre_TQG: Tensor, rate_TG: Tensor, count_TG: Tensor) -> Tensor:
-    """(T, Q, 3) affinity to the candidate's genres: plain mean, mean weighted by their rows, and the log of those rows."""
+    """(T, Q, 3) affinity to the candidate's categories: plain mean, mean weighted by their rows, and the log of those rows."""
     rate_TG1, count_TG1 = rate_TG.unsqueeze(2), count_TG.unsqueeze(2)
     rows_TQ1 = genre_TQG @ count_TG1
     plain_TQ1 = (genre_TQG @ rate_TG1) / genre_TQG.sum(dim=2, keepdim=True).clamp(min=1.0)
@@ -187,12 +187,12 @@ def dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tenso
 
 @torch.no_grad()
 def score_tasks(
-    judged: JudgedRows, specs: Sequence[TaskSpec], num_genres: int, logits: Callable[[HistoryTasks], Tensor]
+    judged: JudgedRows, specs: Sequence[TaskSpec], num_sets: int, logits: Callable[[HistoryTasks], Tensor]
 ) -> Floats:
     """Probability of every query row, one spec after another, from logits (T, Q) of a batch of tasks."""
     found: Floats = np.empty(sum(len(spec.query) for spec in specs))
     for part, places in in_batches(specs):
-        tasks = history_tasks(judged, part, num_genres)
+        tasks = history_tasks(judged, part, num_sets)
         found[places] = torch.sigmoid(logits(tasks)[tasks.batch.query.mask_TR > 0].double()).numpy()
     return found
 

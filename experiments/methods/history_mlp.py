@@ -43,7 +43,7 @@ class HistoryMlp(nn.Module):
         self.items, self.dropout = items, cfg.model.dropout
         self.settings = HistorySettings(**design.get("history", {}))
         self.features = list(design.get("vector_features", VECTOR_FEATURES))
-        num_history = self.settings.num_aggregates(dims.num_genres) + len(self.features)
+        num_history = self.settings.num_aggregates(dims.item_sets) + len(self.features)
         widths = (dims.item_dense + dims.user_dense + dims.context + num_history, *cfg.model.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.direct_H = nn.Parameter(torch.zeros(num_history), requires_grad=bool(design.get("direct", True)))
@@ -83,16 +83,16 @@ def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
             items, folds = LearnedItems(dims.num_items, cfg.model.embedding_dim - 1), 0
         model = HistoryMlp(cfg, dims, items, design)
     model, value, step = train_history(cfg, model, data, folds)
-    return Fitted(score_history(model, dims.num_genres), value, notes={"best_step": step})
+    return Fitted(score_history(model, dims.item_sets), value, notes={"best_step": step})
 
 
 def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) -> tuple[HistoryMlp, float, int]:
     """The average of the weights that validates best, its value, and its step; trained as the other networks are."""
-    judge, num_genres, num_steps = Judge(data.validation, cfg), data.encoder.dims.num_genres, cfg.evaluation.baseline_steps
+    judge, num_sets, num_steps = Judge(data.validation, cfg), data.encoder.dims.item_sets, cfg.evaluation.baseline_steps
 
     def draw(step: int) -> tuple[HistoryTasks, Tensor]:
         specs = meta_batch(data.training.rows, cfg, seed=cfg.training.seed, step=step)
-        return history_tasks(data.training, specs, num_genres), table_of([spec.entity for spec in specs], folds)
+        return history_tasks(data.training, specs, num_sets), table_of([spec.entity for spec in specs], folds)
 
     model.standardise([draw(step) for step in range(_SCALE_STEPS)])
     generator = torch.Generator().manual_seed(cfg.training.seed)
@@ -102,12 +102,12 @@ def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) 
         torch.autograd.backward(query_loss(model(tasks, table_T, generator), tasks.batch.query))
 
     def quality(average: HistoryMlp) -> float:
-        return judge.quality_of(score_history(average, num_genres))
+        return judge.quality_of(score_history(average, num_sets))
 
     return best_average(cfg.training, model, num_steps, backward, quality)
 
 
-def score_history(model: HistoryMlp, num_genres: int) -> Method:
+def score_history(model: HistoryMlp, num_sets: int) -> Method:
     """Score tasks with vectors of all training users."""
 
     def logits(tasks: HistoryTasks) -> Tensor:
@@ -115,6 +115,6 @@ def score_history(model: HistoryMlp, num_genres: int) -> Method:
         return found_TQ
 
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_tasks(judged, specs, num_genres, logits)
+        return score_tasks(judged, specs, num_sets, logits)
 
     return scores

@@ -4,7 +4,7 @@ A factor model that saw a training user's labels explains that user better than 
 trained on such products trusts them too much. So the training users are dealt into folds, and the rows of a fold's users are
 read with vectors that were fitted without them. Two fits agree up to a rotation only: products may be compared, vectors not.
 
-    F tables, I items, G genres, K factors, T tasks, R rows
+    F tables, I items, C content features, K factors, T tasks, R rows
 """
 
 from dataclasses import replace
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from limaml.config import Config
-from limaml.features.encoder import UNKNOWN, EncodedRows, EncoderDims
+from limaml.features.columns import UNKNOWN
+from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.models.item_vectors import ItemVectors, fit_item_vectors
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
@@ -38,10 +39,10 @@ class LearnedItems(nn.Module):
 
 
 class FittedItems(nn.Module):
-    """Frozen vectors of several fits; an item outside the vocabulary has its genres' vector."""
+    """Frozen vectors of several fits; an item outside the vocabulary has the vector of its static features."""
 
     item_FIK: Tensor
-    genre_FGK: Tensor
+    content_FCK: Tensor
     bias_FK: Tensor
 
     def __init__(self, fits: list[ItemVectors]) -> None:
@@ -50,23 +51,23 @@ class FittedItems(nn.Module):
         # Row 0 is never read.
         tables = [torch.cat([torch.zeros(1, width), fit.vectors_IK]) for fit in fits]
         self.register_buffer("item_FIK", torch.stack(tables))
-        self.register_buffer("genre_FGK", torch.stack([fit.genre_weights_GK for fit in fits]))
+        self.register_buffer("content_FCK", torch.stack([fit.content_weights_CK for fit in fits]))
         self.register_buffer("bias_FK", torch.stack([fit.bias_K for fit in fits]))
 
     def forward(self, rows: Rows, table_T: Tensor) -> Tensor:
         """(T, R, K) the vectors of each task's table."""
         known_TRK = self.item_FIK[table_T.unsqueeze(1), rows.item_index_TR]
-        genre_TGK = self.genre_FGK[table_T]
-        unknown_TRK = rows.item_dense_TRF[..., : genre_TGK.shape[1]] @ genre_TGK + self.bias_FK[table_T].unsqueeze(1)
+        content_TCK = self.content_FCK[table_T]
+        unknown_TRK = rows.item_dense_TRF[..., : content_TCK.shape[1]] @ content_TCK + self.bias_FK[table_T].unsqueeze(1)
         return torch.where((rows.item_index_TR == UNKNOWN).unsqueeze(2), unknown_TRK, known_TRK)
 
 
 def fitted_items(rows: TaskRows, cfg: Config, dims: EncoderDims, folds: int) -> FittedItems:
     """A table of all users, and one without each fold's."""
-    fits = [fit_item_vectors(rows, cfg, dims.num_items, dims.num_genres)]
+    fits = [fit_item_vectors(rows, cfg, dims)]
     for fold in range(folds):
         others = [entity for entity in range(rows.num_entities) if entity % folds != fold]
-        fits.append(fit_item_vectors(of_entities(rows, others), cfg, dims.num_items, dims.num_genres))
+        fits.append(fit_item_vectors(of_entities(rows, others), cfg, dims))
     return FittedItems(fits)
 
 

@@ -47,7 +47,7 @@ class HistoryLiMAML(nn.Module):
         super().__init__()
         self.network = build_network(cfg, dims, cfg.training.seed)
         self.settings = settings
-        num_history = settings.num_aggregates(dims.num_genres) + _POOLED
+        num_history = settings.num_aggregates(dims.item_sets) + _POOLED
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.training.seed)
             self.first = nn.Linear(dims.item_dense + dims.user_dense + dims.context + num_history, hidden)
@@ -85,10 +85,10 @@ def history(data: OriginData, design: Design, seed: int) -> Fitted:
     warm_start(model.network, data.training.rows, cfg)
     rows = cross_fitted(model.network, data.training.rows, cfg, int(design.get("folds", 4)))
     training = replace(data.training, rows=rows)
-    judge, num_genres = Judge(data.validation, cfg), dims.num_genres
+    judge, num_sets = Judge(data.validation, cfg), dims.item_sets
 
     def draw(step: int) -> HistoryTasks:
-        return history_tasks(training, meta_batch(rows, cfg, seed=seed, step=step), num_genres)
+        return history_tasks(training, meta_batch(rows, cfg, seed=seed, step=step), num_sets)
 
     model.standardise([draw(step) for step in range(_SCALE_STEPS)])
     generator = torch.Generator().manual_seed(seed)
@@ -98,14 +98,14 @@ def history(data: OriginData, design: Design, seed: int) -> Fitted:
         torch.autograd.backward(query_loss(model(tasks, generator), tasks.batch.query))
 
     def quality(average: HistoryLiMAML) -> float:
-        return judge.quality_of(_scores(average, num_genres))
+        return judge.quality_of(_scores(average, num_sets))
 
     best, value, step = best_average(cfg.training, model, cfg.training.max_steps, backward, quality)
-    return Fitted(_scores(best, num_genres), value, notes={"best_step": step})
+    return Fitted(_scores(best, num_sets), value, notes={"best_step": step})
 
 
-def _scores(model: HistoryLiMAML, num_genres: int) -> Method:
+def _scores(model: HistoryLiMAML, num_sets: int) -> Method:
     def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_tasks(judged, specs, num_genres, model)
+        return score_tasks(judged, specs, num_sets, model)
 
     return scores

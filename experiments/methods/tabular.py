@@ -35,7 +35,7 @@ def logistic(data: OriginData, design: Design, seed: int) -> Fitted:
         found: Floats = model.predict_proba((table_NF - mean_F) / std_F)[:, 1].astype(np.float64)
         return found
 
-    score = _method(predict, settings, data.encoder.dims.num_genres)
+    score = _method(predict, settings, data.encoder.dims.item_sets)
     return Fitted(score, data.judge.quality_of(score), notes={"iterations": int(model.n_iter_[0])})
 
 
@@ -55,13 +55,13 @@ def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
     }
     rounds = int(design.get("rounds", 300))
     booster = lightgbm.train(params, lightgbm.Dataset(x_NF, label_N, weight=weight_N), num_boost_round=rounds)
-    tables = [_table(data.validation, specs, settings, data.encoder.dims.num_genres) for specs in data.judge.tasks]
+    tables = [_table(data.validation, specs, settings, data.encoder.dims.item_sets) for specs in data.judge.tasks]
     values = {
         used: data.judge.quality([_predict(booster, table_NF, used) for table_NF in tables])
         for used in range(_ROUNDS_BETWEEN_VALIDATIONS, rounds + 1, _ROUNDS_BETWEEN_VALIDATIONS)
     }
     best = max(values, key=lambda used: values[used])
-    score = _method(lambda table_NF: _predict(booster, table_NF, best), settings, data.encoder.dims.num_genres)
+    score = _method(lambda table_NF: _predict(booster, table_NF, best), settings, data.encoder.dims.item_sets)
     return Fitted(score, values[best], notes={"rounds": best})
 
 
@@ -78,7 +78,7 @@ def _training_table(
     tables, labels, weights = [], [], []
     for step in range(steps):
         specs = meta_batch(data.training.rows, cfg, seed=cfg.training.seed, step=step)
-        tasks = history_tasks(data.training, specs, data.encoder.dims.num_genres)
+        tasks = history_tasks(data.training, specs, data.encoder.dims.item_sets)
         tables.append(_real_rows(tasks, settings))
         labels += [data.training.rows.label[spec.query] for spec in specs]
         weights += [np.full(len(spec.query), 1.0 / len(spec.query)) for spec in specs]
@@ -86,17 +86,17 @@ def _training_table(
     return np.concatenate(tables), np.concatenate(labels), weight_N / weight_N.mean()
 
 
-def _method(predict: Callable[[Table], Floats], settings: HistorySettings, num_genres: int) -> Method:
+def _method(predict: Callable[[Table], Floats], settings: HistorySettings, num_sets: int) -> Method:
     def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        table_NF = _table(judged, specs, settings, num_genres)
+        table_NF = _table(judged, specs, settings, num_sets)
         return predict(table_NF) if len(table_NF) else np.zeros(0)
 
     return score
 
 
-def _table(judged: JudgedRows, specs: Sequence[TaskSpec], settings: HistorySettings, num_genres: int) -> Table:
+def _table(judged: JudgedRows, specs: Sequence[TaskSpec], settings: HistorySettings, num_sets: int) -> Table:
     """Features of all query rows, one spec after another."""
-    parts = [(_real_rows(history_tasks(judged, part, num_genres), settings), places) for part, places in in_batches(specs)]
+    parts = [(_real_rows(history_tasks(judged, part, num_sets), settings), places) for part, places in in_batches(specs)]
     if not parts:
         return np.zeros((0, 0), np.float32)
     table_NF = np.empty((sum(len(spec.query) for spec in specs), parts[0][0].shape[1]), np.float32)

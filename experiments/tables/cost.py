@@ -28,7 +28,7 @@ from limaml.tasks.rows import Rows, TaskBatch
 from limaml.training.optimizer import make_optimizer
 
 TABLE = "cost"
-DIMS = EncoderDims(num_items=1421, num_entities=434, item_dense=24, user_dense=33, context=3, num_genres=19)
+DIMS = EncoderDims(num_items=1421, num_entities=434, item_dense=24, user_dense=33, context=3, item_static=20, item_sets=19)
 """MovieLens-100K's at the first origin."""
 TASKS, SUPPORT, QUERY, ENTITIES, CANDIDATES = 64, 32, 32, 2048, 100
 INNER_STEPS = (0, 1, 3, 5, 10)

@@ -28,7 +28,7 @@ _DUCKDB = {"threads": 1, "memory_limit": "400MB"}
 """What does not fit is sorted on disk; the other core is adapting meanwhile."""
 
 
-def active_entities(storage: Storage, kind: TaskKindConfig, as_of: datetime) -> list[str]:
+def active_entities(storage: Storage, tables: schema.Tables, kind: TaskKindConfig, as_of: datetime) -> list[str]:
     """Entities with at least one logged event in the last `active_days` before `as_of`, sorted."""
     first, through = as_of - timedelta(days=kind.active_days), _last_day(as_of)
     files = partition_files(storage, "logged", first=first.date(), through=through)
@@ -36,7 +36,7 @@ def active_entities(storage: Storage, kind: TaskKindConfig, as_of: datetime) -> 
         f"SELECT DISTINCT {kind.entity_column} FROM logged"  # noqa: S608  names come from the schema
         " WHERE timestamp >= $first AND timestamp < $as_of ORDER BY 1"
     )
-    with _duckdb(storage, files) as connection:
+    with _duckdb(storage, files, tables) as connection:
         return [row[0] for row in connection.execute(query, {"first": first, "as_of": as_of}).fetchall()]
 
 
@@ -61,14 +61,14 @@ def adapt(
     """
     from limaml.embeddings.stream import Adapter
 
-    adapter = Adapter.of(bundle, version, kind, as_of)
+    adapter, tables = Adapter.of(bundle, version, kind, as_of), schema.tables(bundle.config.features)
     planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
     params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of))) as connection:
+        with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of)), tables) as connection:
             connection.register("planned", planned)
-            rows = connection.sql(_planned_rows(kind), params=params).to_arrow_reader(_READ_ROWS)
+            rows = connection.sql(_planned_rows(tables, kind), params=params).to_arrow_reader(_READ_ROWS)
             yield from adapter.embed_all(rows, batch_entities, planned.num_rows)
 
     return pa.RecordBatchReader.from_batches(adapter.columns, batches())
@@ -90,13 +90,14 @@ def adapt_sorted(
     from limaml.embeddings.stream import Adapter
 
     adapter = Adapter.of(bundle, version, kind, as_of)
-    rows = storage.read_batches(source, schema.support_columns(kind.entity_column), _READ_ROWS)
+    columns = schema.tables(bundle.config.features).support_columns(kind.entity_column)
+    rows = storage.read_batches(source, columns, _READ_ROWS)
     return pa.RecordBatchReader.from_batches(adapter.columns, adapter.embed_all(rows, batch_entities, total=None))
 
 
-def _planned_rows(kind: TaskKindConfig) -> str:
+def _planned_rows(tables: schema.Tables, kind: TaskKindConfig) -> str:
     """SQL: the last N events of every planned entity; one that has none has one row of nulls."""
-    entity, columns = kind.entity_column, schema.support_columns(kind.entity_column)[1:]
+    entity, columns = kind.entity_column, tables.support_columns(kind.entity_column)[1:]
     return (
         f"SELECT planned.entity AS {entity}, {', '.join(columns)} FROM planned LEFT JOIN ("  # noqa: S608  names of the schema
         f"SELECT {entity} AS entity, event_id, {', '.join(columns)} FROM logged"
@@ -107,7 +108,7 @@ def _planned_rows(kind: TaskKindConfig) -> str:
 
 
 @contextmanager
-def _duckdb(storage: Storage, files: list[str]) -> Iterator[Any]:
+def _duckdb(storage: Storage, files: list[str], tables: schema.Tables) -> Iterator[Any]:
     """A connection that sees the logged events in `files` as `logged`. Raises DataError if there are none."""
     import duckdb
 
@@ -118,7 +119,7 @@ def _duckdb(storage: Storage, files: list[str]) -> Iterator[Any]:
         duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
     ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.scanner(files, schema.LOGGED_EVENTS.arrow))
+        connection.register("logged", storage.scanner(files, tables.logged_events.arrow))
         yield connection
 
 

@@ -290,10 +290,10 @@ def _adapted(places: Places, step: Step, kind: TaskKindConfig) -> pa.Table | Non
 def _day_features(places: Places, step: Step) -> dict[str, pa.Table]:
     """Snapshots stamped with the day's end; of a corrected day, the newest of every entity it changed."""
     if step.is_new:
-        return {kind: snapshots.changed(places.storage, kind, step.day) for kind in ("user", "item")}
+        return {name: snapshots.changed(places.storage, kind, step.day) for name, kind in places.kinds.items()}
     last = step.as_of.date() - _ONE_DAY
     changed = {kind: _changed(places, step, f"{kind}_id") for kind in ("user", "item")}
-    return {kind: snapshots.latest(places.storage, kind, last, entities) for kind, entities in changed.items()}
+    return {name: snapshots.latest(places.storage, places.kinds[name], last, entities) for name, entities in changed.items()}
 
 
 def _path(places: Places, step: Step, kind: TaskKindConfig) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from limaml import registry, schema
-from limaml.config import Config
+from limaml.config import Config, require_features
 from limaml.embeddings.adapt import active_entities
 from limaml.embeddings.partition import (
     Adapted,
@@ -34,6 +34,7 @@ from limaml.embeddings.partition import (
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
 from limaml.errors import BusyError, DataError, NothingToDo, StoreError
 from limaml.events import snapshots
+from limaml.events.catalogue import Kind, kinds
 from limaml.events.day_store import EventStore
 from limaml.io.lease import Held, holder_name, lease
 from limaml.io.storage import Storage
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
 
 FILLING, READY, RETIRED = "filling", "ready", "retired"
-_SNAPSHOT_VIEWS = {"user": schema.USER_FEATURES.name, "item": schema.ITEM_FEATURES.name}
+_SNAPSHOT_VIEWS = {"user": schema.USER_VIEW, "item": schema.ITEM_VIEW}
 _log = get_logger(__name__)
 
 
@@ -62,17 +63,28 @@ class Places:
     def of(cls, cfg: Config) -> "Places":
         return cls(cfg, Storage(cfg.storage.root), Registry(cfg.registry))
 
+    @property
+    def tables(self) -> schema.Tables:
+        return schema.tables(self.cfg.features)
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Users and items."""
+        return kinds(self.tables)
+
     @contextmanager
     def writing(self, verb: str, run: str) -> Iterator[Held]:
         with lease(self.cfg, holder_name(verb, run)) as held:
             yield held
 
     def bundle(self, version: str) -> "Bundle":
-        """The version's bundle, the part that serves."""
+        """The part of a version that serves. Raises ConfigError if other features are declared than it was trained on."""
         from limaml.models.bundle import load
 
         with TemporaryDirectory(prefix="limaml-bundle-") as folder:
-            return load(self.registry.download(version, folder), parts=("refit",))
+            found = load(self.registry.download(version, folder), parts=("refit",))
+        require_features(found.config, self.cfg, version)
+        return found
 
     def store(self) -> "FeatureStore":
         from limaml.features.feature_store import open_store
@@ -112,7 +124,7 @@ def plan_fill(cfg: Config, version: str, through: date, run: str) -> dict[str, A
             write_plan(places.storage, plan)
             held.check()
             OnlineView(store, schema.embedding_view(plan.kind.name, slot)).clear()
-        features = {kind: snapshots.latest(places.storage, kind, day) for kind in _SNAPSHOT_VIEWS}
+        features = {name: snapshots.latest(places.storage, kind, day) for name, kind in places.kinds.items()}
         written = publish_features(places, store, features, held)
         # The state is the last of them: a slot that was not emptied to the end cannot be filled.
         places.tag(held, version, _filling_tags(slot, day, run))
@@ -205,7 +217,14 @@ def _plan(places: Places, version: str, day: date) -> list[FillPlan]:
     revisions = EventStore(places.storage).lineage(day)
     shards = places.cfg.embeddings.num_shards
     return [
-        FillPlan(kind, version, day, shards, revisions, tuple(active_entities(places.storage, kind, schema.day_end(day))))
+        FillPlan(
+            kind,
+            version,
+            day,
+            shards,
+            revisions,
+            tuple(active_entities(places.storage, places.tables, kind, schema.day_end(day))),
+        )
         for kind in places.cfg.task_kinds
     ]
 

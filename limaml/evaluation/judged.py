@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from limaml.config import Config
 from limaml.features.encoder import Encoder
+from limaml.schema import rate_feature
 from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.training.validation import OBJECTIVE, Validator
 
 Floats = npt.NDArray[np.float64]
+_UNDECLARED_RATE = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class JudgedRows:
 
     rows: TaskRows
     item_rate: Floats
-    """(R,) the item's smoothed positive rate as logged with the row; the prior where no snapshot knows the item."""
+    """(R,) the item's smoothed positive rate as logged with the row, if one is declared; the prior where none is known."""
 
     @classmethod
     def from_logged(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> "JudgedRows":
         rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
-        rate = logged["item_positive_rate"].fill_null(cfg.features.rate_prior).to_numpy().astype(np.float64)
+        declared = rate_feature(cfg.features, "item")
+        if declared is None:
+            return cls(rows, np.full(len(rows.label), _UNDECLARED_RATE))
+        rate = logged[declared.name].fill_null(declared.prior).to_numpy().astype(np.float64)
         return cls(rows, rate[rows.source_row])
 
 

@@ -4,50 +4,71 @@ catalogue/{users,items}.parquet              as last delivered
 catalogue_history/{user,item}/dt=D.parquet   rows new or changed in the delivery of day D; stamped with that day's end
 """
 
+import functools
 from dataclasses import dataclass
 from datetime import date
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from limaml import schema
+from limaml.config import FeatureConfig
 from limaml.errors import DataError
+from limaml.events.casting import with_types
 from limaml.io.storage import Storage
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of entity is stored: its catalogue, its snapshot table, and the names of its aggregates."""
+    """How one kind of entity is stored: its catalogue, its snapshots, and what is declared of it."""
 
     name: str
     catalogue: schema.Table
-    features: schema.Table
+    snapshots: schema.Table
+    features: tuple[FeatureConfig, ...]
 
     @property
     def key(self) -> str:
-        return self.catalogue.columns[0].name
+        return f"{self.name}_id"
 
     @property
     def file(self) -> str:
-        return f"catalogue/{self.catalogue.name}.parquet"
+        return _file(self.name)
 
     @property
     def static(self) -> tuple[str, ...]:
         """Catalogue columns that are features."""
-        return tuple(name for name in self.catalogue.names[1:] if name in self.features.names)
+        return tuple(feature.name for feature in self.features if not feature.aggregate)
 
 
-USER = Kind("user", schema.USERS, schema.USER_FEATURES)
-ITEM = Kind("item", schema.ITEMS, schema.ITEM_FEATURES)
-KINDS = {kind.name: kind for kind in (USER, ITEM)}
+@functools.cache
+def kinds(tables: schema.Tables) -> dict[str, Kind]:
+    """Users and items, by name."""
+    entities: tuple[Literal["user", "item"], ...] = ("user", "item")
+    return {name: Kind(name, tables.catalogue(name), tables.snapshots(name), tables.of(name)) for name in entities}
+
+
+def declared(kind: Kind, tables: schema.Tables, delivered: pa.Table) -> tuple[pa.Table, list[str]]:
+    """A delivered catalogue in the declared columns and, where that loses nothing, types; and columns that no feature reads."""
+    source = {f.name: f.source_column for f in tables.features if f.entity == kind.name and not f.aggregate}
+    wanted = {name: source.get(name, name) for name in kind.catalogue.names}
+    there = {name: column for name, column in wanted.items() if column in delivered.column_names}
+    ignored = sorted(set(delivered.column_names) - set(there.values()))
+    table = pa.Table.from_arrays([delivered[column] for column in there.values()], names=list(there))
+    return with_types(table, kind.catalogue), ignored
 
 
 def read(storage: Storage, kind: str) -> pa.Table:
     """The catalogue of `kind` ('user' or 'item') as last delivered. Raises DataError before the first ingestion."""
-    if not storage.exists(KINDS[kind].file):
-        raise DataError(f"{storage.path(KINDS[kind].file)} must exist, but nothing was ingested yet; run limaml ingest first")
-    return storage.read_table(KINDS[kind].file)
+    if not storage.exists(_file(kind)):
+        raise DataError(f"{storage.path(_file(kind))} must exist, but nothing was ingested yet; run limaml ingest first")
+    return storage.read_table(_file(kind))
+
+
+def _file(kind: str) -> str:
+    return f"catalogue/{kind}s.parquet"
 
 
 def history(storage: Storage, kind: Kind) -> pa.Table:

@@ -51,30 +51,6 @@ def partition_day(name: str) -> date:
     return date.fromisoformat(name.removeprefix("dt=")[:10])
 
 
-def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
-    """The table with the schema's type for every column that holds the same values in another form; other columns stay.
-
-    A timestamp with any zone and unit is an instant (what is finer than a microsecond is cut off); text is text.
-    """
-    wanted = {column.name: column.type for column in expected.columns}
-    fields = [field.with_type(wanted.get(field.name, field.type)).with_nullable(True) for field in table.schema]
-    columns = [_with_type(table[at], field.type) for at, field in enumerate(fields)]
-    kept = [field.with_type(column.type) for field, column in zip(fields, columns, strict=True)]
-    return pa.Table.from_arrays(columns, schema=pa.schema([field.remove_metadata() for field in kept]))
-
-
-def _with_type(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
-    have = column.type
-    is_text = pa.types.is_string(wanted) and (pa.types.is_large_string(have) or pa.types.is_string_view(have))
-    is_instant = pa.types.is_timestamp(wanted) and pa.types.is_timestamp(have) and have.tz is not None
-    if not (is_text or is_instant):
-        return column
-    try:
-        return column.cast(wanted, safe=not (is_instant and have.unit == "ns"))
-    except pa.ArrowInvalid:  # An instant that microseconds cannot hold: its gate says so.
-        return column
-
-
 def conforms(table: pa.Table) -> bool:
     """Whether a table has exactly the schema's columns, with their types and without forbidden nulls."""
     return sorted(table.column_names) == sorted(schema.EVENTS.names) and all(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from limaml.config import Config
 from limaml.errors import ConfigError, DataError, GateError, UnreadableDayError
 from limaml.events import catalogue, gates, snapshots
 from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash
+from limaml.events.declared import require_declared
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
 from limaml.events.logged import keep_logged_features, logged_path, write_logged
@@ -47,6 +49,17 @@ class _Places:
     store: EventStore
     source: Source
     lock: Lock
+    tables: schema.Tables
+
+    @cached_property
+    def catalogue(self) -> dict[str, pa.Table]:
+        """Known users and items as delivered, in the declared columns; what no feature reads is logged."""
+        found = {}
+        for kind, delivered in zip(catalogue.kinds(self.tables).values(), self.source.catalogue(), strict=True):
+            found[kind.name], ignored = catalogue.declared(kind, self.tables, delivered)
+            if ignored:
+                _log.warning("columns_ignored", of=kind.catalogue.name, columns=ignored)
+        return found
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,9 @@ def _open(cfg: Config, last: date, today: date) -> Iterator[_Places]:
         source = open_source(cfg, today)
         for reason in source.left_out:
             _log.warning("source_left_out", reason=reason)
-        yield _Places(cfg, storage, EventStore(storage), source, lock)
+        tables = schema.tables(cfg.features)
+        require_declared(storage, tables)
+        yield _Places(cfg, storage, EventStore(storage), source, lock, tables)
 
 
 def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | None:
@@ -192,17 +207,17 @@ def _gate(
     """Gate the catalogue and the fresh days. Raises GateError, with every failing day put into quarantine."""
     if not fresh:
         return {}
-    users, items = places.source.catalogue()
-    for table, expected in ((users, schema.USERS), (items, schema.ITEMS)):
-        gates.require(gates.check_catalogue(table, expected), f"correct the {expected.name} at their source and ingest again")
+    for kind in catalogue.kinds(places.tables).values():
+        result = gates.check_catalogue(places.catalogue[kind.name], kind.catalogue)
+        gates.require(result, f"correct the {kind.catalogue.name} at their source and ingest again")
     rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
     rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
     window = places.cfg.source.rows_window_days
     recent = {d.day: [rows[day] for n in range(1, window + 1) if (day := d.day - timedelta(days=n)) in rows] for d in fresh}
     results = gates.check_days(
         {d.day: d.table for d in fresh},
-        known_users=users["user_id"].combine_chunks(),
-        known_items=items["item_id"].combine_chunks(),
+        known_users=places.catalogue["user"]["user_id"].combine_chunks(),
+        known_items=places.catalogue["item"]["item_id"].combine_chunks(),
         recent_rows=recent,
         source=places.cfg.source,
         strict_volume=frozenset(strict),
@@ -236,15 +251,16 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     newest = max([last, *passed])
     # The first catalogue is known when the first day starts; a later change when its delivery's day ends, as it is online.
     catalogue_day = newest if passed else first - timedelta(days=1)
-    for kind, delivered in zip((catalogue.USER, catalogue.ITEM), places.source.catalogue(), strict=True):
-        catalogue.record(places.storage, kind, delivered, catalogue_day)
+    kinds = catalogue.kinds(places.tables)
+    for kind in kinds.values():
+        catalogue.record(places.storage, kind, places.catalogue[kind.name], catalogue_day)
     for delivery in fresh:
         places.lock.check()
         places.store.place(delivery.day, delivery.table, delivery.revision)
     # A corrected or late day changes what was known at the end of every later one. Features logged with other days stay:
     # they are what those rows were served with.
     places.lock.check()
-    snapshots.write(places.storage, places.cfg, min(first, catalogue_day), newest)
+    snapshots.write(places.storage, kinds, min(first, catalogue_day), newest)
     _check_snapshots(places, min(first, catalogue_day), newest)
     _log_features(places, fresh)
     for delivery in fresh:
@@ -258,9 +274,9 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
 
 
 def _check_snapshots(places: _Places, first: date, last: date) -> None:
-    for kind in catalogue.KINDS.values():
-        table = snapshots.between(places.storage, kind.name, first, last)
-        result = gates.check_features(table, kind.features, f"{kind.name} snapshots of {first} to {last}")
+    for kind in catalogue.kinds(places.tables).values():
+        table = snapshots.between(places.storage, kind, first, last)
+        result = gates.check_features(table, kind.snapshots, f"{kind.name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
 
 
@@ -272,11 +288,11 @@ def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
     group: list[_Delivery] = []
     for delivery in (*fresh, None):
         if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > _JOIN_ROWS):
-            joined = join_features(store, pa.concat_tables([d.table for d in group]))
+            joined = join_features(store, pa.concat_tables([d.table for d in group]), places.tables)
             days = joined["timestamp"].cast(pa.date32())
             for member in group:
                 rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
-                rows = keep_logged_features(places.storage, member.day, rows, member.revision)
+                rows = keep_logged_features(places.storage, places.tables, member.day, rows, member.revision)
                 _require_its_events(member, rows)
                 places.lock.check()
                 write_logged(places.storage, member.day, rows, member.revision)

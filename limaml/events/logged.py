@@ -19,6 +19,7 @@ _ROW = ("event_id", "user_id", "item_id", "timestamp")
 
 def read_logged(
     storage: Storage,
+    tables: schema.Tables,
     *,
     first: date | None = None,
     through: date,
@@ -31,9 +32,9 @@ def read_logged(
     """
     paths = partition_files(storage, "logged", first=first, through=through)
     rows = ds.field(entities[0]).isin(pa.array(entities[1], pa.string())) if entities else None
-    names = list(columns or schema.LOGGED_EVENTS.names)
+    names = list(columns or tables.logged_events.names)
     read = list(dict.fromkeys([*names, *(name for name, _ in schema.EVENT_ORDER)]))
-    table = storage.dataset(paths, schema.LOGGED_EVENTS.arrow).to_table(columns=read, filter=rows)
+    table = storage.dataset(paths, tables.logged_events.arrow).to_table(columns=read, filter=rows)
     return table.sort_by(schema.EVENT_ORDER).select(names).combine_chunks()
 
 
@@ -46,31 +47,31 @@ def write_logged(storage: Storage, day: date, table: pa.Table, revision: int) ->
     storage.write_table(target, table)
 
 
-def keep_logged_features(storage: Storage, day: date, joined: pa.Table, revision: int) -> pa.Table:
+def keep_logged_features(storage: Storage, tables: schema.Tables, day: date, joined: pa.Table, revision: int) -> pa.Table:
     """`joined`, the day's rows of a new revision, with the features that the revision before it logged, where it has the row.
 
     A row is known by its event, user, item and timestamp: the label has no part in its features. Joined anew they could differ,
     where an older day was corrected meanwhile, and the embeddings of users whose rows did not change would not follow.
     """
-    before = _revision_before(storage, day, revision)
+    before, logged = _revision_before(storage, tables, day, revision), tables.logged_events
     if before is None:
         return joined
     row_of = {key: at for at, key in enumerate(_keys(before))}
     take = pa.array([row_of.get(key, before.num_rows + at) for at, key in enumerate(_keys(joined))], pa.int64())
     own = joined.select(schema.EVENTS.names)
-    names = [name for name in schema.LOGGED_EVENTS.names if name not in schema.EVENTS.names]
+    names = [column.name for column in tables.joined]
     features = pa.concat_tables([before.select(names), joined.select(names)]).take(take)
     for name in names:
         own = own.append_column(features.schema.field(name), features[name])
-    return own.select(schema.LOGGED_EVENTS.names).cast(schema.LOGGED_EVENTS.arrow).combine_chunks()
+    return own.select(logged.names).cast(logged.arrow).combine_chunks()
 
 
-def _revision_before(storage: Storage, day: date, revision: int) -> pa.Table | None:
+def _revision_before(storage: Storage, tables: schema.Tables, day: date, revision: int) -> pa.Table | None:
     """It is still in place, or was moved aside by an ingestion that died."""
     path = logged_path(day, revision - 1)
     places = (path, path.replace("logged/", "logged_superseded/", 1))
     found = next((place for place in places if storage.exists(place)), None)
-    return None if found is None else storage.read_table(found).cast(schema.LOGGED_EVENTS.arrow)
+    return None if found is None else storage.read_table(found).cast(tables.logged_events.arrow)
 
 
 def _keys(table: pa.Table) -> list[tuple[object, ...]]:

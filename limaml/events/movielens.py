@@ -21,7 +21,8 @@ POSITIVE_FROM = 4.0
 """label = rating >= 4: four or five stars of five."""
 
 _DAY_S = 86400
-# Upper ages (exclusive) of schema.AGE_BANDS, as MovieLens-1M bands them.
+AGE_BANDS = ("under_18", "18_24", "25_34", "35_44", "45_49", "50_55", "56_and_over")
+# Upper ages (exclusive) of AGE_BANDS, as MovieLens-1M bands them.
 _AGE_EDGES = np.array([18, 25, 35, 45, 50, 56])
 
 
@@ -45,11 +46,12 @@ class MovieLensSource:
 
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
         users, items = self._read("user"), self._read("item")
-        bands = np.array(schema.AGE_BANDS)[np.digitize(users["age"].to_numpy().astype(int), _AGE_EDGES)]
-        user_columns = [users["user_id"], pa.array(bands.tolist()), users["gender"], users["occupation"]]
+        bands = np.array(AGE_BANDS)[np.digitize(users["age"].to_numpy().astype(int), _AGE_EDGES)]
+        profile = [users["user_id"], pa.array(bands.tolist()), users["gender"], users["occupation"]]
         genres = pa.array([text.split() for text in items["class"].to_pylist()], pa.list_(pa.string()))
-        item_columns = [items["item_id"], items["movie_title"], _years(items["release_year"]), genres]
-        return _table(user_columns, schema.USERS), _table(item_columns, schema.ITEMS)
+        film = [items["item_id"], items["movie_title"], _years(items["release_year"]), genres]
+        known_users = pa.table(dict(zip(("user_id", "age_band", "gender", "occupation"), profile, strict=True)))
+        return known_users, pa.table(dict(zip(("item_id", "title", "year", "genres"), film, strict=True)))
 
     def days(self) -> list[date]:
         first, last = int(self._event_days[0]), int(self._event_days[-1])

@@ -14,11 +14,13 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limaml import schema
+from limaml import schema, telemetry
 from limaml.config import SourceConfig
 from limaml.errors import ConfigError, DataError, UnreadableDayError
-from limaml.events.day_store import with_types
+from limaml.events.casting import with_types
 from limaml.io.storage import Storage
+
+_log = telemetry.get_logger(__name__)
 
 _PARTITION = re.compile(r"dt=(\d{4}-\d{2}-\d{2})")
 
@@ -35,10 +37,10 @@ class ParquetSource:
         self._storage = Storage(cfg.path)
         self._max_gap_days = cfg.max_gap_days
         self._today = today
+        self._ignored: set[str] = set()
 
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
-        users, items = (self._catalogue(table) for table in (schema.USERS, schema.ITEMS))
-        return users, items
+        return self._catalogue("users"), self._catalogue("items")
 
     def days(self) -> list[date]:
         days, left_out = self._calendar
@@ -102,21 +104,26 @@ class ParquetSource:
         ]
         return kept, left_out
 
-    def _catalogue(self, table: schema.Table) -> pa.Table:
-        name = f"{table.name}.parquet"
+    def _catalogue(self, known: str) -> pa.Table:
+        name = f"{known}.parquet"
         if not self._storage.exists(name):
-            raise DataError(f"{self._storage.path(name)} must exist: it holds the known {table.name}; write it")
-        return _each_once(with_types(self._storage.read_table(name), table), self._storage.path(name))
+            raise DataError(f"{self._storage.path(name)} must exist: it holds the known {known}; write it")
+        return _each_once(self._storage.read_table(name), self._storage.path(name))
 
     def _read(self, relative: str) -> pa.Table:
         raw = self._storage.read_bytes(relative)
         path = self._storage.path(relative)
         try:
-            return _each_once(with_types(pq.ParquetFile(io.BytesIO(raw)).read(), schema.EVENTS), path)
+            table = _each_once(pq.ParquetFile(io.BytesIO(raw)).read(), path)
         except (pa.ArrowException, OSError) as error:
             raise UnreadableDayError(f"{path} must be a readable Parquet file: {error}; deliver it again", raw) from error
         except DataError as error:
             raise UnreadableDayError(str(error), raw) from None
+        ignored = set(table.column_names) - set(schema.EVENTS.names)
+        if ignored - self._ignored:
+            _log.warning("columns_ignored", of="events", first_seen=path, columns=sorted(ignored - self._ignored))
+            self._ignored |= ignored
+        return with_types(table.drop_columns(sorted(ignored)), schema.EVENTS)
 
 
 def _folder(day: date) -> str:

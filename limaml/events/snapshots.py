@@ -7,16 +7,16 @@ first day, that is the end of the day before it. Everything is a pure function o
 so writing a day again gives the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import duckdb
 import pyarrow as pa
 
 from limaml import schema
-from limaml.config import Config
+from limaml.config import FeatureConfig
 from limaml.events import catalogue
-from limaml.events.catalogue import ITEM, KINDS, USER, Kind
+from limaml.events.catalogue import Kind
 from limaml.events.day_store import EventStore, partition, partition_files
 from limaml.io.storage import Storage
 
@@ -39,35 +39,34 @@ WITH steps AS (
 ), state AS (
     SELECT {key}, day, sum(n) OVER w AS n, sum(p) OVER w AS p FROM days WINDOW w AS (PARTITION BY {key} ORDER BY day)
 )
-SELECT state.{key}, (state.day + 1) * {day_us} AS event_timestamp, {static},
-    n::BIGINT AS {events}, ((p + $prior * $prior_rows) / (n + $prior_rows))::FLOAT AS {rate}
+SELECT state.{key}, (state.day + 1) * {day_us} AS event_timestamp{static}{aggregates}
 FROM state ASOF LEFT JOIN history ON state.{key} = history.{key} AND state.day >= history.day
 WHERE state.day BETWEEN $first AND $through
 ORDER BY event_timestamp, state.{key}
 """
 
 
-def write(storage: Storage, cfg: Config, first: date, through: date) -> dict[str, int]:
+def write(storage: Storage, kinds: Mapping[str, Kind], first: date, through: date) -> dict[str, int]:
     """Compute and write the snapshots of all days from `first` to `through` with one query a kind; returns rows written."""
-    return {kind.name: _write_kind(storage, cfg, kind, first, through) for kind in (USER, ITEM)}
+    return {kind.name: _write_kind(storage, kind, first, through) for kind in kinds.values()}
 
 
-def changed(storage: Storage, kind: str, day: date) -> pa.Table:
+def changed(storage: Storage, kind: Kind, day: date) -> pa.Table:
     """Snapshot rows stamped with the end of `day`, sorted by entity: what publishing that day writes."""
-    return _read(storage, KINDS[kind], partition_files(storage, f"snapshots/{kind}", first=day, through=day))
+    return _read(storage, kind, partition_files(storage, f"snapshots/{kind.name}", first=day, through=day))
 
 
-def between(storage: Storage, kind: str, first: date, last: date) -> pa.Table:
+def between(storage: Storage, kind: Kind, first: date, last: date) -> pa.Table:
     """All snapshot rows stamped with the ends of the days from `first` to `last`."""
-    return _read(storage, KINDS[kind], partition_files(storage, f"snapshots/{kind}", first=first, through=last))
+    return _read(storage, kind, partition_files(storage, f"snapshots/{kind.name}", first=first, through=last))
 
 
-def latest(storage: Storage, kind: str, through: date, entities: Sequence[str] | None = None) -> pa.Table:
+def latest(storage: Storage, kind: Kind, through: date, entities: Sequence[str] | None = None) -> pa.Table:
     """Newest snapshot row of every entity (or of `entities`) stamped no later than the end of `through`, sorted by entity."""
-    files = partition_files(storage, f"snapshots/{kind}", through=through)
-    key = KINDS[kind].key
+    files = partition_files(storage, f"snapshots/{kind.name}", through=through)
+    key = kind.key
     with duckdb.connect() as connection:
-        connection.register("snapshots", storage.dataset(files, KINDS[kind].features.arrow))
+        connection.register("snapshots", storage.dataset(files, kind.snapshots.arrow))
         semi_join = ""
         if entities is not None:
             connection.register("wanted", pa.table({key: pa.array(entities, pa.string())}))
@@ -76,11 +75,11 @@ def latest(storage: Storage, kind: str, through: date, entities: Sequence[str] |
             f"SELECT * FROM snapshots {semi_join} QUALIFY row_number() OVER"  # noqa: S608  names come from the schema
             f" (PARTITION BY {key} ORDER BY event_timestamp DESC) = 1 ORDER BY {key}"
         ).to_arrow_table()
-    return rows.cast(KINDS[kind].features.arrow)
+    return rows.cast(kind.snapshots.arrow)
 
 
-def _write_kind(storage: Storage, cfg: Config, kind: Kind, first: date, through: date) -> int:
-    rows = _compute(storage, cfg, kind, first, through)
+def _write_kind(storage: Storage, kind: Kind, first: date, through: date) -> int:
+    rows = _compute(storage, kind, first, through)
     stamps = rows["event_timestamp"].cast(pa.int64()).to_numpy()
     position = 0
     while position < rows.num_rows:
@@ -91,23 +90,17 @@ def _write_kind(storage: Storage, cfg: Config, kind: Kind, first: date, through:
     return int(rows.num_rows)
 
 
-def _compute(storage: Storage, cfg: Config, kind: Kind, first: date, through: date) -> pa.Table:
+def _compute(storage: Storage, kind: Kind, first: date, through: date) -> pa.Table:
     """Snapshot rows of all entities that changed within the span, sorted by (event_timestamp, entity)."""
     events = storage.dataset(EventStore(storage).paths(through=through), schema.EVENTS.arrow)
     superseded = storage.dataset(partition_files(storage, "events_superseded", through=through), schema.EVENTS.arrow)
     query = _QUERY.format(
         key=kind.key,
         day_us=_DAY_US,
-        static=", ".join(f"history.{name}" for name in kind.static),
-        events=f"{kind.name}_events",
-        rate=f"{kind.name}_positive_rate",
+        static="".join(f", history.{name}" for name in kind.static),
+        aggregates="".join(f", {_aggregate(feature)} AS {feature.name}" for feature in kind.features if feature.aggregate),
     )
-    values = {
-        "first": (first - _EPOCH).days,
-        "through": (through - _EPOCH).days,
-        "prior": cfg.features.rate_prior,
-        "prior_rows": cfg.features.rate_prior_rows,
-    }
+    values = {"first": (first - _EPOCH).days, "through": (through - _EPOCH).days}
     with duckdb.connect() as connection:
         connection.register("events", events)
         connection.register("superseded", superseded)
@@ -115,8 +108,15 @@ def _compute(storage: Storage, cfg: Config, kind: Kind, first: date, through: da
         rows = connection.sql(query, params=values).to_arrow_table()
     micros = rows["event_timestamp"].cast(schema.TIMESTAMP)
     rows = rows.set_column(rows.schema.get_field_index("event_timestamp"), "event_timestamp", micros)
-    return rows.select(kind.features.names).cast(kind.features.arrow).combine_chunks()
+    return rows.select(kind.snapshots.names).cast(kind.snapshots.arrow).combine_chunks()
+
+
+def _aggregate(feature: FeatureConfig) -> str:
+    """SQL over an entity's running sums: n events, p of them positive."""
+    if feature.aggregate == "count":
+        return "n::BIGINT"
+    return f"((p + {feature.prior * feature.prior_rows!r}) / (n + {feature.prior_rows!r}))::FLOAT"
 
 
 def _read(storage: Storage, kind: Kind, files: list[str]) -> pa.Table:
-    return storage.dataset(files, kind.features.arrow).to_table().sort_by(kind.key)
+    return storage.dataset(files, kind.snapshots.arrow).to_table().sort_by(kind.key)

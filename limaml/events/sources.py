@@ -24,7 +24,7 @@ class Source(Protocol):
         ...
 
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
-        """Known users and items, meant to have `schema.USERS` and `schema.ITEMS` columns."""
+        """Known users and items: `user_id`, `item_id` and what else is known of them; features are declared of its columns."""
         ...
 
     def days(self) -> list[date]:

@@ -26,6 +26,7 @@ SCALE = 2.0
 _ARRIVAL_SHARE = 0.75
 """Users arrive evenly over this share of the days, so that the last days hold returning users only."""
 _LAST_SECOND = 86_399
+_AGE_BANDS = ("under_18", "18_24", "25_34", "35_44", "45_49", "50_55", "56_and_over")
 _OCCUPATIONS = ("artist", "engineer", "student", "writer")
 
 Floats = npt.NDArray[np.float64]
@@ -48,21 +49,20 @@ class SyntheticSource:
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
         rng = self._rng("profiles")
         num_users, num_items = self._cfg.synthetic_users, self._cfg.synthetic_items
-        users = [
-            pa.array([f"u{n}" for n in range(num_users)]),
-            pa.array(rng.choice(schema.AGE_BANDS, num_users).tolist()),
-            pa.array(rng.choice(["F", "M"], num_users).tolist()),
-            pa.array(rng.choice(_OCCUPATIONS, num_users).tolist()),
-        ]
+        users = {
+            "user_id": [f"u{n}" for n in range(num_users)],
+            "age_band": rng.choice(_AGE_BANDS, num_users).tolist(),
+            "gender": rng.choice(["F", "M"], num_users).tolist(),
+            "occupation": rng.choice(_OCCUPATIONS, num_users).tolist(),
+        }
         told = self._item_factors[:, 0] if self._cfg.synthetic_factors else self._popularity
-        genres = [["sunny"] if factor > 0 else ["gloomy"] for factor in told]
-        items = [
-            pa.array([f"i{n}" for n in range(num_items)]),
-            pa.array([f"Title {n}" for n in range(num_items)]),
-            pa.array(rng.integers(1950, 2000, num_items)),
-            pa.array(genres, pa.list_(pa.string())),
-        ]
-        return pa.Table.from_arrays(users, schema=schema.USERS.arrow), pa.Table.from_arrays(items, schema=schema.ITEMS.arrow)
+        items = {
+            "item_id": [f"i{n}" for n in range(num_items)],
+            "title": [f"Title {n}" for n in range(num_items)],
+            "year": rng.integers(1950, 2000, num_items).tolist(),
+            "genres": [["sunny"] if factor > 0 else ["gloomy"] for factor in told],
+        }
+        return pa.table(users), pa.table(items)
 
     def days(self) -> list[date]:
         return [self._first + timedelta(days=n) for n in range(self._cfg.synthetic_days)]

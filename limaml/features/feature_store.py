@@ -203,13 +203,14 @@ def _secret(name: str, key: str) -> str:
     return os.environ[name]
 
 
-def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:
+def join_features(store: "FeatureStore", events: pa.Table, tables: schema.Tables) -> pa.Table:
     """Join each event with the newest snapshots not later than its timestamp, through Feast.
 
-    Returns `schema.LOGGED_EVENTS`, sorted by (user_id, timestamp, event_id). Raises StoreError if Feast lost or added a row.
+    Returns `tables.logged_events`, sorted by (user_id, timestamp, event_id). Raises StoreError if Feast lost or added a row.
     """
+    logged = tables.logged_events
     if not events.num_rows:
-        return schema.LOGGED_EVENTS.arrow.empty_table()
+        return logged.arrow.empty_table()
     frame = events.select(schema.EVENTS.names).rename_columns(
         ["event_timestamp" if name == "timestamp" else name for name in schema.EVENTS.names]
     )
@@ -222,9 +223,7 @@ def join_features(store: "FeatureStore", events: pa.Table) -> pa.Table:
         finally:
             _close_backend()
     joined = joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
-    joined = (
-        joined.select(schema.LOGGED_EVENTS.names).cast(schema.LOGGED_EVENTS.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
-    )
+    joined = joined.select(logged.names).cast(logged.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
     if not joined["event_id"].equals(events.sort_by(schema.EVENT_ORDER)["event_id"]):
         unique = len(pc.unique(joined["event_id"]))
         raise StoreError(

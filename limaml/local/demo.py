@@ -14,6 +14,7 @@ from limaml.errors import LimamlError
 from limaml.events import catalogue
 from limaml.events.day_store import EventStore
 from limaml.io.storage import Storage
+from limaml.schema import tables
 
 CANDIDATES = 100
 SHOWN = 5
@@ -51,7 +52,7 @@ def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
 
     Raises LimamlError with its refusal, or with what kept it.
     """
-    request = {"user_id": user.user_id, "item_ids": list(user.candidates), "context": {"hour": 20}}
+    request = {"user_id": user.user_id, "item_ids": list(user.candidates)}
     deadline = monotonic() + timeout_s
     while True:
         try:
@@ -70,7 +71,8 @@ def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
 def show(console: Console, cfg: Config, url: str) -> None:
     """Print the first items of all three rankings, with the age of the embedding used or why there was none."""
     items = catalogue.read(Storage(cfg.storage.root), "item")
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    title = tables(cfg.features).title or "item_id"
+    titles = dict(zip(items["item_id"].to_pylist(), items[title].to_pylist(), strict=True))
     for user in choose_users(cfg):
         answer = ask(url, user, cfg.local.ready_timeout_s)
         used = answer["embeddings"][cfg.task_kind.name]
@@ -84,7 +86,7 @@ def show(console: Console, cfg: Config, url: str) -> None:
         table.add_column("score", justify="right")
         table.add_column(f"first {SHOWN} of {len(user.candidates)}")
         for item in answer["items"][:SHOWN]:
-            table.add_row(f"{item['score']:.3f}", str(titles[item["item_id"]]))
+            table.add_row(f"{item['score']:.3f}", str(titles[item["item_id"]] or item["item_id"]))
         console.print(table)
         console.print()
 

@@ -89,10 +89,10 @@ def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
 
 
 def item_vector(network: LiMAML, rows: TaskRows, row: int) -> Tensor:
-    """(K,) the row's item; an unknown one's comes from its genres."""
+    """(K,) the row's item; an unknown one's comes from its static features."""
     block = network.global_block
-    genres = rows.item_dense_RF[row, : block.num_genres]
-    return block.item[rows.item_R[row]] if rows.item_R[row] > 0 else genres @ block.genre + block.unknown_item
+    content = rows.item_dense_RF[row, : block.item_static]
+    return block.item[rows.item_R[row]] if rows.item_R[row] > 0 else content @ block.content + block.unknown_item
 
 
 def initial(network: LiMAML, support: TaskRows, entity_index: int) -> Params:

@@ -32,7 +32,7 @@ from limaml.errors import BundleError
 from limaml.features.encoder import Encoder
 from limaml.models.network import LiMAML, build_network
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REFIT = "refit"
 TWIN = "twin"
 _REMEDY = "download the version again or train a new one"
@@ -96,7 +96,7 @@ def save(bundle: Bundle, directory: str | Path) -> None:
 def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
     """Read and check a bundle; `parts=("refit",)` reads what a server needs.
 
-    Raises BundleError for a missing or corrupt file, weights of another shape or not finite, and a newer format.
+    Raises BundleError for a missing or corrupt file, weights of another shape or not finite, and another format.
     """
     directory = Path(directory)
     manifest = _read_manifest(directory)
@@ -152,10 +152,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"bundle {directory}: manifest.json must hold format_version and sha256; {_REMEDY}")
-    if version > FORMAT_VERSION:
-        raise BundleError(
-            f"bundle {directory}: format_version must be at most {FORMAT_VERSION}, got {version}; update limaml to read it"
-        )
+    if version != FORMAT_VERSION:
+        remedy = "update limaml to read it" if version > FORMAT_VERSION else "train a new version with this limaml"
+        raise BundleError(f"bundle {directory}: format_version must be {FORMAT_VERSION}, got {version}; {remedy}")
     return manifest
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import ModelConfig
-from limaml.features.encoder import UNKNOWN, EncoderDims
+from limaml.features.columns import UNKNOWN
+from limaml.features.encoder import EncoderDims
 from limaml.models.adapted import AdaptedVector
 from limaml.models.dense import is_plain, linear, linear_relu
 from limaml.models.relu_pull import relu_pull
@@ -49,8 +50,8 @@ class GlobalBlock(nn.Module):
 
     The last entry of a meta embedding is then the task's level. Within the product the item id reaches the score through its
     vector alone: with an id embedding inside the MLP, and with the product there, training rows were learnt by heart (per-user
-    AUC of MovieLens' validation users 66 instead of 74). An item outside the vocabulary gets a vector from its genres plus a
-    trained one.
+    AUC of MovieLens' validation users 66 instead of 74). An item outside the vocabulary gets a vector from its static features
+    plus a trained one.
     """
 
     def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Sequence[str]) -> None:
@@ -59,11 +60,11 @@ class GlobalBlock(nn.Module):
         self.dropout = cfg.dropout
         self.has_product = cfg.interaction in ("product", "both")
         self.has_concat = cfg.interaction in ("concat", "both") and len(kinds) > 0
-        self.num_genres = dims.num_genres
+        self.item_static = dims.item_static
         num_factors, learned = cfg.embedding_dim - 1, cfg.item_vectors == "learned"
         # Row 0 is never read: the unknown item has its own parameters.
         self.item = nn.Parameter(torch.randn(dims.num_items + 1, num_factors) * 0.1, requires_grad=learned)
-        self.genre = nn.Parameter(torch.zeros(dims.num_genres, num_factors), requires_grad=learned)
+        self.content = nn.Parameter(torch.zeros(dims.item_static, num_factors), requires_grad=learned)
         self.unknown_item = nn.Parameter(torch.zeros(num_factors))
         self.num_features = dims.item_dense + dims.user_dense + dims.context
         beside = len(kinds) * cfg.embedding_dim if self.has_concat else 0
@@ -78,7 +79,7 @@ class GlobalBlock(nn.Module):
         """Put fitted vectors in place of the initial ones."""
         with torch.no_grad():
             self.item[1:] = found.vectors_IK
-            self.genre.copy_(found.genre_weights_GK)
+            self.content.copy_(found.content_weights_CK)
             self.unknown_item.copy_(found.bias_K)
 
     def forward(self, rows: Rows, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
@@ -218,4 +219,4 @@ class GlobalBlock(nn.Module):
         return vector_TRK.index_put(at, self._unknown(rows.item_dense_TRF[at])) if len(at[0]) else vector_TRK
 
     def _unknown(self, item_dense: Tensor) -> Tensor:
-        return item_dense[..., : self.num_genres] @ self.genre + self.unknown_item
+        return item_dense[..., : self.item_static] @ self.content + self.unknown_item

@@ -3,13 +3,15 @@
 The residual r of a row is its label less its item's smoothed rate, and with K factors
 
     r = <e_user, v_item> + level_user + noise,    e ~ N(0, I),    level ~ N(0, LEVEL_VARIANCE),
-    v_item ~ N(genres W + b, I / PRECISION),      noise variance = mean of rate * (1 - rate)
+    v_item ~ N(content W + b, I / PRECISION),      noise variance = mean of rate * (1 - rate)
 
 fitted by variational EM (Lim and Teh, KDD Cup Workshop 2007): the users' Gaussian posteriors, the items' Gaussian posteriors
 and W by ridge, in turn. The posterior covariances matter: alternating ridge without them kept a third of the gain. The same
 rows give the same vectors. A round costs rows * K^2; memory holds one (K, K) matrix for every user and item.
 
-    R rows, U users, I items, G genres, K factors
+Content is what the encoder makes of an item's static features.
+
+    R rows, U users, I items, C content features, K factors
 """
 
 from dataclasses import dataclass
@@ -18,15 +20,19 @@ import torch
 from torch import Tensor
 
 from limaml.config import Config
+from limaml.features.encoder import EncoderDims
 from limaml.models.network import LiMAML
+from limaml.schema import rate_feature
 from limaml.tasks.sampling import TaskRows
 
 # Chosen on validation users of MovieLens.
 _LEVEL_VARIANCE = 0.03
 _PRECISION = 500.0
-_GENRE_RIDGE = 3.0
+_CONTENT_RIDGE = 3.0
 _ROUNDS = 15
 _START_STD = 0.05
+# Of the items' rates where none is declared.
+_RATE_PRIOR, _RATE_PRIOR_ROWS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -35,31 +41,33 @@ class ItemVectors:
 
     vectors_IK: Tensor
     """Of the vocabulary's items, in its order (index 1 first)."""
-    genre_weights_GK: Tensor
+    content_weights_CK: Tensor
     bias_K: Tensor
-    """genres W + b is the vector of an item outside the vocabulary."""
+    """content W + b is the vector of an item outside the vocabulary."""
 
 
 def warm_start(network: LiMAML, rows: TaskRows, cfg: Config) -> None:
     """Give a new network item vectors fitted to its training rows, if it is configured to have them."""
     if cfg.model.item_vectors == "fitted" and network.global_block.has_product:
-        network.global_block.set_item_vectors(fit_item_vectors(rows, cfg, network.dims.num_items, network.dims.num_genres))
+        network.global_block.set_item_vectors(fit_item_vectors(rows, cfg, network.dims))
 
 
-def fit_item_vectors(rows: TaskRows, cfg: Config, num_items: int, num_genres: int) -> ItemVectors:
-    """Fit the factor model to the rows whose item is in the vocabulary (`num_items` items, indices 1 to num_items)."""
+def fit_item_vectors(rows: TaskRows, cfg: Config, dims: EncoderDims) -> ItemVectors:
+    """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `dims.num_items`)."""
+    num_items, num_content = dims.num_items, dims.item_static
     num_factors = cfg.model.embedding_dim - 1
     item_R = torch.from_numpy(rows.encoded.item_index) - 1
     user_R = torch.repeat_interleave(torch.arange(rows.num_entities), torch.from_numpy(rows.offsets).diff())
     known_R = item_R >= 0
     item_R, user_R = item_R[known_R], user_R[known_R]
     label_R = torch.from_numpy(rows.label).double()[known_R]
-    prior, prior_rows = cfg.features.rate_prior, cfg.features.rate_prior_rows
+    rate = rate_feature(cfg.features, "item")
+    prior, prior_rows = (rate.prior, rate.prior_rows) if rate else (_RATE_PRIOR, _RATE_PRIOR_ROWS)
     rows_I = torch.bincount(item_R, minlength=num_items)
     rate_I = (torch.bincount(item_R, label_R, minlength=num_items) + prior * prior_rows) / (rows_I + prior_rows)
     slope = float((rate_I * (1 - rate_I))[item_R].mean()) if len(item_R) else 0.25
-    content_IC = torch.ones(num_items, num_genres + 1, dtype=torch.float64)
-    content_IC[item_R, :num_genres] = torch.from_numpy(rows.encoded.item_dense[:, :num_genres]).double()[known_R]
+    content_IC = torch.ones(num_items, num_content + 1, dtype=torch.float64)
+    content_IC[item_R, :num_content] = torch.from_numpy(rows.encoded.item_dense[:, :num_content]).double()[known_R]
     pairs = _Pairs(user_R, item_R, label_R - rate_I[item_R], rows.num_entities, num_items)
     vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, noise=slope)
     # A small residual is a change of slope = rate * (1 - rate) a logit.
@@ -86,7 +94,7 @@ def _fit(pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float) -> t
     mean_IK = torch.randn(num_items, num_factors, generator=generator, dtype=torch.float64) * _START_STD
     cov_IKK = eye_KK.expand(num_items, -1, -1) / _PRECISION
     weights_CK = torch.zeros(content_IC.shape[1], num_factors, dtype=torch.float64)
-    ridge_CC = _GENRE_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
+    ridge_CC = _CONTENT_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
     for _ in range(_ROUNDS):
         user_UL, user_cov_ULL = _users(pairs, mean_IK, cov_IKK, noise)
         factor_UK, level_U1 = user_UL[:, :-1], user_UL[:, -1:]

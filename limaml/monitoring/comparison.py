@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+PRESENT = "(present)"
+"""Column of booleans: whether there is a row."""
 MAX_EXAMPLES = 1000
 """Differing values kept a view: enough to see a pattern, few enough to be read."""
 VIEWS = pa.schema(
@@ -67,15 +69,14 @@ class Tally:
             self.examples.append(example)
 
 
-def compare_features(tally: Tally, view: str, logged: pa.Table, offline: pa.Table, names: Sequence[str], required: str) -> None:
+def compare_features(tally: Tally, view: str, logged: pa.Table, offline: pa.Table, names: Sequence[str]) -> None:
     """Add rows of a view of features to its tally.
 
-    `logged` has `entity`, `compared_at`, `rows` (how many logged rows are like this one) and the features; `offline` has the
-    features, row for row. `required` is the feature that no row lacks.
+    `logged` has `entity`, `compared_at`, `rows` (how many logged rows are like this one), PRESENT and the features; `offline`
+    has PRESENT and the features, row for row.
     """
     weight = logged["rows"].to_numpy()
-    online = logged[required].is_valid().to_numpy()
-    known = offline[required].is_valid().to_numpy()
+    online, known = (side[PRESENT].to_numpy() for side in (logged, offline))
     tally.rows += int(weight.sum())
     tally.missing += int(weight[online & ~known].sum())
     for example in np.flatnonzero(online & ~known):

@@ -17,8 +17,10 @@ day rewrites the snapshots that requests before it rightly saw.
     consistency/dt=D/differences.parquet            differing values, at most 1,000 a view
 """
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ from limaml.errors import GateError, NothingToDo
 from limaml.events.day_store import partition
 from limaml.features.feature_store import join_features, open_store
 from limaml.io.storage import Storage
-from limaml.monitoring.comparison import EXAMPLES, VIEWS, Tally, compare_features, compare_vector
+from limaml.monitoring.comparison import EXAMPLES, PRESENT, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.published import published_files
 
@@ -46,7 +48,6 @@ _log = telemetry.get_logger(__name__)
 _REQUESTS_PER_PART = 4096
 """Requests held at a time; with 100 candidates each a few hundred MB before equal rows are put together."""
 _ITEMS_MAY_LAG = timedelta(days=1)
-_USER_REQUIRED, _ITEM_REQUIRED = "user_events", "item_events"
 _LIST_SEPARATOR = "\x1f"
 """Arrow groups by strings, not by lists."""
 
@@ -65,11 +66,11 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         # The ratios of the last compared day stay exported; this says that they are not of this one.
         gauges.set(telemetry.CONSISTENCY_REQUESTS, 0)
         raise NothingToDo(f"no request was logged on {day}; serving.log_share = {cfg.serving.log_share:g} says how many are")
-    store, tallies, num_requests = open_store(cfg), defaultdict[str, Tally](Tally), 0
-    for part in _parts(requests, files):
+    offline, tallies, num_requests = _Offline(open_store(cfg), schema.tables(cfg.features)), defaultdict[str, Tally](Tally), 0
+    for part in _parts(requests, files, offline.tables.request_log):
         num_requests += part.num_rows
-        _compare_users(store, tallies[schema.USER_FEATURES.name], part)
-        _compare_items(store, tallies[schema.ITEM_FEATURES.name], part)
+        _compare_users(offline, tallies[schema.USER_VIEW], part)
+        _compare_items(offline, tallies[schema.ITEM_VIEW], part)
         _compare_embeddings(storage, tallies, part)
     views = [tallies[view].row(view) for view in sorted(tallies)]
     folder = f"consistency/{partition(day)}"
@@ -108,10 +109,10 @@ def _refuse_above(limit: float, tallies: dict[str, Tally], path: str) -> None:
         )
 
 
-def _parts(requests: Storage, files: list[str]) -> Iterator[pa.Table]:
+def _parts(requests: Storage, files: list[str], log: schema.Table) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for path in files:
-        waiting.append(requests.read_table(path).select(schema.REQUEST_LOG.names).cast(schema.REQUEST_LOG.arrow))
+        waiting.append(requests.read_table(path).select(log.names).cast(log.arrow))
         if sum(table.num_rows for table in waiting) >= _REQUESTS_PER_PART:
             yield pa.concat_tables(waiting).combine_chunks()
             waiting = []
@@ -119,25 +120,55 @@ def _parts(requests: Storage, files: list[str]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _compare_users(store: "FeatureStore", tally: Tally, part: pa.Table) -> None:
+@dataclass(frozen=True)
+class _Offline:
+    """The join that training rows come from, by entity."""
+
+    store: "FeatureStore"
+    tables: schema.Tables
+
+    def features(self, logged: pa.Table, entity: str) -> pa.Table:
+        """Features of each row's entity at its instant, and whether there is a row."""
+        number = [f"{at:09d}" for at in range(logged.num_rows)]
+        other = pa.array([""] * logged.num_rows)
+        values = {
+            "event_id": pa.array(number, pa.string()),
+            "user_id": logged["entity"] if entity == "user" else other,
+            "item_id": logged["entity"] if entity == "item" else other,
+            "timestamp": logged["compared_at"],
+            "label": pa.array([0] * logged.num_rows, pa.int8()),
+        }
+        joined = join_features(self.store, pa.table(values).cast(schema.EVENTS.arrow), self.tables).sort_by("event_id")
+        names = self.tables.names(entity)
+        return pa.table({name: _comparable(joined[name]) for name in names} | {PRESENT: _present(joined, names)})
+
+
+def _present(table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    """Whether any feature is known: a row that is not there has none. Lists count only where there is nothing else."""
+    plain = [name for name in names if not pa.types.is_list(table.schema.field(name).type)]
+    known = [table[name].is_valid() for name in plain or names]
+    return functools.reduce(pc.or_, known, pa.chunked_array([pa.array([False] * table.num_rows)]))
+
+
+def _compare_users(offline: _Offline, tally: Tally, part: pa.Table) -> None:
     part = part.filter(part["user"].is_valid())
     fetched = _fields(part["user"])
     due = _instant(part, fetched["event_timestamp"], part["complete_through"])
-    logged = _distinct(part["user_id"], due, fetched, schema.USER_FEATURE_NAMES)
-    offline = _offline(store, logged, "user_id", schema.USER_FEATURE_NAMES)
-    compare_features(tally, schema.USER_FEATURES.name, logged, offline, schema.USER_FEATURE_NAMES, _USER_REQUIRED)
+    names = offline.tables.names("user")
+    logged = _distinct(part["user_id"], due, fetched, names)
+    compare_features(tally, schema.USER_VIEW, logged, offline.features(logged, "user"), names)
 
 
-def _compare_items(store: "FeatureStore", tally: Tally, part: pa.Table) -> None:
+def _compare_items(offline: _Offline, tally: Tally, part: pa.Table) -> None:
     request = pc.list_parent_indices(part["items"])
     fetched = _fields(pc.list_flatten(part["items"]))
     through = part["complete_through"].take(request)
-    stamp_unknown = pc.and_(fetched["event_timestamp"].is_null(), fetched[_ITEM_REQUIRED].is_valid())
+    names = offline.tables.names("item")
+    stamp_unknown = pc.and_(fetched["event_timestamp"].is_null(), _present(fetched, names))
     earlier = pc.subtract(through, pa.scalar(_ITEMS_MAY_LAG, pa.duration("us")))
     due = _instant(part.take(request), fetched["event_timestamp"], pc.if_else(stamp_unknown, through, earlier))
-    logged = _distinct(pc.list_flatten(part["item_ids"]), due, fetched, schema.ITEM_FEATURE_NAMES)
-    offline = _offline(store, logged, "item_id", schema.ITEM_FEATURE_NAMES)
-    compare_features(tally, schema.ITEM_FEATURES.name, logged, offline, schema.ITEM_FEATURE_NAMES, _ITEM_REQUIRED)
+    logged = _distinct(pc.list_flatten(part["item_ids"]), due, fetched, names)
+    compare_features(tally, schema.ITEM_VIEW, logged, offline.features(logged, "item"), names)
 
 
 def _fields(column: pa.ChunkedArray) -> pa.Table:
@@ -155,7 +186,7 @@ def _instant(part: pa.Table, stamp: pa.ChunkedArray, due: pa.ChunkedArray) -> pa
 
 def _distinct(entity: pa.ChunkedArray, at: pa.ChunkedArray, fetched: pa.Table, names: tuple[str, ...]) -> pa.Table:
     """Logged rows with `entity`, `compared_at` and the features, equal ones once with their number in `rows`."""
-    columns = {name: _comparable(fetched[name]) for name in names}
+    columns = {name: _comparable(fetched[name]) for name in names} | {PRESENT: _present(fetched, names)}
     table = pa.table({"entity": entity, "compared_at": at, **columns})
     counted = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
     return counted.rename_columns([*table.column_names, "rows"])
@@ -164,21 +195,6 @@ def _distinct(entity: pa.ChunkedArray, at: pa.ChunkedArray, fetched: pa.Table, n
 def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Lists as one string each; the store does not tell an empty list from none."""
     return pc.binary_join(column, _LIST_SEPARATOR).fill_null("") if pa.types.is_list(column.type) else column
-
-
-def _offline(store: "FeatureStore", logged: pa.Table, key: str, names: tuple[str, ...]) -> pa.Table:
-    """Features of each row's entity at its instant, from the join that training rows come from."""
-    number = [f"{at:09d}" for at in range(logged.num_rows)]
-    other = pa.array([""] * logged.num_rows)
-    values = {
-        "event_id": pa.array(number, pa.string()),
-        "user_id": logged["entity"] if key == "user_id" else other,
-        "item_id": logged["entity"] if key == "item_id" else other,
-        "timestamp": logged["compared_at"],
-        "label": pa.array([0] * logged.num_rows, pa.int8()),
-    }
-    joined = join_features(store, pa.table(values).cast(schema.EVENTS.arrow)).sort_by("event_id")
-    return pa.table({name: _comparable(joined[name]) for name in names})
 
 
 def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table) -> None:

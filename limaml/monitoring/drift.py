@@ -38,7 +38,6 @@ MAX_ROWS = 50_000
 """Rows of a side, about: chance then gives an index of 0.0004 in ten bins."""
 MAX_SCORED_ROWS = 5_000
 MAX_SCORED_DAYS = 28
-FEATURES = (*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES, "hour")
 
 
 def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         return {**result, "measured": False, "reason": reason}
     bundle = places.bundle(champion.version)
     window, scores = _reference(places.storage, bundle, champion.version)
-    rows = _with_hour(_sampled(places.storage, first=day, through=day, limit=MAX_ROWS))
+    rows = _features(places.storage, bundle, day, day)
     features = {name: histogram.drift(rows[name]) for name, histogram in window.items()}
     score = scores.drift(_scores(places.storage, bundle, day, day))
     for name, value in features.items():
@@ -82,9 +81,9 @@ def _reference(storage: Storage, bundle: "Bundle", version: str) -> tuple[dict[s
         days = sorted(date.fromisoformat(day) for day in bundle.lineage.get("days", {}))
         if not days:
             raise DataError(f"version {version} must name the days it was trained on in its lineage, got none; train it again")
-        rows = _with_hour(_sampled(storage, first=days[0], through=days[-1], limit=MAX_ROWS))
+        rows = _features(storage, bundle, days[0], days[-1])
         scores = Histogram.fit(_scores(storage, bundle, _scored_from(storage, days), days[-1]))
-        fitted = {name: Histogram.fit(rows[name]).to_dict() for name in FEATURES}
+        fitted = {name: Histogram.fit(column).to_dict() for name, column in rows.items()}
         storage.write_json(path, {"through": days[-1].isoformat(), "features": fitted, "scores": scores.to_dict()})
     value = storage.read_json(path)
     features = {name: Histogram.from_dict(histogram) for name, histogram in value["features"].items()}
@@ -106,9 +105,10 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
     from limaml.evaluation.served import score_as_served
 
     kind, found = bundle.config.task_kind, []
-    asked = _sampled(storage, first=first, through=through, limit=MAX_SCORED_ROWS)
+    tables = schema.tables(bundle.config.features)
+    asked = _sampled(storage, tables, first=first, through=through, limit=MAX_SCORED_ROWS)
     entities = pc.unique(asked[kind.entity_column]).to_pylist()
-    known = read_logged(storage, through=through, entities=(kind.entity_column, entities))
+    known = read_logged(storage, tables, through=through, entities=(kind.entity_column, entities))
     day = first
     while day <= through:
         start, end = (pa.scalar(instant, schema.TIMESTAMP) for instant in (schema.day_start(day), schema.day_end(day)))
@@ -120,20 +120,24 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
     return pa.chunked_array([pa.array(np.concatenate(found) if found else np.zeros(0))])
 
 
-def _sampled(storage: Storage, *, first: date, through: date, limit: int) -> pa.Table:
+def _sampled(storage: Storage, tables: schema.Tables, *, first: date, through: date, limit: int) -> pa.Table:
     """Logged rows of a span: all, or those of a share of users, always the same ones, that have about `limit` rows."""
     manifests = EventStore(storage).manifests()
     num_rows = sum(manifest.rows for day, manifest in manifests.items() if first <= day <= through)
     one_in = -(-num_rows // limit)
     if one_in <= 1:
-        return read_logged(storage, first=first, through=through)
+        return read_logged(storage, tables, first=first, through=through)
     users: set[str] = set()
-    dataset = storage.dataset(partition_files(storage, "logged", first=first, through=through), schema.LOGGED_EVENTS.arrow)
+    dataset = storage.dataset(partition_files(storage, "logged", first=first, through=through), tables.logged_events.arrow)
     for batch in dataset.to_batches(columns=["user_id"]):
         users.update(pc.unique(batch["user_id"]).to_pylist())
     chosen = sorted(user for user in users if shard_of(user, one_in) == 0)
-    return read_logged(storage, first=first, through=through, entities=("user_id", chosen))
+    return read_logged(storage, tables, first=first, through=through, entities=("user_id", chosen))
 
 
-def _with_hour(logged: pa.Table) -> pa.Table:
-    return logged.append_column("hour", pc.hour(logged["timestamp"]))
+def _features(storage: Storage, bundle: "Bundle", first: date, through: date) -> dict[str, pa.ChunkedArray]:
+    """What the network reads of a span's rows: every feature with its values."""
+    tables = schema.tables(bundle.config.features)
+    rows = _sampled(storage, tables, first=first, through=through, limit=MAX_ROWS)
+    context = {name: pa.chunked_array([column]) for name, column in bundle.encoder.context_columns(rows).items()}
+    return {column.name: rows[column.name] for column in tables.joined} | context

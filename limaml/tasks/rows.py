@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from limaml.features.encoder import UNKNOWN, EncodedRows, Floats, Indices
+from limaml.features.columns import UNKNOWN, Floats, Indices
+from limaml.features.encoder import EncodedRows
 
 
 class SourceRows(Protocol):

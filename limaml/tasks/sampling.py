@@ -19,7 +19,8 @@ import torch
 
 from limaml.config import Config, TaskKindConfig
 from limaml.errors import DataError
-from limaml.features.encoder import UNKNOWN, EncodedRows, Encoder, Indices, timestamps_us
+from limaml.features.columns import UNKNOWN, Indices
+from limaml.features.encoder import EncodedRows, Encoder, timestamps_us
 from limaml.tasks.rows import Rows, TaskBatch
 
 MICROSECONDS_PER_DAY = 86_400_000_000

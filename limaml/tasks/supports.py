@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from limaml.errors import DataError
-from limaml.features.encoder import UNKNOWN, EncodedRows, Encoder, Floats, Indices, timestamps_us
+from limaml.features.columns import UNKNOWN, Floats, Indices
+from limaml.features.encoder import EncodedRows, Encoder, timestamps_us
 from limaml.tasks.rows import Rows
 
 MAX_TASKS = 256

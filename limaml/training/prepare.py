@@ -9,6 +9,7 @@ from limaml.errors import DataError
 from limaml.events.logged import read_logged
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import Split, arrival_split
 from limaml.training.loop import TrainingData
@@ -17,7 +18,7 @@ from limaml.training.validation import Validator
 
 def read_history(cfg: Config, through: date) -> pa.Table:
     """All logged rows up to `through` (inclusive). Raises DataError if there are none."""
-    logged = read_logged(Storage(cfg.storage.root), through=through)
+    logged = read_logged(Storage(cfg.storage.root), tables(cfg.features), through=through)
     if not logged.num_rows:
         raise DataError(f"training through {through} needs logged rows, there are none in {cfg.storage.root}; ingest first")
     return logged

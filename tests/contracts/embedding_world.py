@@ -34,6 +34,7 @@ from limaml.io.storage import Storage
 from limaml.models.bundle import Bundle, Model, save
 from limaml.models.network import build_network
 from limaml.registry import Registry
+from tests import declared
 
 FIRST = date(2026, 1, 5)
 HISTORY_DAYS = 5
@@ -73,6 +74,7 @@ class World:
     def __init__(self, root: Path, redis: str = "") -> None:
         self.delivered = root / "source"
         self.cfg = Config(
+            features=declared.FEATURES,
             source=SourceConfig(kind="parquet", path=str(self.delivered)),
             storage=StorageConfig(root=str(root / "data")),
             task_kinds=(TaskKindConfig(active_days=4),),
@@ -102,8 +104,8 @@ class World:
         users = [{"user_id": u, "age_band": "25_34", "gender": "F", "occupation": "writer"} for u in USERS]
         items = [{"item_id": i, "title": f"Title {i}", "year": 1995, "genres": ["Drama"]} for i in ITEMS]
         self.delivered.mkdir()
-        pq.write_table(pa.Table.from_pylist(users, schema=schema.USERS.arrow), self.delivered / "users.parquet")
-        pq.write_table(pa.Table.from_pylist(items, schema=schema.ITEMS.arrow), self.delivered / "items.parquet")
+        pq.write_table(pa.Table.from_pylist(users, schema=declared.USERS.arrow), self.delivered / "users.parquet")
+        pq.write_table(pa.Table.from_pylist(items, schema=declared.ITEMS.arrow), self.delivered / "items.parquet")
         for offset in range(HISTORY_DAYS):
             self.deliver(FIRST + offset * ONE_DAY)
         apply(self.cfg)
@@ -141,7 +143,7 @@ class World:
             self.uncorrected.remove(day)
 
     def new_version(self, seed: int) -> str:
-        logged = read_logged(self.storage, through=FIRST + ONE_DAY)
+        logged = read_logged(self.storage, declared.TABLES, through=FIRST + ONE_DAY)
         encoder = Encoder.fit(logged, self.cfg)
         model = Model(build_network(self.cfg, encoder.dims, seed), encoder)
         folder = self.root / f"bundle-{seed}"
@@ -174,7 +176,7 @@ class World:
 
     def everything(self) -> dict[str, Dump]:
         slots = [schema.embedding_view("user", slot) for slot in schema.SLOTS]
-        return {view: self.online(view) for view in (*slots, schema.USER_FEATURES.name, schema.ITEM_FEATURES.name)}
+        return {view: self.online(view) for view in (*slots, declared.USER_FEATURES.name, declared.ITEM_FEATURES.name)}
 
 
 def users_in(dump: Dump) -> set[str]:

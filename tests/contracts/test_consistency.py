@@ -28,6 +28,7 @@ from limaml.monitoring.export import Gauges
 from limaml.monitoring.published import record_publication
 from limaml.registry import Registry
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
+from tests import declared
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
@@ -39,6 +40,7 @@ VIEWS = ["item_features", "meta_embedding_user", "user_features"]
 def make_config(folder):
     return Config.model_validate(
         {
+            "features": declared.FEATURES,
             "source": {
                 "kind": "synthetic",
                 "synthetic_users": 40,
@@ -70,7 +72,7 @@ class World:
         filled, first, second = days[5:8]
         apply(cfg)
         ingest_history(cfg, filled, TODAY)
-        logged = read_logged(Storage(cfg.storage.root), through=filled)
+        logged = read_logged(Storage(cfg.storage.root), declared.TABLES, through=filled)
         encoder = Encoder.fit(logged, cfg)
         self.model = bundle.Model(build_network(cfg, encoder.dims, seed=7), encoder)
         self.registry = Registry(cfg.registry)
@@ -101,11 +103,11 @@ class World:
         champion = self.registry.champion()
         through = datetime.fromisoformat(champion.tags[registry.COMPLETE_THROUGH])
         slot = champion.tags[registry.SLOT]
-        items, items_at = self._fetch("item_id", self.items, schema.ITEM_FEATURES.name, schema.ITEM_FEATURE_NAMES)
+        items, items_at = self._fetch("item_id", self.items, declared.ITEM_FEATURES.name, declared.ITEM_FEATURE_NAMES)
         return [self._request(user, slot, through, items, items_at) for user in self.users]
 
     def _request(self, user, slot, through, items, items_at):
-        values, [user_at] = self._fetch("user_id", [user], schema.USER_FEATURES.name, schema.USER_FEATURE_NAMES)
+        values, [user_at] = self._fetch("user_id", [user], declared.USER_FEATURES.name, declared.USER_FEATURE_NAMES)
         view = schema.embedding_view("user", slot)
         row, [as_of] = self._fetch("user_id", [user], view, ("embedding", "model_version"))
         embedding = LoggedEmbedding("user", "fresh", row["model_version"][0], as_of, row["embedding"][0])
@@ -115,7 +117,7 @@ class World:
             model_version=self.version,
             slot=slot,
             complete_through=through,
-            hour=12,
+            context={"hour": 12},
             user={name: column[0] for name, column in values.items()},
             user_at=user_at,
             item_ids=self.items,
@@ -223,7 +225,7 @@ def test_one_wrong_value_is_counted_once_with_its_difference_and_shown(world, tm
 
 def test_a_lost_row_differs_and_an_unknown_one_is_missing(world, tmp_path):
     first, *others = world.after
-    nothing = dict.fromkeys(schema.USER_FEATURE_NAMES)
+    nothing = dict.fromkeys(declared.USER_FEATURE_NAMES)
     lost = replace(first, user=nothing, user_at=None, embeddings=[LoggedEmbedding("user", "missing")])
     gauges, _ = world.compare(tmp_path / "lost", [lost, *others])
     assert ratios(gauges)["user_features"] == pytest.approx(1 / 15)
@@ -257,7 +259,7 @@ def test_a_publication_exports_when_it_ended_and_how_old_its_entities_are(world)
     assert gauges.values[telemetry.LAST_PUBLISHED_SECONDS] == {("user",): 1000.0}
     counts = {state: value for (_, state), value in gauges.values[telemetry.PUBLISHED_ENTITIES].items()}
     assert set(counts) == set(telemetry.ENTITY_STATES)
-    logged = read_logged(Storage(world.cfg.storage.root), through=world.second)
+    logged = read_logged(Storage(world.cfg.storage.root), declared.TABLES, through=world.second)
     newest = logged.group_by("user_id").aggregate([("timestamp", "max")])["timestamp_max"].to_pylist()
     ages = [schema.day_end(world.second) - at for at in newest]
     assert counts["within_1d"] == sum(age < timedelta(days=1) for age in ages) > 0

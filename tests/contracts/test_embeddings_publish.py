@@ -18,6 +18,7 @@ from limaml.errors import BusyError, StoreError
 from limaml.features.feature_store import apply, open_store, repo_config
 from limaml.features.online.rows import OnlineRow
 from limaml.io.lease import Held, lease
+from tests import declared
 
 DIM = 3
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
@@ -29,6 +30,7 @@ def cfg(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("store")
     connection = str(root / "online.db") if request.param == "sqlite" else request.getfixturevalue("redis_server")
     return Config(
+        features=declared.FEATURES,
         source=SourceConfig(kind="synthetic"),
         storage=StorageConfig(root=str(root / "data")),
         model=ModelConfig(embedding_dim=DIM),
@@ -162,7 +164,7 @@ def items_snapshot(at: datetime, events: int) -> pa.Table:
             "item_positive_rate": 0.7,
         },
     ]
-    return pa.Table.from_pylist(rows, schema=schema.ITEM_FEATURES.arrow)
+    return pa.Table.from_pylist(rows, schema=declared.ITEM_FEATURES.arrow)
 
 
 def users_snapshot() -> pa.Table:
@@ -171,7 +173,7 @@ def users_snapshot() -> pa.Table:
         plain | {"user_id": "ü", "age_band": None, "gender": "", "occupation": "écrivaine"},
         plain | {"user_id": "v", "age_band": "25_34", "gender": "F", "occupation": None},
     ]
-    return pa.Table.from_pylist(rows, schema=schema.USER_FEATURES.arrow)
+    return pa.Table.from_pylist(rows, schema=declared.USER_FEATURES.arrow)
 
 
 def mixed_embeddings() -> pa.Table:
@@ -188,7 +190,7 @@ def mixed_embeddings() -> pa.Table:
 
 def test_snapshots_follow_the_same_rule(store: Any, held: Held) -> None:
     """They have no version: newer, or equal and different. Nulls and lists come back as they were."""
-    items = OnlineView(store, schema.ITEM_FEATURES.name)
+    items = OnlineView(store, declared.ITEM_FEATURES.name)
     items.clear()
     for at, events, written in [(NOW, 3, 2), (NOW, 3, 0), (NOW - DAY, 9, 0), (NOW, 4, 2), (NOW + DAY, 4, 2)]:
         assert publish(items, items_snapshot(at, events), held, 10).num_rows == written
@@ -212,8 +214,8 @@ def contents(cfg: Config, store: Any, view: OnlineView) -> Any:
 TABLES = [
     pytest.param(schema.embedding_view("user", "blue"), mixed_embeddings(), id="embeddings"),
     pytest.param(schema.embedding_view("user", "blue"), embeddings("one"), id="one row"),
-    pytest.param(schema.ITEM_FEATURES.name, items_snapshot(NOW, 3), id="items"),
-    pytest.param(schema.USER_FEATURES.name, users_snapshot(), id="users"),
+    pytest.param(declared.ITEM_FEATURES.name, items_snapshot(NOW, 3), id="items"),
+    pytest.param(declared.USER_FEATURES.name, users_snapshot(), id="users"),
 ]
 
 

@@ -25,6 +25,7 @@ from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreErr
 from limaml.events.ingest import ingest_day
 from limaml.events.logged import read_logged
 from limaml.registry import Registry
+from tests import declared
 from tests.contracts.embedding_world import (
     FIRST,
     HISTORY_DAYS,
@@ -67,16 +68,18 @@ def test_the_first_fill_puts_active_entities_and_all_features_online(world: Worl
     assert champion.tags[registry.SLOT] == "blue"
     assert champion.tags[registry.STATE] == "ready"
     assert champion.tags[registry.FILL_DAY] == str(FIRST + (HISTORY_DAYS - 1) * ONE_DAY)
-    assert users_in(world.online(schema.USER_FEATURES.name)) == set(USERS)
+    assert users_in(world.online(declared.USER_FEATURES.name)) == set(USERS)
     online = users_in(world.online())
     assert SILENT not in online
     as_of = schema.day_end(FIRST + (HISTORY_DAYS - 1) * ONE_DAY)
-    window = read_logged(world.storage, first=(as_of - timedelta(days=4)).date(), through=as_of.date() - ONE_DAY)
+    window = read_logged(
+        world.storage, declared.TABLES, first=(as_of - timedelta(days=4)).date(), through=as_of.date() - ONE_DAY
+    )
     assert online == set(window["user_id"].to_pylist())
 
 
 def test_a_day_changes_its_entities_only_and_moves_complete_through(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, features = world.online(), world.online(schema.USER_FEATURES.name)
+    before, features = world.online(), world.online(declared.USER_FEATURES.name)
     order: list[str] = []
     write = OnlineView.write
 
@@ -91,7 +94,7 @@ def test_a_day_changes_its_entities_only_and_moves_complete_through(world: World
     assert list(dict.fromkeys(order)) == ["user_features", "item_features", "meta_embedding_user_blue"]
     users = set(day_of_events(day)["user_id"].to_pylist())
     assert changed_users(before, world.online()) == users
-    assert changed_users(features, world.online(schema.USER_FEATURES.name)) == users
+    assert changed_users(features, world.online(declared.USER_FEATURES.name)) == users
     assert world.champion().tags[registry.COMPLETE_THROUGH] == schema.day_end(day).isoformat()
     assert (result["entities"], result["written"], result["versions"][0]["corrected"]) == (len(users), len(users), False)
 

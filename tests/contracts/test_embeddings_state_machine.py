@@ -34,6 +34,7 @@ from limaml.events.ingest import ingest_day, ingest_history
 from limaml.features.online.rows import OnlineRow
 from limaml.io.lease import Held
 from limaml.io.storage import Storage
+from tests import declared
 from tests.contracts.embedding_world import FIRST, HISTORY_DAYS, ITEMS, ONE_DAY, TODAY, USERS, World, day_of_events, flipped
 
 NUM_EXAMPLES = 6
@@ -119,7 +120,7 @@ class Installation:
             view.write([keys[at] for at in kept], [row for row in found if row is not None])
 
     def views(self) -> list[OnlineView]:
-        names = (*EMBEDDINGS.values(), schema.USER_FEATURES.name, schema.ITEM_FEATURES.name)
+        names = (*EMBEDDINGS.values(), declared.USER_FEATURES.name, declared.ITEM_FEATURES.name)
         return [OnlineView(self.places.store(), name) for name in names]
 
     def keys(self, view: OnlineView) -> list[bytes]:

@@ -34,6 +34,7 @@ from limaml.tasks.sampling import TaskRows
 from limaml.training.scoring import score_specs
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
+from tests import declared
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
@@ -45,6 +46,7 @@ RUN = "contract-7"
 def make_config(folder):
     return Config.model_validate(
         {
+            "features": declared.FEATURES,
             "source": {
                 "kind": "synthetic",
                 "synthetic_users": 60,
@@ -100,7 +102,7 @@ class Chain:
         ingest_day(self.cfg, self.next_day, TODAY)
 
     def _promote(self):
-        logged = read_logged(self.storage, through=self.day_before)
+        logged = read_logged(self.storage, declared.TABLES, through=self.day_before)
         encoder = Encoder.fit(logged.filter(pc.invert(pc.ends_with(logged["item_id"], "7"))), self.cfg)
         network = build_network(self.cfg, encoder.dims, seed=7)
         # Untrained layers hardly tell rows apart: make them, so that a wrong feature or embedding is seen.
@@ -121,7 +123,7 @@ class Chain:
 
         `support_through` leaves later days out of the supports, as if they had not been published.
         """
-        logged = read_logged(self.storage, through=self.next_day)
+        logged = read_logged(self.storage, declared.TABLES, through=self.next_day)
         if support_through is not None:
             end = pa.scalar(schema.day_end(support_through), schema.TIMESTAMP)
             start = pa.scalar(schema.day_start(self.next_day), schema.TIMESTAMP)
@@ -153,7 +155,7 @@ def served(chain):
     chain.server.ranked_when(lambda answer: answer["embeddings"]["user"]["age_s"] < lag_s + 3600, "u0", ["i0"])
     logged, _, _ = chain.offline()
     return [
-        chain.server.ranked(row["user_id"], [row["item_id"]], context={"hour": schema.context_hour(row["timestamp"])})
+        chain.server.ranked(row["user_id"], [row["item_id"]], context={"hour": row["timestamp"].hour})
         for row in logged.select(["user_id", "item_id", "timestamp"]).to_pylist()
     ]
 
@@ -191,13 +193,13 @@ def test_the_features_fetched_are_those_the_row_was_logged_with(chain, served):
     slot = chain.registry.get(chain.version).tags[registry.SLOT]
     online = OnlineFeatures(chain.cfg, slot)
     online.open()
-    names = (*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES)
+    names = (*declared.USER_FEATURE_NAMES, *declared.ITEM_FEATURE_NAMES)
     calls = StoreCalls(ServingConfig(store_timeout_s=4.0))
     mismatches = 0
     for row in logged.to_pylist():
         [item] = online.read_items([row["item_id"]]).values()
         user = asyncio.run(online.read_user(row["user_id"], calls)).user
-        found = {**user, **dict(zip(schema.ITEM_FEATURE_NAMES, item.values, strict=True))}
+        found = {**user, **dict(zip(declared.ITEM_FEATURE_NAMES, item.values, strict=True))}
         mismatches += sum(found[name] != row[name] for name in names)
     assert mismatches / (logged.num_rows * len(names)) == 0.0
 

@@ -10,7 +10,7 @@ from limaml.features.encoder import EncoderDims
 from limaml.models.network import LiMAML, build_network
 from limaml.tasks.rows import Rows, TaskBatch
 
-DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
 
 
 def make_config(model: dict[str, object] | None = None, meta: dict[str, object] | None = None) -> Config:

@@ -95,7 +95,7 @@ def test_engine_equals_reference(
 
 BENCHMARKED = {
     "reference": (
-        EncoderDims(num_items=50, num_entities=9, item_dense=25, user_dense=36, context=3, num_genres=20),
+        EncoderDims(num_items=50, num_entities=9, item_dense=25, user_dense=36, context=3, item_static=20, item_sets=20),
         {
             "model": {
                 "meta_block": "row_mlp",
@@ -108,7 +108,10 @@ BENCHMARKED = {
             "meta": {"learn_inner_lr": False, "learn_damping": False, "damping": 0.0, "inner_lr": 0.1},
         },
     ),
-    "task_vector": (EncoderDims(num_items=1682, num_entities=9, item_dense=23, user_dense=33, context=3, num_genres=18), {}),
+    "task_vector": (
+        EncoderDims(num_items=1682, num_entities=9, item_dense=23, user_dense=33, context=3, item_static=18, item_sets=18),
+        {},
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from limaml.models.network import build_network
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 ROW_MLP = {"meta_block": "row_mlp", "interaction": "concat"}
 FIXED = {"learn_inner_lr": False, "learn_damping": False}
-SMALL = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
+SMALL = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
 """Of the rows that `batch` makes."""
 
 
@@ -101,7 +101,9 @@ def test_the_kernel_equals_the_reference(
 ):
     """Random widths, odd ones too, with fewer and with more rows than features; every instruction set that this machine has."""
     hidden, dim, *above = widths
-    dims = EncoderDims(num_items=5, num_entities=4, item_dense=features[0], user_dense=features[1], context=3, num_genres=2)
+    dims = EncoderDims(
+        num_items=5, num_entities=4, item_dense=features[0], user_dense=features[1], context=3, item_static=2, item_sets=2
+    )
     model = {"meta_hidden": (hidden,), "embedding_dim": dim + 1, "global_hidden": tuple(above), "row_age": row_age}
     net = _make(config, dims, model, {"damping": damping}, seed).to(dtype)
     support, query = ([pair[n] for pair in lengths] for n in (0, 1))
@@ -136,7 +138,7 @@ def two_threads():
 @pytest.mark.parametrize("below", [0, 1, 2])
 def test_an_embedding_depends_on_its_own_rows_alone_bit_for_bit(config, rows, kernel, two_threads, below):
     """Alone, among others, unpadded, and on one or two threads (contract 5)."""
-    dims = EncoderDims(num_items=5, num_entities=4, item_dense=30, user_dense=31, context=3, num_genres=2)
+    dims = EncoderDims(num_items=5, num_entities=4, item_dense=30, user_dense=31, context=3, item_static=2, item_sets=2)
     model = {"meta_hidden": (64,), "embedding_dim": 32, "global_hidden": (128, 64), "row_age": False}
     net = _make(config, dims, model, {}, 1).float()
     lengths = [(7 * task) % 23 for task in range(60)] + [150, 1, 70]

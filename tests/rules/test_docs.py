@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limaml import schema
-from limaml.config import Config
+from limaml.config import Config, FeatureConfig
 from tests.rules.test_repository import ROOT, committed, imported, python_files
 
 CONTRACTS = "docs/contracts.md"
@@ -156,10 +156,13 @@ def test_a_page_links_only_to_what_there_is(page: Path) -> None:
         assert not anchor or anchor in [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads], link
 
 
-def test_the_page_for_other_data_names_every_column_and_value_that_a_gate_asks_for() -> None:
+def test_the_page_for_other_data_names_every_column_and_what_may_be_declared() -> None:
     page = text_of("docs/bring_your_own_data.md")
-    columns = [name for table in (schema.EVENTS, schema.USERS, schema.ITEMS) for name in table.names]
-    assert not [name for name in (*columns, *schema.AGE_BANDS) if f"`{name}`" not in page]
+    assert not [name for name in schema.EVENTS.names if f"`{name}`" not in page]
+    for setting in ("entity", "type", "aggregate", "clock"):
+        choices = re.findall(r"'(\w+)'", str(FeatureConfig.model_fields[setting].annotation))
+        assert choices
+        assert not [choice for choice in choices if choice not in page], setting
 
 
 def test_modules_that_pages_run_exist() -> None:

@@ -23,6 +23,7 @@ from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.tasks.rows import Rows
 from serving.features import OnlineFeatures
+from tests import declared
 
 ROOT = Path(__file__).parents[2]
 ITEMS = [f"i{number}" for number in range(1, 9)]
@@ -60,6 +61,7 @@ class World:
         self.folder = folder
         self.cfg = Config.model_validate(
             {
+                "features": declared.FEATURES,
                 "source": {"kind": "synthetic"},
                 "storage": {"root": str(folder / "data")},
                 "task_kinds": [{"name": "user", "max_lag_s": MAX_LAG_S}],
@@ -91,13 +93,13 @@ class World:
 
     def write_catalogue(self, items):
         rows = [{"item_id": item, "title": item.upper(), "year": None, "genres": []} for item in items]
-        Storage(self.cfg.storage.root).write_table("catalogue/items.parquet", pa.Table.from_pylist(rows, schema.ITEMS.arrow))
+        Storage(self.cfg.storage.root).write_table("catalogue/items.parquet", pa.Table.from_pylist(rows, declared.ITEMS.arrow))
 
     def publish_features(self):
         at = datetime.now(UTC).replace(microsecond=0)
         for table, key, values in (
-            (schema.USER_FEATURES, "user_id", USER_FEATURES),
-            (schema.ITEM_FEATURES, "item_id", ITEM_FEATURES),
+            (declared.USER_FEATURES, "user_id", USER_FEATURES),
+            (declared.ITEM_FEATURES, "item_id", ITEM_FEATURES),
         ):
             rows = [{key: entity, "event_timestamp": at, **features} for entity, features in values.items()]
             self._write(table.name, pa.Table.from_pylist(rows, table.arrow))
@@ -148,11 +150,11 @@ class World:
     def expected(self, version, user, items, vector=None, hour=12):
         """Item -> score, computed here: features looked up in the tables above, the prior where no vector is given."""
         network = self.networks[version]
-        unknown = dict.fromkeys(schema.ITEM_FEATURE_NAMES)
+        unknown = dict.fromkeys(declared.ITEM_FEATURE_NAMES)
         rows = [ITEM_FEATURES.get(item, unknown) for item in items]
         columns = {
             **USER_FEATURES.get(user, {}),
-            **{name: [row[name] for row in rows] for name in schema.ITEM_FEATURE_NAMES},
+            **{name: [row[name] for row in rows] for name in declared.ITEM_FEATURE_NAMES},
             "item_id": list(items),
             "hour": hour,
         }
@@ -178,7 +180,7 @@ def logged_rows():
         }
         for at, item in enumerate(IN_VOCABULARY)
     ]
-    return pa.Table.from_pylist(rows, schema.LOGGED_EVENTS.arrow)
+    return pa.Table.from_pylist(rows, declared.LOGGED_EVENTS.arrow)
 
 
 @pytest.fixture(scope="session")

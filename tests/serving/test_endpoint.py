@@ -10,6 +10,7 @@ from limaml.config import ServingConfig
 from serving.api import MAX_BODY_BYTES, RequestError, request_model
 from serving.endpoint import RankEndpoint
 from serving.metrics import Metrics
+from tests import declared
 from tests.polling import until
 
 GOOD = b'{"user_id": "u1", "item_ids": ["i1"]}'
@@ -30,7 +31,9 @@ class Endpoint:
 
     def __init__(self, rank=ranked, token=None, **serving):
         self.registry = CollectorRegistry()
-        self.app = RankEndpoint(ServingConfig(**serving), path="/rank", request_type=request_model(3), token=token)
+        self.app = RankEndpoint(
+            ServingConfig(**serving), path="/rank", request_type=request_model(3, declared.TABLES), token=token
+        )
         self.metrics = Metrics(self.registry)
         self.metrics.start([])
         self.app.bind(rank, self.metrics)

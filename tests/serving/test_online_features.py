@@ -17,6 +17,7 @@ from limaml.errors import StoreError
 from limaml.features.online.wire import string_keys
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
+from tests import declared
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 VECTOR = [0.25, -1.5, 0.0, 3.0]
@@ -71,7 +72,7 @@ def test_items_are_found_in_reads_of_some_at_a_time(online, stored, monkeypatch)
     for item, (values, at) in found.items():
         assert (at is None) == (item not in stored.item_features)
         expected = stored.item_features.get(item, unknown)
-        assert dict(zip(expected, values, strict=True)) == expected | {
+        assert dict(zip(declared.ITEM_FEATURE_NAMES, values, strict=True)) == expected | {
             "item_positive_rate": expected["item_positive_rate"] and pytest.approx(expected["item_positive_rate"])
         }
 

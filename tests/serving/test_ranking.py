@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limaml.models.network import build_network
-from serving.api import RankRequest, RankResponse
+from serving.api import RankResponse
 from serving.features import Fetched, ItemRow
 from serving.freshness import Lookup, StoredEmbedding
 from serving.items import Items
 from serving.loaded import Loaded
-from serving.ranking import hour_of, look_up, respond, score
+from serving.ranking import look_up, respond, score
 from serving.scorer import CatalogueScorer
+from tests import declared
 
 NOW = datetime(2026, 3, 1, 14, 59, tzinfo=UTC)
 VECTOR = np.float32([2.0, -1.0, 0.5, 1.5])
@@ -31,8 +32,11 @@ def loaded(world):
     network = build_network(world.cfg, world.encoder.dims, seed=1)
     world.networks["1"] = network
     prior = {"user": network.prior().detach().numpy()}
-    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
-    items = Items(tuple(world.items), rows)
+    rows = {
+        item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
+        for item, features in world.item_features.items()
+    }
+    items = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, items.encode(world.encoder))
     return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, scorer, None)
 
@@ -45,25 +49,20 @@ def answered(items, scores, lookups):
     return RankResponse.model_validate_json(respond("1", items, scores, lookups))
 
 
-def request(**context):
-    return RankRequest.model_validate({"user_id": "much", "item_ids": ["i1"], "context": context})
-
-
-def test_without_an_hour_the_clock_is_read():
-    assert hour_of(request(), NOW) == 14
-    assert hour_of(request(hour=2), NOW) == 2
-    assert hour_of(request(hour=0), NOW) == 0
+def at_hour(loaded, hour):
+    """The context's numbers."""
+    return loaded.encoder.encode_context({"hour": hour}, NOW)[1]
 
 
 def test_the_hour_counts(loaded, world):
     lookups, numbers = {"user": Lookup("missing")}, loaded.items.find(["i1", "i2"])
-    afternoon, night = (score(loaded, numbers, fetched(world), lookups, hour) for hour in (14, 2))
+    afternoon, night = (score(loaded, numbers, fetched(world), lookups, at_hour(loaded, hour)) for hour in (14, 2))
     assert (afternoon != night).all()
 
 
 def test_items_are_gathered_from_the_encoded_catalogue(loaded, world):
     items = ["i8", "i2", "i7", "i1"]
-    scores = score(loaded, loaded.items.find(items), fetched(world), {"user": Lookup("missing")}, 12)
+    scores = score(loaded, loaded.items.find(items), fetched(world), {"user": Lookup("missing")}, at_hour(loaded, 12))
     assert scores == pytest.approx(list(world.expected("1", "much", items).values()), abs=1e-6)
 
 
@@ -72,7 +71,7 @@ def test_the_vector_looked_up_is_the_one_scored_with(loaded, world):
     lookups = look_up(loaded, fetched(world, row), world.cfg, NOW)
     # The slot is complete through 15 hours ago, which is later than the row.
     assert lookups == {"user": Lookup("fresh", row.vector, 15 * 3600.0, None)}
-    scores = score(loaded, [0], fetched(world), lookups, 3)
+    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3))
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], VECTOR, hour=3).values()), abs=1e-6)
 
 
@@ -82,7 +81,7 @@ def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loa
     cfg = world.cfg.model_copy(update={"task_kinds": (kind,)})
     lookups = look_up(loaded, fetched(world, StoredEmbedding(VECTOR, "1", NOW, None)), cfg, NOW + timedelta(days=20))
     assert lookups["user"].status == "stale"
-    scores = score(loaded, [0], fetched(world), lookups, 3)
+    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3))
     used = VECTOR if when_stale == "use" else None
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], used, hour=3).values()), abs=1e-6)
     answer = answered(["i1"], scores, lookups).embeddings["user"]

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import redis
 
-from limaml import schema
 from limaml.config import ServingConfig
 from limaml.embeddings.publish import OnlineView
 from limaml.features.feature_store import open_store
 from serving.features import OnlineFeatures
 from serving.store_calls import StoreCalls
+from tests import declared
 from tests.polling import until
 
 pytestmark = pytest.mark.services
@@ -130,7 +130,7 @@ def test_a_password_may_be_any_text(stored, calls, client, monkeypatch, password
     cfg = stored.cfg.model_copy(update={"feast": stored.cfg.feast.model_copy(update={"online_password": "${STORE_PASSWORD}"})})
     client.config_set("requirepass", password)
     try:
-        view = OnlineView(open_store(cfg), schema.USER_FEATURES.name)
+        view = OnlineView(open_store(cfg), declared.USER_FEATURES.name)
         key = view.keys(pa.table({"user_id": ["much"]}))
         view.write(key, view.read(key))
         online = OnlineFeatures(cfg, "blue")

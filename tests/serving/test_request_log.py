@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import pytest
 from structlog.testing import capture_logs
 
-from limaml import schema
 from limaml.config import Config
 from limaml.io.storage import Storage
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
+from tests import declared
 from tests.polling import wait_for
 
 AT = datetime(2026, 3, 2, 23, 59, 58, tzinfo=UTC)
@@ -28,7 +28,7 @@ def request(user_id="u1", at=AT, **changed):
         "model_version": "3",
         "slot": "blue",
         "complete_through": THROUGH,
-        "hour": 23,
+        "context": {"hour": 23},
         "user": USER,
         "user_at": THROUGH,
         "item_ids": ["i1", "i2"],
@@ -43,7 +43,11 @@ def request(user_id="u1", at=AT, **changed):
 @pytest.fixture
 def cfg(tmp_path):
     return Config.model_validate(
-        {"source": {"kind": "synthetic"}, "serving": {"log_share": 1.0, "log_path": str(tmp_path / "requests")}}
+        {
+            "features": declared.FEATURES,
+            "source": {"kind": "synthetic"},
+            "serving": {"log_share": 1.0, "log_path": str(tmp_path / "requests")},
+        }
     )
 
 
@@ -66,7 +70,7 @@ def test_a_request_comes_back_as_it_was_recorded(cfg):
     requests.close()
     [path] = files(cfg)
     assert path.startswith("dt=2026-03-02/part-")
-    assert Storage(cfg.serving.log_path).read_table(path).schema.equals(schema.REQUEST_LOG.arrow)
+    assert Storage(cfg.serving.log_path).read_table(path).schema.equals(declared.REQUEST_LOG.arrow)
     [row] = logged(cfg)
     assert (row["logged_at"], row["user_id"], row["complete_through"]) == (AT, "u1", THROUGH)
     assert row["user"] == {"event_timestamp": THROUGH, **USER}
@@ -82,7 +86,7 @@ def test_a_request_comes_back_as_it_was_recorded(cfg):
 
 def test_what_the_store_did_not_answer_is_null(cfg):
     requests = RequestLog(cfg)
-    missing = {name: [None, None] for name in schema.ITEM_FEATURE_NAMES}
+    missing = {name: [None, None] for name in declared.ITEM_FEATURE_NAMES}
     requests.record(
         request(user=None, user_at=None, items=missing, items_at=None, embeddings=[LoggedEmbedding("user", "store_error")])
     )

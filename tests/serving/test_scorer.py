@@ -8,6 +8,7 @@ from limaml.models.network import build_network
 from limaml.tasks.rows import Rows
 from serving.items import ItemRow, Items
 from serving.scorer import CatalogueScorer
+from tests import declared
 
 USER = "much"
 HOUR = 21
@@ -28,12 +29,20 @@ def make_network(world, scale, **model):
     return network
 
 
+def at_hour(world):
+    """The context's numbers."""
+    return world.encoder.encode({"hour": HOUR}, 1).context[0]
+
+
 def scored(world, network, items, vector):
-    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
-    catalogue = Items(tuple(world.items), rows)
+    rows = {
+        item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
+        for item, features in world.item_features.items()
+    }
+    catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
     user = world.encoder.encode_user(world.user_features[USER])
-    return scorer.score(catalogue.find(items), user, HOUR, {"user": vector})
+    return scorer.score(catalogue.find(items), user, at_hour(world), {"user": vector})
 
 
 def expected(world, network, items, vector):
@@ -79,9 +88,12 @@ def test_saturated_layers_overflow_nowhere(world, interaction):
 
 def test_scoring_leaves_the_catalogue_as_it_was(world):
     network = make_network(world, 0.3)
-    rows = {item: ItemRow(tuple(features.values()), None) for item, features in world.item_features.items()}
-    catalogue = Items(tuple(world.items), rows)
+    rows = {
+        item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
+        for item, features in world.item_features.items()
+    }
+    catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
     user, numbers = world.encoder.encode_user(world.user_features[USER]), [3, 0, 7]
-    once, again = (scorer.score(numbers, user, HOUR, {"user": np.ones(4, np.float32)}) for _ in range(2))
+    once, again = (scorer.score(numbers, user, at_hour(world), {"user": np.ones(4, np.float32)}) for _ in range(2))
     np.testing.assert_array_equal(once, again)

@@ -6,8 +6,9 @@ import pytest
 
 from serving.api import RequestError, parse_request, request_model
 from serving.items import Items
+from tests import declared
 
-REQUEST = request_model(max_candidates=3)
+REQUEST = request_model(3, declared.TABLES)
 GOOD = {"user_id": "u1", "item_ids": ["i1", "i2"], "context": {"hour": 23}}
 
 
@@ -78,9 +79,9 @@ def test_a_long_value_is_cut_in_the_answer():
 
 
 def test_an_item_outside_the_catalogue_is_named():
-    assert Items(("i1", "i2")).find(["i2", "i1"]) == [1, 0]
+    assert Items(catalogue=("i1", "i2")).find(["i2", "i1"]) == [1, 0]
     with pytest.raises(RequestError) as caught:
-        Items(("i1",)).find(["i1", "i2"])
+        Items(catalogue=("i1",)).find(["i1", "i2"])
     error = caught.value.body["error"]
     assert (caught.value.status, error["field"], error["value"]) == (400, "item_ids.1", "i2")
     assert error["rule"] == "must be in the catalogue"

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from limaml import schema
 from limaml.config import Config
+from tests import declared
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ def _with_aggregates(rows: list[tuple[datetime, str, str, int]]) -> pa.Table:
         logged.append(values)
         pending += [(user, label), (item, label)]
     logged.sort(key=lambda row: (row["user_id"], row["timestamp"], row["event_id"]))
-    return pa.Table.from_pylist(logged, schema=schema.LOGGED_EVENTS.arrow)
+    return pa.Table.from_pylist(logged, schema=declared.LOGGED_EVENTS.arrow)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +76,7 @@ def small_config() -> Callable[..., Config]:
 
     def make(**sections: dict[str, object]) -> Config:
         values: dict[str, dict[str, object]] = {
+            "features": declared.FEATURES,
             "source": {"kind": "synthetic"},
             "model": {"embedding_dim": 4, "global_hidden": [16]},
             "meta": {"support_rows": 12, "query_rows": 8},

@@ -13,6 +13,7 @@ from limaml.events import ingest
 from limaml.events.synthetic import SyntheticSource
 from limaml.features import feature_store
 from limaml.io.storage import Storage
+from tests import declared
 
 ROOT = Path(__file__).parents[3]
 TODAY = date(2026, 6, 1)
@@ -27,6 +28,7 @@ class Delivery:
         self.today = TODAY
         self.cfg = Config.model_validate(
             {
+                "features": declared.FEATURES,
                 "source": {
                     "kind": "parquet",
                     "path": str(folder / "delivered"),

@@ -4,11 +4,13 @@ from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from limaml import schema
-from limaml.events import snapshots
+from limaml.errors import DataError
+from limaml.events import catalogue, snapshots
 from limaml.events.day_store import EventStore
 from limaml.events.logged import read_logged
+from tests import declared
 
 EVERYTHING = (
     "events",
@@ -114,7 +116,7 @@ def test_correction_gets_the_next_revision_and_changes_what_depends_on_it_only(d
     logged = f"logged/dt={day}/logged-r000{{}}.parquet"
     assert logged.format(1) not in after
     old, new = before[logged.format(1)], after[logged.format(2)]
-    columns = [*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES]
+    columns = [*declared.USER_FEATURE_NAMES, *declared.ITEM_FEATURE_NAMES]
     assert pq.read_table(pa.BufferReader(old), columns=columns).equals(pq.read_table(pa.BufferReader(new), columns=columns))
 
 
@@ -122,7 +124,7 @@ def test_a_correction_keeps_the_features_of_rows_that_stay_and_joins_those_that_
     """A corrected older day changes what a row joined now would get; a row that stays keeps what it was served with."""
     delivery.history(delivery.days[-1])
     older, day = delivery.days[1], delivery.days[3]
-    before = read_logged(delivery.storage, first=day, through=day)
+    before = read_logged(delivery.storage, declared.TABLES, first=day, through=day)
     for row in range(delivery.table(older).num_rows):
         delivery.flip(older, row)
     delivery.day(older)
@@ -132,10 +134,10 @@ def test_a_correction_keeps_the_features_of_rows_that_stay_and_joins_those_that_
     delivery.flip(day, 2)
     delivery.day(day)
 
-    after = read_logged(delivery.storage, first=day, through=day)
+    after = read_logged(delivery.storage, declared.TABLES, first=day, through=day)
     old, now = ({row["event_id"]: row for row in rows.to_pylist()} for rows in (before, after))
     [gone], [come] = old.keys() - now.keys(), now.keys() - old.keys()
-    features = [*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES]
+    features = [*declared.USER_FEATURE_NAMES, *declared.ITEM_FEATURE_NAMES]
     for event in old.keys() & now.keys():
         assert [now[event][name] for name in features] == [old[event][name] for name in features]
     assert [now[come][name] for name in features] != [old[gone][name] for name in features]
@@ -157,7 +159,7 @@ def test_logged_features_do_not_depend_on_labels_of_their_day_or_later(delivery)
         for folder in EVERYTHING:
             delivery.storage.delete_dir(folder)
         delivery.history(delivery.days[-1])
-        table = read_logged(delivery.storage, through=delivery.days[2])
+        table = read_logged(delivery.storage, declared.TABLES, through=delivery.days[2])
         return table.select([name for name in table.column_names if name != "label"]), table["label"]
 
     before, labels = features_of_first_three_days()
@@ -184,36 +186,43 @@ def test_new_and_changed_catalogue_rows_are_known_from_the_end_of_their_day(deli
     delivery.history(earlier[-1])
     items_path = delivery.folder / "delivered" / "items.parquet"
     items = pq.read_table(items_path)
-    new = pa.Table.from_pylist([{"item_id": "i99", "title": "New", "year": 1999, "genres": ["sunny"]}], schema.ITEMS.arrow)
+    new = pa.Table.from_pylist([{"item_id": "i99", "title": "New", "year": 1999, "genres": ["sunny"]}], declared.ITEMS.arrow)
     rows = items.to_pylist()
     rows[0]["year"] = 1900
-    delivery.write("items.parquet", pa.concat_tables([pa.Table.from_pylist(rows, schema.ITEMS.arrow), new]))
+    delivery.write("items.parquet", pa.concat_tables([pa.Table.from_pylist(rows, declared.ITEMS.arrow), new]))
     table = delivery.table(last)
     delivery.deliver(last, table.set_column(2, "item_id", pa.array(["i99", "i0", *table["item_id"].to_pylist()[2:]])))
     delivery.day(last)
 
-    logged = {row["item_id"]: row for row in read_logged(delivery.storage, first=last, through=last).to_pylist()}
+    logged = {
+        row["item_id"]: row for row in read_logged(delivery.storage, declared.TABLES, first=last, through=last).to_pylist()
+    }
     assert (logged["i99"]["year"], logged["i99"]["genres"], logged["i99"]["item_events"]) == (None, None, None)
     assert logged["i0"]["year"] == items["year"][0].as_py()
-    known = {row["item_id"]: row for row in snapshots.changed(delivery.storage, "item", last).to_pylist()}
+    known = {
+        row["item_id"]: row
+        for row in snapshots.changed(delivery.storage, catalogue.kinds(declared.TABLES)["item"], last).to_pylist()
+    }
     assert (known["i99"]["year"], known["i99"]["item_events"]) == (1999, 1)
     assert known["i0"]["year"] == 1900
 
 
 def test_read_logged_selects_days_columns_and_entities(delivery):
     delivery.history(delivery.days[-1])
-    whole = read_logged(delivery.storage, through=delivery.days[-1])
-    assert whole.schema.equals(schema.LOGGED_EVENTS.arrow)
+    whole = read_logged(delivery.storage, declared.TABLES, through=delivery.days[-1])
+    assert whole.schema.equals(declared.LOGGED_EVENTS.arrow)
     keys = list(zip(*(whole[name].to_pylist() for name in ("user_id", "timestamp", "event_id")), strict=True))
     assert keys == sorted(keys)
     assert whole.num_rows == sum(delivery.table(day).num_rows for day in delivery.days)
 
-    span = read_logged(delivery.storage, first=delivery.days[1], through=delivery.days[2], columns=["label", "user_id"])
+    span = read_logged(
+        delivery.storage, declared.TABLES, first=delivery.days[1], through=delivery.days[2], columns=["label", "user_id"]
+    )
     assert span.column_names == ["label", "user_id"]
     assert span.num_rows == sum(delivery.table(day).num_rows for day in delivery.days[1:3])
-    some = read_logged(delivery.storage, through=delivery.days[-1], entities=("user_id", ["u1", "u5"]))
+    some = read_logged(delivery.storage, declared.TABLES, through=delivery.days[-1], entities=("user_id", ["u1", "u5"]))
     assert some.equals(whole.filter(pa.compute.is_in(whole["user_id"], value_set=pa.array(["u1", "u5"]))).combine_chunks())
-    assert read_logged(delivery.storage, through=delivery.days[0] - timedelta(days=1)).num_rows == 0
+    assert read_logged(delivery.storage, declared.TABLES, through=delivery.days[0] - timedelta(days=1)).num_rows == 0
 
 
 def test_the_same_rows_in_another_zone_are_the_same_day(delivery):
@@ -223,6 +232,41 @@ def test_the_same_rows_in_another_zone_are_the_same_day(delivery):
     zoned = table["timestamp"].cast(pa.timestamp("ns", tz="America/New_York"))
     delivery.deliver(first, table.set_column(3, "timestamp", zoned))
     assert delivery.day(first)["status"] == "unchanged"
+
+
+def test_a_column_that_no_feature_reads_changes_nothing(delivery):
+    first = delivery.days[0]
+    delivery.day(first)
+    table = delivery.table(first)
+    delivery.deliver(first, table.append_column("rating", table["label"]))
+    items = delivery.folder / "delivered" / "items.parquet"
+    delivery.write("items.parquet", pq.read_table(items).append_column("price", pa.array([1.5] * 12)))
+    assert delivery.day(first)["status"] == "unchanged"
+    assert delivery.day(delivery.days[1])["status"] == "ingested"
+    assert "price" not in delivery.storage.read_table("catalogue/items.parquet").column_names
+
+
+def test_a_storage_root_keeps_to_the_features_it_was_ingested_with(delivery):
+    delivery.day(delivery.days[0])
+    before = delivery.files(*EVERYTHING)
+    year = next(feature for feature in declared.FEATURES if feature.name == "year")
+    others = tuple(feature for feature in declared.FEATURES if feature not in (year,))
+    price = year.model_copy(update={"name": "price"})
+    for features, message in (
+        ((*others, price), "added: price; removed: year"),
+        ((*others, year.model_copy(update={"column": "release"})), "changed: year"),
+    ):
+        delivery.cfg = delivery.cfg.model_copy(update={"features": features})
+        with pytest.raises(DataError, match=rf"features must be declared as .*, got {message}; restore the declaration"):
+            delivery.day(delivery.days[1])
+    assert delivery.files(*EVERYTHING) == before
+    bounded = (*others, year.model_copy(update={"minimum": 1900.0}))
+    delivery.cfg = delivery.cfg.model_copy(update={"features": bounded})
+    assert delivery.day(delivery.days[1])["status"] == "ingested", "bounds decide what is refused, not what is stored"
+
+    (delivery.folder / "data" / "features.json").unlink()
+    with pytest.raises(DataError, match="they are of an older release; give this configuration its own storage"):
+        delivery.day(delivery.days[2])
 
 
 def test_what_is_not_read_is_named_in_manifest_report_and_result(delivery):

@@ -12,6 +12,7 @@ from limaml.events import catalogue, snapshots
 from limaml.events.day_store import canonical
 from limaml.events.logged import read_logged
 from limaml.features.feature_store import join_features, open_store
+from tests import declared
 
 
 def plain_join(events, tables):
@@ -23,20 +24,20 @@ def plain_join(events, tables):
             newest = max(known, key=lambda r: r["event_timestamp"], default={})
             event |= {name: newest.get(name) for name in names}
         rows.append(event)
-    return pa.Table.from_pylist(rows, schema.LOGGED_EVENTS.arrow)
+    return pa.Table.from_pylist(rows, declared.LOGGED_EVENTS.arrow)
 
 
 def all_snapshots(delivery):
     first, last = delivery.days[0] - timedelta(days=1), delivery.days[-1]
     return [
-        (kind.key, names, snapshots.between(delivery.storage, kind.name, first, last).to_pylist())
-        for kind, names in ((catalogue.USER, schema.USER_FEATURE_NAMES), (catalogue.ITEM, schema.ITEM_FEATURE_NAMES))
+        (kind.key, declared.TABLES.names(name), snapshots.between(delivery.storage, kind, first, last).to_pylist())
+        for name, kind in catalogue.kinds(declared.TABLES).items()
     ]
 
 
 def test_logged_features_equal_the_plain_join(ingested):
     through = ingested.days[-2]
-    logged = read_logged(ingested.storage, through=through)
+    logged = read_logged(ingested.storage, declared.TABLES, through=through)
     assert logged.equals(plain_join(logged.select(list(schema.EVENTS.names)), all_snapshots(ingested)))
     assert len(set(logged["user_events"].to_pylist())) > 2, "the features do vary"
 
@@ -53,13 +54,13 @@ def events(rows):
 def test_row_at_midnight_sees_the_day_that_ended_and_the_microsecond_before_does_not(ingested):
     """The join is `<=`; a snapshot stamped at midnight holds events strictly before it."""
     day = ingested.days[1]
-    table = read_logged(ingested.storage, first=day, through=day)
+    table = read_logged(ingested.storage, declared.TABLES, first=day, through=day)
     user, item = table["user_id"][0].as_py(), table["item_id"][0].as_py()
     end = schema.day_end(day)
     probes = events([("before", user, item, end - timedelta(microseconds=1)), ("at", user, item, end)])
-    joined = join_features(open_store(ingested.cfg), probes)
+    joined = join_features(open_store(ingested.cfg), probes, declared.TABLES)
     counts = dict(zip(joined["event_id"].to_pylist(), joined["user_events"].to_pylist(), strict=True))
-    of_user = np.array(read_logged(ingested.storage, through=day)["user_id"].to_pylist()) == user
+    of_user = np.array(read_logged(ingested.storage, declared.TABLES, through=day)["user_id"].to_pylist()) == user
     of_day = np.array(table["user_id"].to_pylist()) == user
     assert counts == {"before": int(of_user.sum() - of_day.sum()), "at": int(of_user.sum())}
 
@@ -67,7 +68,7 @@ def test_row_at_midnight_sees_the_day_that_ended_and_the_microsecond_before_does
 def test_rows_with_equal_keys_and_timestamps_are_all_kept(ingested):
     at = schema.day_start(ingested.days[2]) + timedelta(hours=3)
     rows = [(f"e{n}", "u0", f"i{n % 2}", at) for n in range(50)]
-    joined = join_features(open_store(ingested.cfg), events(rows))
+    joined = join_features(open_store(ingested.cfg), events(rows), declared.TABLES)
     assert joined["event_id"].to_pylist() == sorted(row[0] for row in rows)
     assert joined.equals(plain_join(canonical(events(rows)), all_snapshots(ingested)))
 
@@ -75,7 +76,9 @@ def test_rows_with_equal_keys_and_timestamps_are_all_kept(ingested):
 def test_unknown_entity_and_time_before_the_first_snapshot_have_no_features(ingested):
     early = datetime(2020, 1, 1, tzinfo=UTC)
     at = schema.day_start(ingested.days[2])
-    joined = join_features(open_store(ingested.cfg), events([("a", "nobody", "i0", at), ("b", "u0", "i0", early)]))
+    joined = join_features(
+        open_store(ingested.cfg), events([("a", "nobody", "i0", at), ("b", "u0", "i0", early)]), declared.TABLES
+    )
     by_id = {row["event_id"]: row for row in joined.to_pylist()}
     assert by_id["a"]["user_events"] is None
     assert by_id["a"]["item_events"] is not None
@@ -83,8 +86,8 @@ def test_unknown_entity_and_time_before_the_first_snapshot_have_no_features(inge
 
 
 def test_no_events_give_no_rows(ingested):
-    joined = join_features(open_store(ingested.cfg), schema.EVENTS.arrow.empty_table())
-    assert joined.equals(schema.LOGGED_EVENTS.arrow.empty_table())
+    joined = join_features(open_store(ingested.cfg), schema.EVENTS.arrow.empty_table(), declared.TABLES)
+    assert joined.equals(declared.LOGGED_EVENTS.arrow.empty_table())
 
 
 def test_a_join_that_loses_rows_is_an_error(ingested, monkeypatch):
@@ -97,4 +100,4 @@ def test_a_join_that_loses_rows_is_an_error(ingested, monkeypatch):
     monkeypatch.setattr(store, "get_historical_features", losing)
     at = schema.day_start(ingested.days[2])
     with pytest.raises(StoreError, match="must return each of 2 events once, got 1 rows of 1 events"):
-        join_features(store, events([("a", "u0", "i0", at), ("b", "u1", "i0", at)]))
+        join_features(store, events([("a", "u0", "i0", at), ("b", "u1", "i0", at)]), declared.TABLES)

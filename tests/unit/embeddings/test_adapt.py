@@ -31,6 +31,7 @@ from limaml.models.bundle import Bundle, Model
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows, build_batch, support_spec
 from limaml.tasks.supports import cut_by_entity
+from tests import declared
 
 FIRST_DAY = date(2026, 1, 1)
 NUM_DAYS = 6
@@ -63,7 +64,7 @@ def events_of(day: date, seed: int) -> pa.Table:
                     "item_positive_rate": float(rng.random()),
                 }
             )
-    return pa.Table.from_pylist(rows, schema=schema.LOGGED_EVENTS.arrow).sort_by(
+    return pa.Table.from_pylist(rows, schema=declared.LOGGED_EVENTS.arrow).sort_by(
         [("user_id", "ascending"), ("timestamp", "ascending"), ("event_id", "ascending")]
     )
 
@@ -79,6 +80,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def bundle_of(model: dict[str, object], meta: dict[str, object] | None = None) -> Bundle:
     cfg = Config(
+        features=declared.FEATURES,
         source=SourceConfig(kind="synthetic"),
         model=ModelConfig.model_validate({"global_hidden": (16,), **model}),
         meta=MetaConfig.model_validate({"support_rows": SUPPORT_ROWS, **(meta or {})}),
@@ -164,7 +166,7 @@ def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(
 ) -> None:
     """Against the plain path: all of a user's events in memory, one task at a time."""
     table = adapted(storage, any_bundle, as_of=as_of, batch_entities=4)
-    rows = TaskRows.from_logged(read_logged(storage, through=LAST_DAY), any_bundle.encoder, KIND)
+    rows = TaskRows.from_logged(read_logged(storage, declared.TABLES, through=LAST_DAY), any_bundle.encoder, KIND)
     for at, user in enumerate(USERS):
         spec = support_spec(rows, rows.entities.index(user), as_of, SUPPORT_ROWS)
         batch = build_batch(rows, [spec])
@@ -206,7 +208,7 @@ def test_a_rerun_writes_the_same_bytes_however_many_threads_there_are(
 def test_a_sorted_file_gives_what_the_day_partitions_give(storage: Storage, any_bundle: Bundle) -> None:
     """Rows at and after the instant, and more rows than a support holds, are in the file too."""
     as_of = schema.day_end(LAST_DAY - timedelta(days=2))
-    logged = read_logged(storage, through=LAST_DAY)
+    logged = read_logged(storage, declared.TABLES, through=LAST_DAY)
     storage.write_batches(
         "sorted.parquet", pa.RecordBatchReader.from_batches(logged.schema, logged.to_batches(max_chunksize=7))
     )
@@ -216,7 +218,7 @@ def test_a_sorted_file_gives_what_the_day_partitions_give(storage: Storage, any_
 
 @pytest.mark.parametrize("column", ["user_id", "timestamp"])
 def test_rows_out_of_order_are_refused_and_nothing_half_written_is_seen(storage: Storage, bundle: Bundle, column: str) -> None:
-    logged = read_logged(storage, through=LAST_DAY)
+    logged = read_logged(storage, declared.TABLES, through=LAST_DAY)
     order = np.arange(logged.num_rows)
     # The last user's rows first, or in reverse: many batches of embeddings are written before that is found.
     last = order[-int(pc.sum(pc.equal(logged["user_id"], USERS[-1])).as_py()) :]
@@ -254,9 +256,11 @@ def test_no_entity_gives_an_empty_table(storage: Storage, bundle: Bundle) -> Non
 
 def test_active_are_those_with_an_event_in_the_window(storage: Storage) -> None:
     last_two_days = TaskKindConfig(active_days=2)
-    expected = pc.unique(read_logged(storage, first=LAST_DAY - timedelta(days=1), through=LAST_DAY)["user_id"]).to_pylist()
-    assert active_entities(storage, last_two_days, AS_OF) == sorted(expected)
-    assert active_entities(storage, TaskKindConfig(active_days=365), AS_OF) == USERS
+    expected = pc.unique(
+        read_logged(storage, declared.TABLES, first=LAST_DAY - timedelta(days=1), through=LAST_DAY)["user_id"]
+    ).to_pylist()
+    assert active_entities(storage, declared.TABLES, last_two_days, AS_OF) == sorted(expected)
+    assert active_entities(storage, declared.TABLES, TaskKindConfig(active_days=365), AS_OF) == USERS
 
 
 def test_shards_partition_the_entities_the_same_way_in_every_process() -> None:

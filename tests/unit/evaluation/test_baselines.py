@@ -35,7 +35,7 @@ def test_an_item_without_a_snapshot_has_the_prior_rate(planted_logged, judged):
     cfg, encoder, _ = judged
     at = planted_logged.schema.get_field_index("item_positive_rate")
     nothing = planted_logged.set_column(at, "item_positive_rate", pa.nulls(planted_logged.num_rows, pa.float32()))
-    assert set(JudgedRows.from_logged(nothing, encoder, cfg).item_rate) == {cfg.features.rate_prior}
+    assert set(JudgedRows.from_logged(nothing, encoder, cfg).item_rate) == {0.5}
 
 
 def test_user_residual_equals_a_plain_loop(judged):

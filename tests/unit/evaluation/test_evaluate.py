@@ -23,6 +23,7 @@ from limaml.tasks.sampling import TaskRows, support_spec
 from limaml.tasks.splits import arrival_split
 from limaml.training.prepare import read_history
 from limaml.training.scoring import embed_specs
+from tests import declared
 
 METHODS = {"item_mean", "user_residual", "global_mlp", "wide_deep", "limaml"}
 
@@ -160,7 +161,7 @@ def test_score_as_served_equals_the_plain_way(make_candidate):
         if entity is not None:
             spec = support_spec(rows, entity, schema.day_start(through), cfg.meta.support_rows)
             embedding = embed_specs(model.network, rows, [spec])
-        encoded = model.encoder.encode_table(pa.Table.from_pylist([row], schema=schema.LOGGED_EVENTS.arrow))
+        encoded = model.encoder.encode_table(pa.Table.from_pylist([row], schema=declared.LOGGED_EVENTS.arrow))
         logit = float(model.network(Rows.from_encoded(encoded), embedding).detach())
         assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
 

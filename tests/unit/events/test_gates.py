@@ -11,6 +11,7 @@ from limaml.errors import GateError
 from limaml.events import gates
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
+from tests import declared
 
 STAMP = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -25,7 +26,7 @@ def features(**changes):
         "user_events": 3,
         "user_positive_rate": 0.5,
     }
-    return pa.Table.from_pylist([row, row | {"user_id": "u2", "age_band": "18_24"} | changes], schema.USER_FEATURES.arrow)
+    return pa.Table.from_pylist([row, row | {"user_id": "u2", "age_band": "18_24"} | changes], declared.USER_FEATURES.arrow)
 
 
 def replaced(table, column, values):
@@ -50,7 +51,7 @@ def replaced(table, column, values):
     ],
 )
 def test_features(table, failed):
-    assert gates.check_features(table, schema.USER_FEATURES, "snapshots").failed == failed
+    assert gates.check_features(table, declared.USER_FEATURES, "snapshots").failed == failed
 
 
 def test_item_features_with_lists_and_missing_years():
@@ -65,10 +66,10 @@ def test_item_features_with_lists_and_missing_years():
             "item_positive_rate": 0.5,
         },
     ]
-    table = pa.Table.from_pylist(rows, schema.ITEM_FEATURES.arrow)
-    assert gates.check_features(table, schema.ITEM_FEATURES, "snapshots").failed == ()
+    table = pa.Table.from_pylist(rows, declared.ITEM_FEATURES.arrow)
+    assert gates.check_features(table, declared.ITEM_FEATURES, "snapshots").failed == ()
     wrong = replaced(table, "genres", pa.array(["x", "x y"]))
-    assert gates.check_features(wrong, schema.ITEM_FEATURES, "s").failed == ("expect_column_values_to_be_of_type(genres)",)
+    assert gates.check_features(wrong, declared.ITEM_FEATURES, "s").failed == ("expect_column_values_to_be_of_type(genres)",)
 
 
 def embeddings(vectors=((3.0, 4.0), (0.6, 0.8)), **columns):
@@ -157,18 +158,18 @@ def items(**columns):
         "year": [None, 1999, 2000],
         "genres": [[], ["x"], ["x", "y"]],
     }
-    return pa.table(values | columns, schema=schema.ITEMS.arrow)
+    return pa.table(values | columns, schema=declared.ITEMS.arrow)
 
 
 def test_a_catalogue_must_know_somebody():
-    assert gates.check_catalogue(items(), schema.ITEMS).success
-    result = gates.check_catalogue(items().slice(0, 0), schema.ITEMS)
+    assert gates.check_catalogue(items(), declared.ITEMS).success
+    result = gates.check_catalogue(items().slice(0, 0), declared.ITEMS)
     assert result.failed == ("expect_table_row_count_to_be_between",)
     assert "min_value 1 [e.g. 0]" in result.explain()
 
 
 def test_a_null_inside_a_list_is_refused_by_its_row():
-    result = gates.check_catalogue(items(genres=[["x", None], [None], ["y"]]), schema.ITEMS)
+    result = gates.check_catalogue(items(genres=[["x", None], [None], ["y"]]), declared.ITEMS)
     assert result.failed == ("list_values_to_not_be_null(genres)",)
     assert "no null inside a list [2 rows, e.g. item_id a, item_id b]" in result.explain()
 
@@ -185,7 +186,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_a_column_of_any_other_type_is_refused_whatever_pandas_makes_of_it(kind):
-    result = gates.check_features(replaced(features(), "user_id", ODD[kind]), schema.USER_FEATURES, "snapshots")
+    result = gates.check_features(replaced(features(), "user_id", ODD[kind]), declared.USER_FEATURES, "snapshots")
     assert "expect_column_values_to_be_of_type(user_id)" in result.failed
     assert f"type_ string [e.g. {ODD[kind].type}]" in result.explain()
 

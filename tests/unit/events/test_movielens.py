@@ -11,10 +11,11 @@ import pytest
 
 from limaml import config, schema
 from limaml.errors import ConfigError, DataError
-from limaml.events import gates
+from limaml.events import catalogue, gates
 from limaml.events.movielens import MovieLensSource
 from limaml.events.sources import open_source, week_shift
 from limaml.io.storage import Storage
+from tests import declared
 
 CONFIG = Path(__file__).parents[3] / "configs" / "movielens.toml"
 TODAY = date(2026, 11, 23)
@@ -60,8 +61,10 @@ def test_catalogue_has_the_files_features(source):
     by_id = {row["item_id"]: row for row in items.to_pylist()}
     assert by_id["1"] == {"item_id": "1", "title": "Toy Story", "year": 1995, "genres": ["Animation", "Children's", "Comedy"]}
     assert [key for key, row in by_id.items() if row["year"] is None] != []
-    for table, expected in ((users, schema.USERS), (items, schema.ITEMS)):
-        assert gates.check_features(table, expected, expected.name).failed == ()
+    for kind, table in zip(catalogue.kinds(declared.TABLES).values(), (users, items), strict=True):
+        found, ignored = catalogue.declared(kind, declared.TABLES, table)
+        assert gates.check_catalogue(found, kind.catalogue).failed == ()
+        assert ignored == []
 
 
 @pytest.mark.parametrize("weekday", range(7))

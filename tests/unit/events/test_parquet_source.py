@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from limaml import schema
 from limaml.config import SourceConfig
@@ -16,10 +17,14 @@ TODAY = date(2026, 2, 1)
 DAY = date(2026, 1, 1)
 
 
+def rows(label):
+    return pa.table({"label": pa.array([label], pa.int8())})
+
+
 def write(folder, relative, table=None):
     path = folder / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"n": [0]}) if table is None else table, path)
+    pq.write_table(rows(0) if table is None else table, path)
     return path
 
 
@@ -31,7 +36,7 @@ def source(folder, **settings):
 def folder(tmp_path):
     for day, names in (("2026-01-01", ["a", "b"]), ("2026-01-04", ["a"])):
         for number, name in enumerate(names):
-            write(tmp_path, f"events/dt={day}/{name}.parquet", pa.table({"n": [number]}))
+            write(tmp_path, f"events/dt={day}/{name}.parquet", rows(number))
     return tmp_path
 
 
@@ -41,7 +46,7 @@ def test_days_are_the_calendar_from_first_to_last(folder):
 
 
 def test_files_of_a_day_are_read_together_and_a_missing_day_is_none(folder):
-    assert source(folder).read_day(DAY).to_pylist() == [{"n": 0}, {"n": 1}]
+    assert source(folder).read_day(DAY).to_pylist() == [{"label": 0}, {"label": 1}]
     assert source(folder).read_day(date(2026, 1, 2)) is None
     (folder / "events" / "dt=2026-01-02").mkdir()
     assert source(folder).read_day(date(2026, 1, 2)) is None
@@ -49,9 +54,9 @@ def test_files_of_a_day_are_read_together_and_a_missing_day_is_none(folder):
 
 
 def test_files_in_folders_below_the_day_are_read(folder):
-    write(folder, "events/dt=2026-01-01/hour=08/c.snappy.parquet", pa.table({"n": [2]}))
-    write(folder, "events/dt=2026-01-01/d.parquet/part-0.parquet", pa.table({"n": [3]}))
-    assert sorted(source(folder).read_day(DAY)["n"].to_pylist()) == [0, 1, 2, 3]
+    write(folder, "events/dt=2026-01-01/hour=08/c.snappy.parquet", rows(2))
+    write(folder, "events/dt=2026-01-01/d.parquet/part-0.parquet", rows(3))
+    assert sorted(source(folder).read_day(DAY)["label"].to_pylist()) == [0, 1, 2, 3]
     assert source(folder).unread(DAY) == []
 
 
@@ -122,7 +127,7 @@ def test_unreadable_file_carries_its_bytes(folder):
 
 
 def test_files_with_different_columns_are_refused(folder):
-    write(folder, "events/dt=2026-01-01/b.parquet", pa.table({"m": ["x"]}))
+    write(folder, "events/dt=2026-01-01/b.parquet", pa.table({"item_id": ["x"]}))
     with pytest.raises(UnreadableDayError, match="must share one schema"):
         source(folder).read_day(DAY)
 
@@ -159,6 +164,45 @@ FORMS = {
     "large_string": {"text": pa.large_string()},
     "string_view": {"text": pa.string_view()},
 }
+
+
+LABELS = {
+    "int64": (pa.array([0, 1]), [0, 1]),
+    "bool": (pa.array([False, True]), [0, 1]),
+    "float": (pa.array([0.0, 1.0]), [0, 1]),
+    "decimal": (pa.array([0, 1]).cast(pa.decimal128(20, 1)), [0, 1]),
+    "NaN": (pa.array([1.0, float("nan")]), [1, None]),
+    "half": (pa.array([0.0, 0.5]), None),
+    "text": (pa.array(["0", "1"]), None),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_a_label_is_cast_where_nothing_is_lost(tmp_path, form):
+    column, expected = LABELS[form]
+    write(tmp_path, "events/dt=2026-01-01/a.parquet", pa.table({"label": column}))
+    found = source(tmp_path).read_day(DAY)["label"]
+    assert (found.type == pa.int8()) == (expected is not None)
+    assert found.to_pylist() == (expected or column.to_pylist())
+
+
+@pytest.mark.parametrize("ids", [pa.array([7, 8]), pa.array(["7", "8"]).dictionary_encode(), pa.array([7, 8], pa.uint8())])
+def test_ids_may_be_whole_numbers_or_a_dictionary(tmp_path, ids):
+    write(tmp_path, "events/dt=2026-01-01/a.parquet", pa.table({"user_id": ids, "item_id": pa.array([1.0, 2.0])}))
+    table = source(tmp_path).read_day(DAY)
+    assert table["user_id"].to_pylist() == ["7", "8"]
+    assert table["item_id"].type == pa.float64(), "a number with a fraction is no id"
+
+
+def test_columns_that_are_not_read_are_named_once(tmp_path):
+    extra = {"__index_level_0__": [3], "rating": [4.5]}
+    for day in ("2026-01-01", "2026-01-02"):
+        write(tmp_path, f"events/dt={day}/a.parquet", pa.table({"label": pa.array([1], pa.int8()), **extra}))
+    opened = source(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        for day in opened.days():
+            assert opened.read_day(day).column_names == ["label"]
+    assert [(line["event"], line["columns"]) for line in logs] == [("columns_ignored", ["__index_level_0__", "rating"])]
 
 
 @pytest.mark.parametrize("form", FORMS)

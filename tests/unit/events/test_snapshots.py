@@ -12,6 +12,12 @@ from limaml.events import catalogue, snapshots
 from limaml.events.day_store import EventStore, canonical
 from limaml.events.synthetic import SyntheticSource
 from limaml.io.storage import Storage
+from tests import declared
+
+RATE = {"prior": 0.4, "prior_rows": 3.0}
+FEATURES = tuple(f.model_copy(update=RATE) if f.aggregate == "rate" else f for f in declared.FEATURES)
+TABLES = schema.tables(FEATURES)
+KINDS = catalogue.kinds(TABLES)
 
 
 class World:
@@ -28,15 +34,15 @@ class World:
                     "synthetic_days": 5,
                     "synthetic_rows_per_user": 12,
                 },
-                "features": {"rate_prior": 0.4, "rate_prior_rows": 3.0},
+                "features": FEATURES,
             }
         )
         self.storage = Storage(str(folder))
         self.source = SyntheticSource(self.cfg.source)
         self.days = self.source.days()
         self.before = self.days[0] - timedelta(days=1)
-        for kind, table in zip(catalogue.KINDS.values(), self.source.catalogue(), strict=True):
-            catalogue.record(self.storage, kind, table, self.before)
+        for kind, table in zip(KINDS.values(), self.source.catalogue(), strict=True):
+            catalogue.record(self.storage, kind, catalogue.declared(kind, TABLES, table)[0], self.before)
         for day in self.days:
             EventStore(self.storage).place(day, canonical(self.source.read_day(day)), 1)
 
@@ -56,16 +62,16 @@ def plain_rate(labels):
 
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_rows_are_the_running_state_of_entities_that_changed(world, kind):
-    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
     static = {row[f"{kind}_id"]: row for row in catalogue.read(world.storage, kind).to_pylist()}
     history = {entity: [] for entity in static}
-    first = snapshots.changed(world.storage, kind, world.before)
+    first = snapshots.changed(world.storage, KINDS[kind], world.before)
     assert first[f"{kind}_id"].to_pylist() == sorted(static)
     assert set(first["event_timestamp"].to_pylist()) == {schema.day_start(world.days[0])}
     for day in world.days:
         for event in world.source.read_day(day).to_pylist():
             history[event[f"{kind}_id"]].append(event["label"])
-        rows = snapshots.changed(world.storage, kind, day).to_pylist()
+        rows = snapshots.changed(world.storage, KINDS[kind], day).to_pylist()
         today = {event[f"{kind}_id"] for event in world.source.read_day(day).to_pylist()}
         assert [row[f"{kind}_id"] for row in rows] == sorted(today)
         for row in rows:
@@ -74,68 +80,68 @@ def test_rows_are_the_running_state_of_entities_that_changed(world, kind):
             assert row[f"{kind}_events"] == len(labels)
             # float32 holds 24 bits: relative 6e-8.
             assert row[f"{kind}_positive_rate"] == pytest.approx(plain_rate(labels), rel=1e-7)
-            names = catalogue.KINDS[kind].static
+            names = KINDS[kind].static
             assert {name: row[name] for name in names} == {name: static[row[f"{kind}_id"]][name] for name in names}
 
 
 def test_catalogue_rows_start_with_the_prior_and_no_events(world):
-    snapshots.write(world.storage, world.cfg, world.before, world.before)
-    rows = snapshots.changed(world.storage, "item", world.before)
+    snapshots.write(world.storage, KINDS, world.before, world.before)
+    rows = snapshots.changed(world.storage, KINDS["item"], world.before)
     assert set(rows["item_events"].to_pylist()) == {0}
     assert rows["item_positive_rate"].to_pylist() == pytest.approx([0.4] * rows.num_rows, rel=1e-7)
 
 
 def test_one_span_single_days_and_a_second_time_give_the_same_bytes(world):
-    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
     at_once = world.files()
-    snapshots.write(world.storage, world.cfg, world.days[2], world.days[3])
+    snapshots.write(world.storage, KINDS, world.days[2], world.days[3])
     assert world.files() == at_once
     world.storage.delete_dir("snapshots")
     for day in (world.before, *world.days):
-        snapshots.write(world.storage, world.cfg, day, day)
+        snapshots.write(world.storage, KINDS, day, day)
     assert world.files() == at_once
 
 
 def test_latest_is_the_newest_row_of_each_entity_up_to_a_day(world):
-    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
     through = world.days[2]
-    rows = snapshots.latest(world.storage, "user", through)
-    assert rows.schema.equals(schema.USER_FEATURES.arrow)
-    everything = snapshots.between(world.storage, "user", world.before, through).to_pylist()
+    rows = snapshots.latest(world.storage, KINDS["user"], through)
+    assert rows.schema.equals(declared.USER_FEATURES.arrow)
+    everything = snapshots.between(world.storage, KINDS["user"], world.before, through).to_pylist()
     newest = {row["user_id"]: row for row in sorted(everything, key=lambda row: row["event_timestamp"])}
     assert rows.to_pylist() == [newest[user] for user in sorted(newest)]
-    some = snapshots.latest(world.storage, "user", through, ["u3", "u1", "nobody"])
+    some = snapshots.latest(world.storage, KINDS["user"], through, ["u3", "u1", "nobody"])
     assert some.to_pylist() == [newest["u1"], newest["u3"]]
-    assert snapshots.latest(world.storage, "user", through, []).num_rows == 0
+    assert snapshots.latest(world.storage, KINDS["user"], through, []).num_rows == 0
 
 
 def test_profile_change_is_a_row_with_the_counts_so_far(world):
-    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
     users = catalogue.read(world.storage, "user")
     rows = users.to_pylist()
     quiet = next(  # Somebody without events on the last day.
         n for n, row in enumerate(rows) if row["user_id"] not in world.source.read_day(world.days[-1])["user_id"].to_pylist()
     )
     rows[quiet]["occupation"] = "gardener"
-    changed = pa.Table.from_pylist(rows, schema.USERS.arrow)
-    assert catalogue.record(world.storage, catalogue.USER, changed, world.days[-1])
-    assert not catalogue.record(world.storage, catalogue.USER, changed, world.days[-1]), "known already"
-    before = snapshots.latest(world.storage, "user", world.days[-2], [rows[quiet]["user_id"]]).to_pylist()[0]
-    snapshots.write(world.storage, world.cfg, world.days[-1], world.days[-1])
-    after = snapshots.latest(world.storage, "user", world.days[-1], [rows[quiet]["user_id"]]).to_pylist()[0]
+    changed = pa.Table.from_pylist(rows, declared.USERS.arrow)
+    assert catalogue.record(world.storage, KINDS["user"], changed, world.days[-1])
+    assert not catalogue.record(world.storage, KINDS["user"], changed, world.days[-1]), "known already"
+    before = snapshots.latest(world.storage, KINDS["user"], world.days[-2], [rows[quiet]["user_id"]]).to_pylist()[0]
+    snapshots.write(world.storage, KINDS, world.days[-1], world.days[-1])
+    after = snapshots.latest(world.storage, KINDS["user"], world.days[-1], [rows[quiet]["user_id"]]).to_pylist()[0]
     assert after == before | {"occupation": "gardener", "event_timestamp": schema.day_end(world.days[-1])}
 
 
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_an_entity_that_a_correction_took_out_of_a_day_keeps_a_row_of_it(world, kind):
     """Else the row that is online would never be replaced: its timestamp is the newest."""
-    snapshots.write(world.storage, world.cfg, world.before, world.days[-1])
+    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
     last, key = world.days[-1], f"{kind}_id"
     rows = world.source.read_day(last)
     gone = rows[key][0].as_py()
     kept = rows.filter(pc.not_equal(rows[key], gone))
     EventStore(world.storage).place(last, canonical(kept), 2)
-    snapshots.write(world.storage, world.cfg, last, last)
-    before = snapshots.latest(world.storage, kind, world.days[-2], [gone]).to_pylist()[0]
-    after = snapshots.latest(world.storage, kind, last, [gone]).to_pylist()[0]
+    snapshots.write(world.storage, KINDS, last, last)
+    before = snapshots.latest(world.storage, KINDS[kind], world.days[-2], [gone]).to_pylist()[0]
+    after = snapshots.latest(world.storage, KINDS[kind], last, [gone]).to_pylist()[0]
     assert after == before | {"event_timestamp": schema.day_end(last)}

@@ -129,12 +129,12 @@ def test_a_block_that_reads_the_age_of_a_row_is_refused(made):
 
 def test_a_fit_learns_and_is_a_function_of_its_seed(planted_logged, small_config):
     data = OriginData(small_config(), rolling_origins(planted_logged)[0], planted_logged)
-    small = ["training.max_steps=12", "training.num_workers=1", "training.tasks_per_step=16", "training.validate_every=6"]
+    small = ["training.max_steps=24", "training.num_workers=1", "training.tasks_per_step=16", "training.validate_every=6"]
     small += ["model.embedding_dim=3", "evaluation.first_k=[0, 3, 6]"]
     fitted, again, other = (full(data, {"overrides": small}, seed) for seed in (0, 0, 1))
     assert fitted.validation == again.validation != other.validation
     assert 0.5 < fitted.validation <= 1.0
-    assert fitted.notes["best_step"] in (6, 12)
+    assert fitted.notes["best_step"] in (6, 12, 18, 24)
     scores = fitted.score(data.validation, data.judge.tasks[-1])
     assert len(scores) == sum(len(spec.query) for spec in data.judge.tasks[-1])
 

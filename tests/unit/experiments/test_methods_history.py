@@ -49,7 +49,7 @@ def vectors(rows_TR: torch.Tensor) -> torch.Tensor:
 
 
 def test_aggregates_of_three_rows(judged: JudgedRows) -> None:
-    found = aggregates(history_tasks(judged, [spec(0, 3, [3, 5])], num_genres=2), SETTINGS)[0]
+    found = aggregates(history_tasks(judged, [spec(0, 3, [3, 5])], num_sets=2), SETTINGS)[0]
     user = [
         np.log(4),
         1.0 / 4,  # 0.5 - 0.25 + 0.75 over 3 + 1 rows
@@ -68,20 +68,20 @@ def test_aggregates_of_three_rows(judged: JudgedRows) -> None:
 
 
 def test_affinity_weighs_genres_by_their_rows(judged: JudgedRows) -> None:
-    found = aggregates(history_tasks(judged, [spec(0, 1, [5])], num_genres=2), SETTINGS)[0, 0]
+    found = aggregates(history_tasks(judged, [spec(0, 1, [5])], num_sets=2), SETTINGS)[0, 0]
     # One row of the first genre: (0.5 / 3 + 0) / 2 plainly; all of the weight lies on the first.
     np.testing.assert_allclose(found[-3:].numpy(), [0.5 / 6, 0.5 / 3, np.log(2)], rtol=1e-6)
 
 
 def test_genre_vectors_can_be_left_out(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 3, [3])], num_genres=2)
+    tasks = history_tasks(judged, [spec(0, 3, [3])], num_sets=2)
     settings = HistorySettings(genre_vectors=False)
     assert aggregates(tasks, settings).shape[2] == settings.num_aggregates(2) == 9
     assert aggregates(tasks, SETTINGS).shape[2] == SETTINGS.num_aggregates(2) == 13
 
 
 def test_vector_features_of_two_rows(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 2, [3])], num_genres=2)
+    tasks = history_tasks(judged, [spec(0, 2, [3])], num_sets=2)
     item_TSK, item_TQK = vectors(tasks.batch.support.item_index_TR), vectors(tasks.batch.query.item_index_TR)
     found = vector_features(tasks, item_TSK, item_TQK, 0.25, SETTINGS)[0, 0]
     pooled = 0.5 * 2 / (2 + 3)  # the candidate is (2, 0): only the first row, (1, 0), counts
@@ -95,7 +95,7 @@ def test_vector_features_of_two_rows(judged: JudgedRows) -> None:
 
 
 def test_an_empty_support_gives_zeros(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 0, [3])], num_genres=2)
+    tasks = history_tasks(judged, [spec(0, 0, [3])], num_sets=2)
     item_TSK, item_TQK = vectors(tasks.batch.support.item_index_TR), vectors(tasks.batch.query.item_index_TR)
     assert not aggregates(tasks, SETTINGS).any()
     assert not vector_features(tasks, item_TSK, item_TQK, 0.25, SETTINGS).any()
@@ -105,7 +105,7 @@ def test_a_padded_batch_equals_its_tasks_one_by_one(judged: JudgedRows) -> None:
     specs = [spec(0, 0, [1]), spec(0, 1, [1, 2, 3, 4]), spec(1, 4, [5]), spec(0, 5, [5])]
 
     def features(part: list[TaskSpec]) -> torch.Tensor:
-        tasks = history_tasks(judged, part, num_genres=2)
+        tasks = history_tasks(judged, part, num_sets=2)
         support, query = tasks.batch.support, tasks.batch.query
         of_vectors = vector_features(tasks, vectors(support.item_index_TR), vectors(query.item_index_TR), 0.25, SETTINGS)
         return torch.cat([aggregates(tasks, SETTINGS), of_vectors], dim=2)[query.mask_TR > 0]

@@ -45,7 +45,7 @@ def test_without_folds_everybody_is_read_with_the_table_of_all(
     assert len(fitted_items(rows, small_config(), encoder.dims, 0).item_FIK) == 1
 
 
-def test_vectors_of_a_batch_are_looked_up_and_an_unknown_item_has_its_genres(
+def test_vectors_of_a_batch_are_looked_up_and_an_unknown_item_has_that_of_its_features(
     planted_logged: pa.Table, small_config: Callable[..., Config]
 ) -> None:
     cfg = small_config()
@@ -54,7 +54,8 @@ def test_vectors_of_a_batch_are_looked_up_and_an_unknown_item_has_its_genres(
     batch = build_batch(rows, [TaskSpec(0, 0, 0, 2, hide_items=np.array([1]))])
     found_TRK = items(batch.support, torch.tensor([2]))
     torch.testing.assert_close(found_TRK[0, 0], items.item_FIK[2, rows.encoded.item_index[0]])
-    torch.testing.assert_close(found_TRK[0, 1], items.genre_FGK[2, 0] + items.bias_FK[2])  # "Drama" is the only genre
+    content_C = torch.from_numpy(rows.encoded.item_dense[1, : encoder.dims.item_static])
+    torch.testing.assert_close(found_TRK[0, 1], content_C @ items.content_FCK[2] + items.bias_FK[2])
 
 
 def test_rows_of_some_entities(planted_logged: pa.Table, small_config: Callable[..., Config]) -> None:

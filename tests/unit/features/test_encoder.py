@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from limaml import schema
-from limaml.config import Config
+from limaml.config import Config, FeatureConfig
+from limaml.features.columns import CategoryEncoder, CycleEncoder, NumberEncoder
 from limaml.features.encoder import Encoder, EncoderDims
+from tests import declared
 
-CONFIG = Config.model_validate({"source": {"kind": "synthetic"}})
+CONFIG = Config.model_validate({"features": declared.FEATURES, "source": {"kind": "synthetic"}})
 PROFILE = {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 3, "user_positive_rate": 0.25}
 ITEM = {"year": 1990, "genres": ["drama"], "item_events": 8, "item_positive_rate": 0.75}
 
@@ -25,7 +26,7 @@ def _row(number, **values):
 
 
 def _table(*rows):
-    return pa.Table.from_pylist(list(rows), schema=schema.LOGGED_EVENTS.arrow)
+    return pa.Table.from_pylist(list(rows), schema=declared.LOGGED_EVENTS.arrow)
 
 
 @pytest.fixture
@@ -37,10 +38,12 @@ def encoder():
 
 def test_widths_are_those_of_the_arrays(encoder):
     encoded = encoder.encode_table(_table(_row(1), _row(2), _row(3)))
-    # 7 age bands, 2 genders, 2 occupations, 2 numbers, known; 2 genres, 3 numbers, year known, aggregates known.
-    assert encoder.dims == EncoderDims(num_items=2, num_entities=2, item_dense=7, user_dense=14, context=3, num_genres=2)
-    assert encoded.item_dense.shape == (3, 7)
-    assert encoded.user_dense.shape == (3, 14)
+    # 7 age bands, 2 genders, 2 occupations, 2 numbers; 2 genres, 3 numbers, one of them static. A number has a flag beside it.
+    assert encoder.dims == EncoderDims(
+        num_items=2, num_entities=2, item_dense=8, user_dense=15, context=3, item_static=4, item_sets=2
+    )
+    assert encoded.item_dense.shape == (3, 8)
+    assert encoded.user_dense.shape == (3, 15)
     assert encoded.context.shape == (3, 3)
     assert {array.dtype for array in (encoded.item_dense, encoded.user_dense, encoded.context)} == {np.dtype(np.float32)}
 
@@ -60,7 +63,7 @@ def test_a_new_item_keeps_its_features(encoder):
 
 
 def test_a_null_profile_is_all_zeros_and_a_known_one_is_not(encoder):
-    nothing = dict.fromkeys((*schema.USER_FEATURE_NAMES, *schema.ITEM_FEATURE_NAMES, "hour"))
+    nothing = dict.fromkeys((*declared.USER_FEATURE_NAMES, *declared.ITEM_FEATURE_NAMES, "hour"))
     encoded = encoder.encode(nothing, 2)
     for array in (encoded.user_dense, encoded.item_dense, encoded.context):
         assert not array.any()
@@ -70,7 +73,7 @@ def test_a_null_profile_is_all_zeros_and_a_known_one_is_not(encoder):
 def test_numbers_are_standardised_by_the_training_rows(encoder):
     encoded = encoder.encode_table(_table(_row(1), _row(1, user_events=0, user_positive_rate=0.75)))
     # Two training rows, one of each value: mean between them, one standard deviation to either side.
-    assert encoded.user_dense[:, -3:-1] == pytest.approx(np.array([[1.0, -1.0], [-1.0, 1.0]]), abs=1e-6)
+    assert encoded.user_dense[:, [-4, -2]] == pytest.approx(np.array([[1.0, -1.0], [-1.0, 1.0]]), abs=1e-6)
 
 
 def test_counts_are_logarithms_and_rates_are_logits():
@@ -79,15 +82,15 @@ def test_counts_are_logarithms_and_rates_are_logits():
         _row(n, item_events=events, item_positive_rate=rate) for n, (events, rate) in enumerate([(0, 0.1), (3, 0.5), (15, 0.9)])
     ]
     encoded = Encoder.fit(_table(*rows), CONFIG).encode_table(_table(*rows))
-    for number in (2, 3):
+    for number in (3, 5):
         steps = np.diff(encoded.item_dense[:, number])
         assert steps[0] == pytest.approx(steps[1], rel=1e-5)
         assert steps[0] > 0.5
 
 
-def test_a_missing_year_is_marked_apart_from_missing_aggregates(encoder):
+def test_a_missing_number_is_marked(encoder):
     encoded = encoder.encode_table(_table(_row(1, year=None), _row(2)))
-    assert encoded.item_dense[:, -2:].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    assert encoded.item_dense[:, [3, 5, 7]].tolist() == [[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     assert encoded.item_dense[0, 2] == 0.0
 
 
@@ -108,7 +111,7 @@ def test_a_request_encodes_as_the_table_does(encoder):
     """A server has plain lists, with None, and one value for what holds for all candidates."""
     rows = [_row(1), _row(2, item_id="new", year=None, genres=[], item_events=1)]
     table = encoder.encode_table(_table(*rows))
-    lists = {name: [row[name] for row in rows] for name in ("item_id", *schema.ITEM_FEATURE_NAMES)}
+    lists = {name: [row[name] for row in rows] for name in ("item_id", *declared.ITEM_FEATURE_NAMES)}
     request = encoder.encode({**PROFILE, **lists, "hour": 6}, 2)
     for name in ("item_index", "item_dense", "user_dense", "context"):
         assert np.array_equal(getattr(table, name), getattr(request, name)), name
@@ -147,23 +150,22 @@ def _plain(encoder, row):
     """One row by the definition: plain Python, one number at a time."""
 
     def standardised(name):
-        mean, std = encoder.moments[name]
+        mean, std = encoder.columns[name].mean, encoder.columns[name].std
         value = row[name]
         if value is None:
-            return 0.0
+            return [0.0, 0.0]
         if name.endswith("_events"):
             value = np.log1p(np.float64(value))
         elif name.endswith("_rate"):
             inside = min(max(float(np.float32(value)), 1e-3), 1 - 1e-3)
             value = np.log(inside / (1 - inside))
-        return (value - mean) / std
+        return [(value - mean) / std, 1.0]
 
-    user = [float(row[name] == value) for name, values in encoder.categories.items() for value in values]
-    user += [standardised(name) for name in ("user_events", "user_positive_rate")]
-    user += [float(row["user_positive_rate"] is not None)]
-    item = [float(genre in (row["genres"] or [])) for genre in encoder.genres]
-    item += [standardised(name) for name in ("year", "item_events", "item_positive_rate")]
-    item += [float(row["year"] is not None), float(row["item_positive_rate"] is not None)]
+    categories = {name: encoder.columns[name].values for name in ("age_band", "gender", "occupation")}
+    user = [float(row[name] == value) for name, values in categories.items() for value in values]
+    user += [number for name in ("user_events", "user_positive_rate") for number in standardised(name)]
+    item = [float(genre in (row["genres"] or [])) for genre in encoder.columns["genres"].values]
+    item += [number for name in ("year", "item_events", "item_positive_rate") for number in standardised(name)]
     angle = np.float64(row["timestamp"].hour) * (2 * math.pi / 24)
     item_index = encoder.items.index(row["item_id"]) + 1 if row["item_id"] in encoder.items else 0
     return item_index, item, user, [np.sin(angle), np.cos(angle), 1.0]
@@ -179,7 +181,7 @@ def _random_rows(num_rows):
         _row(
             int(rng.integers(0, 40)),
             timestamp=datetime(2026, 1, 1, int(rng.integers(0, 24)), tzinfo=UTC),
-            age_band=maybe(str(rng.choice(schema.AGE_BANDS))),
+            age_band=maybe(str(rng.choice(declared.AGE_BANDS))),
             gender=maybe(str(rng.choice(["F", "M", "X"]))),
             occupation=maybe(f"o{rng.integers(0, 6)}"),
             user_events=maybe(int(rng.integers(0, 500))),
@@ -222,7 +224,7 @@ def test_every_form_of_a_table_encodes_to_the_bits_of_the_plain_formula(form):
     "user",
     [
         {},
-        dict.fromkeys(schema.USER_FEATURE_NAMES),
+        dict.fromkeys(declared.USER_FEATURE_NAMES),
         {"age_band": "25_34", "gender": "F", "occupation": "artist", "user_events": 40, "user_positive_rate": 0.75},
         {"age_band": "18_24", "gender": "nobody's", "occupation": None, "user_events": 0, "user_positive_rate": 1.0},
         {"age_band": None, "gender": "M", "user_events": None, "user_positive_rate": math.nan},
@@ -231,13 +233,32 @@ def test_every_form_of_a_table_encodes_to_the_bits_of_the_plain_formula(form):
     ids=["nothing", "nulls", "known", "unseen values", "holes", "out of range"],
 )
 def test_one_user_is_encoded_as_in_a_column(user):
-    encoder = Encoder(
-        items=("i1",),
-        entities=("u1",),
-        genres=("Drama",),
-        categories={"age_band": schema.AGE_BANDS, "gender": ("F", "M"), "occupation": ("artist", "lawyer")},
-        moments=dict.fromkeys(("user_events", "user_positive_rate", "year", "item_events", "item_positive_rate"), (0.3, 1.7)),
-    )
+    texts = {"age_band": declared.AGE_BANDS, "gender": ("F", "M"), "occupation": ("artist", "lawyer"), "genres": ("Drama",)}
+    columns = {name: CategoryEncoder(values) for name, values in texts.items()} | {"hour": CycleEncoder(24)}
+    numbers = {"user_events": "log", "user_positive_rate": "logit", "year": "plain"}
+    numbers |= {"item_events": "log", "item_positive_rate": "logit"}
+    columns |= {name: NumberEncoder(scale, 0.3, 1.7) for name, scale in numbers.items()}
+    encoder = Encoder(declared.FEATURES, ("i1",), ("u1",), columns)
     expected = encoder.encode({**user, "item_id": ["i1"]}, 1).user_dense[0]
     # Both compute in float64 and round once; a vectorised logarithm may differ in its last bit.
     np.testing.assert_allclose(encoder.encode_user(user), expected, rtol=1e-6, atol=0)
+
+
+def test_a_request_says_its_context_or_the_clock_does(encoder):
+    now = datetime(2026, 1, 5, 14, 30, tzinfo=UTC)
+    for given, hour in (({}, 14), ({"hour": None}, 14), ({"hour": 0}, 0), ({"hour": 23}, 23)):
+        context, encoded = encoder.encode_context(given, now)
+        assert context == {"hour": hour}
+        assert np.array_equal(encoded, encoder.encode({"hour": hour}, 1).context[0])
+
+
+def test_the_week_of_a_table_is_the_week_of_a_request():
+    """1970-01-01 was a Thursday; 0 is Monday on both sides."""
+    features = (FeatureConfig(entity="context", name="day", type="cycle", clock="weekday"),)
+    encoder = Encoder.fit(_table(_row(1)), CONFIG.model_copy(update={"features": features}))
+    for day in range(1, 15):
+        at = datetime(2026, 1, day, 23, 59, tzinfo=UTC)
+        context, encoded = encoder.encode_context({}, at)
+        assert context == {"day": at.weekday()}
+        assert np.array_equal(encoder.encode_table(_table(_row(1, timestamp=at))).context[0], encoded)
+    assert encoder.dims == EncoderDims(num_items=1, num_entities=1, item_dense=0, user_dense=0, context=3)

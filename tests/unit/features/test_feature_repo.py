@@ -12,6 +12,7 @@ from limaml.config import Config, FeastConfig, TaskKindConfig
 from limaml.errors import BusyError, ConfigError, StoreError
 from limaml.features import feature_store
 from limaml.features.feature_store import apply, open_store, repo_config
+from tests import declared
 
 ROOT = Path(__file__).parents[3]
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 def configuration(folder, **feast):
     return Config.model_validate(
         {
+            "features": declared.FEATURES,
             "source": {"kind": "synthetic"},
             "storage": {"root": str(folder / "data")},
             "feast": {
@@ -62,7 +64,7 @@ def test_apply_registers_every_view_and_service_by_the_schemas_names(applied):
     assert result["services"] == sorted(["training", "ranking_blue", "ranking_green"])
 
     store = open_store(cfg)
-    for table in (schema.USER_FEATURES, schema.ITEM_FEATURES):
+    for table in (declared.USER_FEATURES, declared.ITEM_FEATURES):
         view = store.get_feature_view(table.name)
         assert view.join_keys == [table.key]
         assert [feature.name for feature in view.features] == [

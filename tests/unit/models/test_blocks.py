@@ -11,7 +11,7 @@ from limaml.features.encoder import EncoderDims
 from limaml.models.network import build_network
 from limaml.tasks.rows import Rows
 
-DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, num_genres=2)
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
 BLOCKS = ("task_vector", "id_mlp", "row_mlp")
 
 
@@ -148,7 +148,7 @@ def test_an_unknown_item_gets_its_vector_from_its_genres():
     network = _randomise(build_network(_config(), DIMS))
     rows, embedding = replace(_rows(num_tasks=1, width=2), item_index_TR=torch.zeros(1, 2, dtype=torch.long)), torch.ones(1, 3)
     vectors = network.global_block.encode(rows).item_TRK[0]
-    expected = rows.item_dense_TRF[0, :, :2] @ network.global_block.genre + network.global_block.unknown_item
+    expected = rows.item_dense_TRF[0, :, :2] @ network.global_block.content + network.global_block.unknown_item
     torch.testing.assert_close(vectors, expected)
     known = replace(rows, item_index_TR=torch.tensor([[2, 5]]))
     torch.testing.assert_close(network.global_block.encode(known).item_TRK[0], network.global_block.item[[2, 5]])
@@ -160,7 +160,7 @@ def test_fitted_item_vectors_stay_as_they_are(item_vectors, trained):
     network = build_network(_config(item_vectors=item_vectors), DIMS)
     network(_rows(), torch.ones(2, 3)).sum().backward()
     assert network.global_block.item.requires_grad == trained
-    assert network.global_block.genre.requires_grad == trained
+    assert network.global_block.content.requires_grad == trained
     assert network.global_block.unknown_item.requires_grad
 
 

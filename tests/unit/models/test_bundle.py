@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from limaml.config import Config
 from limaml.errors import BundleError
+from limaml.features.columns import CategoryEncoder, CycleEncoder, NumberEncoder
 from limaml.features.encoder import Encoder
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
+from tests import declared
 
-CONFIG = Config.model_validate({"source": {"kind": "synthetic"}, "model": {"embedding_dim": 4}})
+CONFIG = Config.model_validate({"features": declared.FEATURES, "source": {"kind": "synthetic"}, "model": {"embedding_dim": 4}})
 FILES = {
     "manifest.json",
     "config.json",
@@ -27,10 +29,13 @@ FILES = {
 
 
 def _encoder(num_items):
-    names = ("user_events", "user_positive_rate", "year", "item_events", "item_positive_rate")
-    categories = {"age_band": ("18_24",), "gender": ("F", "M"), "occupation": ("artist",)}
     items = tuple(f"i{number}" for number in range(num_items))
-    return Encoder(items, ("u1", "u2"), ("drama",), categories, dict.fromkeys(names, (0.1, 2.5)))
+    texts = {"age_band": declared.AGE_BANDS, "gender": ("F", "M"), "occupation": ("artist",), "genres": ("drama",)}
+    columns = {name: CategoryEncoder(values) for name, values in texts.items()} | {"hour": CycleEncoder(24)}
+    for feature in declared.FEATURES:
+        if feature.type == "number":
+            columns[feature.name] = NumberEncoder("plain", 0.1, 2.5)
+    return Encoder(declared.FEATURES, items, ("u1", "u2"), columns)
 
 
 def _model(num_items, seed):
@@ -145,9 +150,10 @@ def test_a_manifest_that_is_not_one_is_named(folder):
             bundles.load(folder)
 
 
-def test_a_newer_format_is_refused_before_anything_else_is_read(folder):
-    (folder / "manifest.json").write_text(json.dumps({"format_version": 2, "sha256": {}}))
-    with pytest.raises(BundleError, match="format_version must be at most 1, got 2; update limaml"):
+@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (3, "update limaml to read it")])
+def test_another_format_is_refused_before_anything_else_is_read(folder, found, remedy):
+    (folder / "manifest.json").write_text(json.dumps({"format_version": found, "sha256": {}}))
+    with pytest.raises(BundleError, match=f"format_version must be 2, got {found}; {remedy}"):
         bundles.load(folder)
 
 
@@ -186,7 +192,11 @@ def test_a_missing_tensor_is_named(folder):
     [
         ("refit.safetensors", b"\x80\x04not tensors", "refit.safetensors must be a safetensors file"),
         ("refit.encoder.json", b"{}", "refit.encoder.json is not an encoder"),
-        ("config.json", b'{"source": {"kind": "synthetic"}, "extra": 1}', "config.json is not a valid configuration"),
+        (
+            "config.json",
+            b'{"source": {"kind": "synthetic"}, "extra": 1}',
+            "config.json is not a valid configuration",
+        ),
         ("metrics.json", b"{", "metrics.json must be JSON"),
     ],
 )

@@ -1,5 +1,7 @@
 """The factor model: it finds planted factors, leaves item rates alone, serves unknown items by genre, and repeats itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 300, 40, 2
-DIMS = EncoderDims(NUM_ITEMS, NUM_USERS, item_dense=NUM_GENRES, user_dense=1, context=3, num_genres=NUM_GENRES)
+DIMS = EncoderDims(
+    NUM_ITEMS, NUM_USERS, item_dense=NUM_GENRES, user_dense=1, context=3, item_static=NUM_GENRES, item_sets=NUM_GENRES
+)
 
 
 def _config(**model):
@@ -38,7 +42,7 @@ def _rows(strength=2.0, seed=0):
 
 
 def test_it_finds_the_planted_factor():
-    found = fit_item_vectors(_rows(), _config(), NUM_ITEMS, NUM_GENRES)
+    found = fit_item_vectors(_rows(), _config(), DIMS)
     direction = found.vectors_IK - found.vectors_IK.mean(dim=0)
     cosine = torch.nn.functional.cosine_similarity(direction[:, None], direction[None], dim=-1)
     same = torch.arange(NUM_ITEMS) % 2
@@ -49,28 +53,28 @@ def test_it_finds_the_planted_factor():
 
 def test_vectors_are_on_the_scale_of_logits():
     """A user factor has unit variance, so half the distance between the two groups is the planted +-strength, shrunk."""
-    found = fit_item_vectors(_rows(strength=0.5), _config(), NUM_ITEMS, NUM_GENRES)
+    found = fit_item_vectors(_rows(strength=0.5), _config(), DIMS)
     even, odd = found.vectors_IK[::2].mean(dim=0), found.vectors_IK[1::2].mean(dim=0)
     assert (even - odd).norm().item() / 2 == pytest.approx(0.5, rel=0.2)
 
 
 def test_an_item_outside_the_vocabulary_gets_its_genres_vector():
     rows = _rows()
-    found = fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES)
-    by_genre = found.genre_weights_GK + found.bias_K
+    found = fit_item_vectors(rows, _config(), DIMS)
+    by_genre = found.content_weights_CK + found.bias_K
     for genre in range(NUM_GENRES):
         mean = found.vectors_IK[genre::2].mean(dim=0)
         assert torch.nn.functional.cosine_similarity(by_genre[genre], mean, dim=0) > 0.99
 
 
 def test_without_factors_in_the_data_the_vectors_are_short():
-    vectors = [fit_item_vectors(_rows(strength), _config(), NUM_ITEMS, NUM_GENRES).vectors_IK for strength in (2.0, 0.0)]
+    vectors = [fit_item_vectors(_rows(strength), _config(), DIMS).vectors_IK for strength in (2.0, 0.0)]
     # What 300 users' coin tosses leave is an eighth of a factor that decides 88 % of the labels.
     assert vectors[1].norm() < 0.2 * vectors[0].norm()
 
 
 def test_the_same_rows_give_the_same_vectors():
-    first, second = (fit_item_vectors(_rows(), _config(), NUM_ITEMS, NUM_GENRES) for _ in range(2))
+    first, second = (fit_item_vectors(_rows(), _config(), DIMS) for _ in range(2))
     assert torch.equal(first.vectors_IK, second.vectors_IK)
     assert torch.equal(first.bias_K, second.bias_K)
 
@@ -83,19 +87,19 @@ def test_warm_start_follows_the_configuration():
         before = network.global_block.item.clone()
         warm_start(network, rows, cfg)
         assert torch.equal(network.global_block.item, before) != changed
-    found = fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES)
+    found = fit_item_vectors(rows, _config(), DIMS)
     network = build_network(_config(), DIMS)
     warm_start(network, rows, _config())
     assert torch.equal(network.global_block.item[1:], found.vectors_IK)
-    assert torch.equal(network.global_block.genre, found.genre_weights_GK)
+    assert torch.equal(network.global_block.content, found.content_weights_CK)
     assert torch.equal(network.global_block.unknown_item, found.bias_K)
 
 
 def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
     rows = _rows()
     rows.encoded.item_index[::7] = 0
-    assert torch.isfinite(fit_item_vectors(rows, _config(), NUM_ITEMS, NUM_GENRES).vectors_IK).all()
+    assert torch.isfinite(fit_item_vectors(rows, _config(), DIMS).vectors_IK).all()
     rows.encoded.item_index[:] = 0
-    found = fit_item_vectors(rows, _config(), 0, NUM_GENRES)
+    found = fit_item_vectors(rows, _config(), replace(DIMS, num_items=0))
     assert found.vectors_IK.shape == (0, 2)
     assert torch.isfinite(found.bias_K).all()

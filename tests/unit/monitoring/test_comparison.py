@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from limaml.monitoring.comparison import EXAMPLES, MAX_EXAMPLES, Tally, compare_features, compare_vector
+from limaml.monitoring.comparison import EXAMPLES, MAX_EXAMPLES, PRESENT, Tally, compare_features, compare_vector
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 WHERE = {"view": "v", "entity": "u1", "compared_at": AT}
@@ -20,13 +20,14 @@ def features(logged, offline):
 
     def table(rows):
         columns = list(zip(*rows, strict=True))
-        return pa.table({name: pa.array(columns[at], types[at]) for at, name in enumerate(names)})
+        values = {name: pa.array(columns[at], types[at]) for at, name in enumerate(names)}
+        return pa.table(values | {PRESENT: values["events"].is_valid()})
 
     keys = {"entity": [f"u{at}" for at in range(len(logged))], "compared_at": [AT] * len(logged)}
     counted = table([row[:3] for row in logged])
     for name, values in (keys | {"rows": [row[3] for row in logged]}).items():
         counted = counted.append_column(name, pa.array(values))
-    compare_features(tally, "v", counted, table(offline), names, "events")
+    compare_features(tally, "v", counted, table(offline), names)
     return tally
 
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from limaml import schema, telemetry
+from limaml import telemetry
 from limaml.errors import DataError, NothingToDo
 from limaml.events.day_store import DayManifest, EventStore
-from limaml.events.logged import write_logged
+from limaml.events.logged import read_logged, write_logged
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.models import bundle
@@ -21,6 +21,7 @@ from limaml.monitoring import drift
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.histograms import MAX_CATEGORIES, Histogram
 from limaml.registry import Registry
+from tests import declared
 
 
 def column(values, kind=None):
@@ -120,7 +121,11 @@ def world(tmp_path, small_config, make_planted):
 def test_every_feature_and_the_scores_are_measured_and_kept(world):
     result, gauges = world.measure(world.next_day)
     assert result["measured"] is True
-    assert {feature for (feature,) in gauges[telemetry.FEATURE_DRIFT_PSI]} == set(drift.FEATURES)
+    assert {feature for (feature,) in gauges[telemetry.FEATURE_DRIFT_PSI]} == {
+        *declared.USER_FEATURE_NAMES,
+        *declared.ITEM_FEATURE_NAMES,
+        "hour",
+    }
     # The planted item's year is the same everywhere; users' counts grow with time.
     assert gauges[telemetry.FEATURE_DRIFT_PSI][("year",)] == 0.0
     assert gauges[telemetry.SCORE_DRIFT_PSI][()] == result["score_psi"] >= 0.0
@@ -131,9 +136,9 @@ def test_every_feature_and_the_scores_are_measured_and_kept(world):
 
 def test_a_shift_of_one_feature_shows_in_it_and_nowhere_else(world):
     _, before = world.measure(world.next_day)
-    rows = drift.read_logged(world.storage, first=world.next_day, through=world.next_day)
+    rows = read_logged(world.storage, declared.TABLES, first=world.next_day, through=world.next_day)
     at = rows.schema.get_field_index("year")
-    world.put(world.next_day, rows.set_column(at, rows.schema.field(at), pa.array([2020] * rows.num_rows)), revision=2)
+    world.put(world.next_day, rows.set_column(at, rows.schema.field(at), pa.array([2020.0] * rows.num_rows)), revision=2)
     _, after = world.measure(world.next_day)
     changed = {
         feature
@@ -145,7 +150,7 @@ def test_a_shift_of_one_feature_shows_in_it_and_nowhere_else(world):
 
 
 def test_a_small_day_is_not_measured_and_has_no_gauge(world):
-    rows = drift.read_logged(world.storage, first=world.next_day, through=world.next_day).slice(0, 19)
+    rows = read_logged(world.storage, declared.TABLES, first=world.next_day, through=world.next_day).slice(0, 19)
     world.put(world.next_day, rows, revision=2)
     result, gauges = world.measure(world.next_day)
     assert (result["measured"], result["rows"], gauges) == (False, 19, {})
@@ -153,8 +158,10 @@ def test_a_small_day_is_not_measured_and_has_no_gauge(world):
 
 
 def test_more_rows_than_are_needed_are_read_of_some_users_whole(world, monkeypatch):
-    every = drift._sampled(world.storage, first=world.days[0], through=world.days[-1], limit=10**6)
-    some = drift._sampled(world.storage, first=world.days[0], through=world.days[-1], limit=every.num_rows // 4)
+    every = drift._sampled(world.storage, declared.TABLES, first=world.days[0], through=world.days[-1], limit=10**6)
+    some = drift._sampled(
+        world.storage, declared.TABLES, first=world.days[0], through=world.days[-1], limit=every.num_rows // 4
+    )
     users = set(some["user_id"].to_pylist())
     assert 0 < some.num_rows < every.num_rows / 2
     assert some.equals(every.filter(pc.is_in(every["user_id"], pa.array(sorted(users)))))
@@ -167,8 +174,8 @@ def test_scores_are_those_of_the_evaluation_as_served(world):
 
     loaded = bundle.load(world.registry.download(world.version, world.cfg.storage.root), parts=("refit",))
     day, kind = world.next_day, world.cfg.task_kind
-    rows = drift.read_logged(world.storage, first=day, through=day)
-    history = drift.read_logged(world.storage, through=day - timedelta(days=1))
+    rows = read_logged(world.storage, declared.TABLES, first=day, through=day)
+    history = read_logged(world.storage, declared.TABLES, through=day - timedelta(days=1))
     expected = score_as_served(loaded.network, loaded.encoder, rows, history, day=day, kind=kind)
     found = drift._scores(world.storage, loaded, day, day).to_numpy()
     assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6)
@@ -186,5 +193,7 @@ def test_without_a_champion_or_a_day_it_says_so(world, tmp_path, small_config):
 
 
 def test_the_hour_is_the_timestamp_s(world):
-    rows = drift._with_hour(drift._sampled(world.storage, first=world.next_day, through=world.next_day, limit=10**6))
-    assert rows["hour"].to_pylist() == [schema.context_hour(at) for at in rows["timestamp"].to_pylist()]
+    loaded = bundle.load(world.registry.download(world.version, world.cfg.storage.root), parts=("refit",))
+    rows = read_logged(world.storage, declared.TABLES, first=world.next_day, through=world.next_day)
+    found = drift._features(world.storage, loaded, world.next_day, world.next_day)["hour"]
+    assert sorted(found.to_pylist()) == sorted(stamp.hour for stamp in rows["timestamp"].to_pylist())

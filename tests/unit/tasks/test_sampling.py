@@ -22,6 +22,7 @@ from limaml.tasks.sampling import (
     sample_tasks,
     support_spec,
 )
+from tests import declared
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY_S = 86_400
@@ -29,17 +30,17 @@ DAY_S = 86_400
 
 def _config(**sections):
     plain = {"model": {"profile_dropout": 0.0, "unknown_item_share": 0.0, "unknown_entity_share": 0.0}}
-    return Config.model_validate({"source": {"kind": "synthetic"}} | plain | sections)
+    return Config.model_validate({"features": declared.FEATURES, "source": {"kind": "synthetic"}} | plain | sections)
 
 
 def _table(events):
     """events: (user, seconds after START, label) in any order; event ids run backwards, items name their second."""
     rows = []
     for number, (user, second, label) in enumerate(events):
-        row = dict.fromkeys(schema.LOGGED_EVENTS.names) | {"age_band": "25_34", "user_events": 1, "user_positive_rate": 0.5}
+        row = dict.fromkeys(declared.LOGGED_EVENTS.names) | {"age_band": "25_34", "user_events": 1, "user_positive_rate": 0.5}
         row |= {"event_id": f"e{500 - number}", "user_id": user, "item_id": f"i{second}", "label": label}
         rows.append(row | {"timestamp": START + timedelta(seconds=second)})
-    return pa.Table.from_pylist(rows, schema=schema.LOGGED_EVENTS.arrow)
+    return pa.Table.from_pylist(rows, schema=declared.LOGGED_EVENTS.arrow)
 
 
 def _rows(events, cfg=None):

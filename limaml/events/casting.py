@@ -1,0 +1,57 @@
+"""Columns as other tools write them, in the schema's types: what loses nothing is cast, the rest stays as it came."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema
+
+
+def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
+    """The table with the schema's type for every column that holds the same values in another form; other columns stay.
+
+    An instant may have any zone and unit (what is finer than a microsecond is cut off); text may be a dictionary, and an id or
+    a category a whole number; a label may be any number that is whole, or a boolean; a NaN is a null.
+    """
+    wanted = {column.name: column.type for column in expected.columns}
+    columns = [_with_type(table[at], wanted.get(name)) for at, name in enumerate(table.column_names)]
+    return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def _with_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedArray:
+    if wanted is None or column.type == wanted:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if not _may_become(column.type, wanted):
+        return column
+    try:
+        # Nanoseconds have no other form in microseconds.
+        cut = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        return column.cast(wanted, safe=not cut)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # Its gate says so.
+        return column
+
+
+def _may_become(have: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast keeps what values mean, where it succeeds."""
+    if pa.types.is_null(have):
+        return True
+    if pa.types.is_timestamp(wanted):
+        return bool(pa.types.is_timestamp(have) and have.tz is not None)
+    if pa.types.is_string(wanted):
+        return bool(_is_text(have) or pa.types.is_integer(have) or pa.types.is_boolean(have))
+    if pa.types.is_list(wanted):
+        is_list = pa.types.is_list(have) or pa.types.is_large_list(have) or pa.types.is_fixed_size_list(have)
+        return bool(is_list and _may_become_item(have.value_type, wanted.value_type))
+    is_number = pa.types.is_integer(have) or pa.types.is_floating(have) or pa.types.is_decimal(have)
+    return bool(is_number or (pa.types.is_boolean(have) and pa.types.is_integer(wanted)))
+
+
+def _may_become_item(have: pa.DataType, wanted: pa.DataType) -> bool:
+    return have == wanted or _may_become(have.value_type if pa.types.is_dictionary(have) else have, wanted)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,0 +1,213 @@
+"""One encoder a feature type: a column, or one value, as numbers of a fixed width. numpy and pyarrow only, JSON-serialisable.
+
+R rows, F numbers of a feature
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml.config import FeatureConfig
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+UNKNOWN = 0
+
+
+class ColumnEncoder(Protocol):
+    """How one feature is encoded; a null is unknown, which no known value is."""
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, column: pa.Array, out_RF: Floats) -> None:
+        """Put a column's rows into `out_RF`, which is zero."""
+        ...
+
+    def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
+        """As `encode` of one value, into `out_F` from place `at` on."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values that make it again."""
+        ...
+
+
+@dataclass(frozen=True)
+class NumberEncoder:
+    """A standardised number and whether it is known."""
+
+    scale: str
+    """plain, log (of one more: counts) or logit (rates)."""
+    mean: float
+    std: float
+    width: ClassVar[int] = 2
+
+    @classmethod
+    def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
+        scale = {"count": "log", "rate": "logit", None: "plain"}[feature.aggregate]
+        numbers, known = _known(column.combine_chunks())
+        scaled = _scaled(scale, numbers)[known]
+        if not len(scaled):
+            return cls(scale, 0.0, 1.0)
+        std = float(scaled.std())
+        # A constant column carries nothing; dividing by 1 keeps it at zero.
+        return cls(scale, float(scaled.mean()), std if std > 1e-8 else 1.0)
+
+    def encode(self, column: pa.Array, out_RF: Floats) -> None:
+        numbers, known = _known(column)
+        out_RF[:, 0] = np.where(known, (_scaled(self.scale, numbers) - self.mean) / self.std, 0.0)
+        out_RF[:, 1] = known
+
+    def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
+        if value is not None and math.isfinite(value):
+            out_F[at] = (_scaled_one(self.scale, value) - self.mean) / self.std
+            out_F[at + 1] = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CategoryEncoder:
+    """One place a category; none is set for an unknown one. Sets of categories set several."""
+
+    values: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
+        return cls(feature.values or distinct(pc.list_flatten(column) if _is_list(column.type) else column))
+
+    @property
+    def width(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return index_of(self.values)
+
+    def encode(self, column: pa.Array, out_RF: Floats) -> None:
+        if _is_list(column.type):
+            row_N, column = pc.list_parent_indices(column).to_numpy(zero_copy_only=False), pc.list_flatten(column)
+        else:
+            row_N = np.arange(len(column))
+        index_N = look_up(column, self._index)
+        if (index_N == UNKNOWN).any():
+            row_N, index_N = row_N[index_N != UNKNOWN], index_N[index_N != UNKNOWN]
+        out_RF[row_N, index_N - 1] = 1.0
+
+    def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
+        for one in (value or ()) if not isinstance(value, str) else (value,):
+            index = self._index.get(one, UNKNOWN)
+            if index != UNKNOWN:
+                out_F[at + index - 1] = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class CycleEncoder:
+    """Sine and cosine of the angle, and whether it is known."""
+
+    period: int
+    width: ClassVar[int] = 3
+
+    @classmethod
+    def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:  # noqa: ARG003  nothing of it is learnt
+        return cls(feature.num_steps)
+
+    @cached_property
+    def _table(self) -> Floats:
+        """(period, 3): the same bits for a column and for one value, without a sine a row."""
+        angle = np.arange(self.period, dtype=np.float64) * (2 * math.pi / self.period)
+        return np.stack([np.sin(angle), np.cos(angle), np.ones_like(angle)], axis=1).astype(np.float32)
+
+    def encode(self, column: pa.Array, out_RF: Floats) -> None:
+        numbers, known = _known(column)
+        out_RF[known] = self._table[numbers[known].astype(np.int64) % self.period]
+
+    def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
+        if value is not None:
+            out_F[at : at + 3] = self._table[int(value) % self.period].tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"period": self.period}
+
+
+_ENCODERS: dict[str, Any] = {
+    "number": NumberEncoder,
+    "category": CategoryEncoder,
+    "categories": CategoryEncoder,
+    "cycle": CycleEncoder,
+}
+
+
+def fit_column(feature: FeatureConfig, column: pa.ChunkedArray) -> ColumnEncoder:
+    """The encoder of a feature, with what it learns from a column's values."""
+    encoder: ColumnEncoder = _ENCODERS[feature.type].fit(feature, column)
+    return encoder
+
+
+def column_from_dict(feature: FeatureConfig, values: Mapping[str, Any]) -> ColumnEncoder:
+    """Inverse of `to_dict`. Raises TypeError if a part is missing."""
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    encoder: ColumnEncoder = _ENCODERS[feature.type](**lists)
+    return encoder
+
+
+def distinct(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
+    """Values of a column of text, sorted."""
+    return tuple(sorted(value for value in pc.unique(column).to_pylist() if value is not None))
+
+
+def index_of(values: Sequence[str]) -> dict[str, int]:
+    """Value -> its place, from 1 on; 0 is unknown."""
+    return {value: index for index, value in enumerate(values, start=1)}
+
+
+def look_up(values: pa.Array, table: Mapping[str, int]) -> Indices:
+    """Index of each value, 0 for null and for what the table lacks; costs one dictionary access per distinct value."""
+    coded = values.dictionary_encode()
+    found = np.array([table.get(value, UNKNOWN) for value in coded.dictionary.to_pylist()] + [UNKNOWN], np.int64)
+    codes = coded.indices.fill_null(len(found) - 1) if coded.indices.null_count else coded.indices
+    indices: Indices = found.take(codes.to_numpy())
+    return indices
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind))
+
+
+def _known(column: pa.Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Numbers, 0 where there is none, and whether each is known; a null or a NaN is not."""
+    numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    known = np.isfinite(numbers)
+    return (numbers if known.all() else np.where(known, numbers, 0.0)), known
+
+
+def _scaled(scale: str, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    if scale == "log":
+        return np.log1p(np.maximum(numbers, 0.0))
+    if scale == "logit":
+        inside = np.clip(numbers, 1e-3, 1 - 1e-3)
+        return np.log(inside / (1 - inside))
+    return numbers
+
+
+def _scaled_one(scale: str, number: float) -> float:
+    """As `_scaled` of one number."""
+    if scale == "log":
+        return math.log1p(max(number, 0.0))
+    if scale == "logit":
+        inside = min(max(number, 1e-3), 1 - 1e-3)
+        return math.log(inside / (1 - inside))
+    return number

@@ -1,0 +1,140 @@
+"""From declared features to every table that holds them (contract 10)."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import pyarrow as pa
+
+from limaml.config import FeatureConfig
+from limaml.schema.columns import EVENTS, FETCHED_EMBEDDING, ITEM_VIEW, SLOTS, TIMESTAMP, USER_VIEW, Column, Table
+
+_STAMP = Column("event_timestamp", TIMESTAMP)
+"""A snapshot row is an entity's state at this instant, the end of a day, over events before it only."""
+_TYPES = {
+    "number": pa.float64(),
+    "category": pa.string(),
+    "categories": pa.list_(pa.string()),
+    "cycle": pa.int64(),
+    "text": pa.string(),
+}
+_AGGREGATES = {"count": pa.int64(), "rate": pa.float32()}
+
+
+def arrow_type(feature: FeatureConfig) -> pa.DataType:
+    """Type of the feature's values wherever they are stored or sent."""
+    return _AGGREGATES[feature.aggregate] if feature.aggregate else _TYPES[feature.type]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Every table that holds features; `tables` derives them."""
+
+    features: tuple[FeatureConfig, ...]
+
+    def of(self, entity: str) -> tuple[FeatureConfig, ...]:
+        """What networks read of one entity, in its order in every table and in the encoder: what does not change with time
+        first, sets of categories before the rest.
+        """
+        mine = [feature for feature in self.features if feature.entity == entity and feature.type != "text"]
+        order = {"categories": 0, "category": 1}
+        return tuple(sorted(mine, key=lambda feature: (feature.aggregate is not None, order.get(feature.type, 2))))
+
+    @property
+    def title(self) -> str | None:
+        """The catalogue's column that people know items by, if one is declared."""
+        return next((feature.name for feature in self.features if feature.entity == "item" and feature.type == "text"), None)
+
+    def names(self, entity: str) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.of(entity))
+
+    def catalogue(self, entity: Literal["user", "item"]) -> Table:
+        """What a source delivers of every known entity; a column has the name of its feature."""
+        texts = [feature for feature in self.features if feature.entity == entity and feature.type == "text"]
+        columns = [_column(feature, nullable=True) for feature in (*texts, *self.of(entity)) if not feature.aggregate]
+        return Table(f"{entity}s", (Column(f"{entity}_id", pa.string(), unique=True), *columns), key=f"{entity}_id")
+
+    def snapshots(self, entity: Literal["user", "item"]) -> Table:
+        """An entity's state at the end of a day: its catalogue columns and its aggregates."""
+        columns = [_column(feature, nullable=not feature.aggregate) for feature in self.of(entity)]
+        return Table(_VIEWS[entity], (Column(f"{entity}_id", pa.string()), _STAMP, *columns), key=f"{entity}_id")
+
+    @property
+    def joined(self) -> tuple[Column, ...]:
+        """Features that an event is joined with; null where no snapshot knows the entity."""
+        return tuple(_column(feature, nullable=True) for entity in ("user", "item") for feature in self.of(entity))
+
+    @property
+    def logged_events(self) -> Table:
+        """An event with the features it was logged with: what training and adaptation read."""
+        return Table("logged_events", (*EVENTS.columns, *self.joined))
+
+    def support_columns(self, entity_column: str) -> list[str]:
+        """What adaptation reads of `logged_events`, the entity first."""
+        names = ("item_id", "timestamp", "label", *(column.name for column in self.joined))
+        return [entity_column, *(name for name in names if name != entity_column)]
+
+    @property
+    def context(self) -> Table:
+        """What a request may say of its moment."""
+        return Table("context", tuple(_column(feature, nullable=True) for feature in self.of("context")))
+
+    @property
+    def request_log(self) -> Table:
+        """A ranking request as it was answered: what the service logs of a share of users, for `limaml consistency`."""
+        return Table(
+            "request_log",
+            (
+                Column("logged_at", TIMESTAMP),
+                Column("user_id", pa.string()),
+                Column("model_version", pa.string()),
+                Column("slot", pa.string(), allowed=SLOTS),
+                # End of the last day that the server knew to be published whole.
+                Column("complete_through", TIMESTAMP, nullable=True),
+                Column("context", pa.struct([(column.name, column.type) for column in self.context.columns])),
+                # Null: the store did not answer.
+                Column("user", self._fetched("user"), nullable=True),
+                Column("item_ids", pa.list_(pa.string())),
+                Column("items", pa.list_(self._fetched("item"))),
+                Column("embeddings", pa.list_(FETCHED_EMBEDDING)),
+                Column("scores", pa.list_(pa.float64())),
+            ),
+        )
+
+    def _fetched(self, entity: str) -> pa.DataType:
+        """A row of a view as a server fetched it; all null where the store has none. A null timestamp: not known."""
+        columns = [_column(feature, nullable=True) for feature in self.of(entity)]
+        return pa.struct([pa.field(_STAMP.name, TIMESTAMP), *(pa.field(c.name, c.type) for c in columns)])
+
+
+_VIEWS = {"user": USER_VIEW, "item": ITEM_VIEW}
+
+
+@functools.cache
+def tables(features: tuple[FeatureConfig, ...]) -> Tables:
+    """The tables that these features make."""
+    return Tables(features)
+
+
+def rate_feature(features: Sequence[FeatureConfig], entity: str) -> FeatureConfig | None:
+    """The entity's smoothed rate of positive events, if one is declared."""
+    return next((feature for feature in features if feature.entity == entity and feature.aggregate == "rate"), None)
+
+
+def clock_value(clock: str, instant: datetime) -> int:
+    """Hour of the day (UTC, 0 to 23), or day of the week (0: Monday)."""
+    instant = instant.astimezone(UTC)
+    return instant.hour if clock == "hour" else instant.weekday()
+
+
+def _column(feature: FeatureConfig, *, nullable: bool) -> Column:
+    return Column(
+        feature.name,
+        arrow_type(feature),
+        nullable=nullable,
+        minimum=feature.lowest,
+        maximum=feature.highest,
+        allowed=feature.values or None,
+    )
