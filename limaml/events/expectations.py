@@ -185,13 +185,13 @@ def _finding(expectation: Expectation, outcome: Any, derived: AbstractSet[str]) 
         values = result.get("partial_unexpected_list") or result.get("observed_value", "")
         if isinstance(values, list):
             values = [value for value in values if str(value) not in derived]
-        texts = map(_shown, values if isinstance(values, list) else [values])
+        texts = map(shown, values if isinstance(values, list) else [values])
         examples = tuple(list(dict.fromkeys(texts))[:_EXAMPLES]) if values != "" else (_exception(outcome),)
     count = int(result.get("unexpected_count", 0))
     return Finding(expectation.name, expectation.critical, bool(outcome.success), _rule(expectation), count, examples)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as text, in quotes where one could not see all of it."""
     hidden = isinstance(value, str) and (value != value.strip() or not value.isprintable() or not value)
     return repr(value) if hidden else str(value)

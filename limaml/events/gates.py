@@ -17,7 +17,18 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
-from limaml.events.expectations import BETWEEN, IN_SET, NULL, Expectation, Finding, GateResult, merge, validate, validate_rows
+from limaml.events.expectations import (
+    BETWEEN,
+    IN_SET,
+    NULL,
+    Expectation,
+    Finding,
+    GateResult,
+    merge,
+    shown,
+    validate,
+    validate_rows,
+)
 
 _EXAMPLES = 5
 
@@ -244,7 +255,7 @@ def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectat
             suite.append(Expectation("expect_column_values_to_not_be_null", column.name))
         if column.unique:
             suite.append(Expectation("expect_column_values_to_be_unique", column.name))
-        if column.allowed is not None:
+        if column.allowed is not None and not pa.types.is_list(column.type):
             suite.append(Expectation(IN_SET, column.name, {"value_set": list(column.allowed)}))
         if column.minimum is not None or column.maximum is not None:
             bounds = {"min_value": column.minimum, "max_value": column.maximum}
@@ -267,7 +278,7 @@ def type_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...
 
 
 def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
-    """Whether the lists hold no null: as an example the key of its row."""
+    """Whether the lists hold no null, with the key of its row as an example, and only allowed values."""
     findings = []
     for column in expected.columns:
         if pa.types.is_list(column.type) and _has_type(table, column.name, column.type):
@@ -277,7 +288,16 @@ def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ..
             examples = tuple(f"{expected.key} {key}" for key in keys.to_pylist()[:_EXAMPLES])
             name = f"list_values_to_not_be_null({column.name})"
             findings.append(Finding(name, True, not len(rows), "no null inside a list", len(rows), examples))
+            if column.allowed is not None:
+                findings.append(_allowed_in_lists(column, pc.drop_null(pc.list_flatten(lists))))
     return tuple(findings)
+
+
+def _allowed_in_lists(column: schema.Column, values: pa.Array) -> Finding:
+    wrong = values.filter(pc.invert(pc.is_in(values, pa.array(column.allowed, values.type))))
+    examples = tuple(map(shown, pc.unique(wrong).slice(0, _EXAMPLES).to_pylist()))
+    name, rule = f"list_values_to_be_in_set({column.name})", f"value_set {list(column.allowed or ())}"
+    return Finding(name, True, not len(wrong), rule, len(wrong), examples)
 
 
 def _has_type(table: pa.Table, column: str, wanted: pa.DataType) -> bool:

@@ -174,6 +174,18 @@ def test_a_null_inside_a_list_is_refused_by_its_row():
     assert "no null inside a list [2 rows, e.g. item_id a, item_id b]" in result.explain()
 
 
+def test_sets_of_categories_hold_allowed_ones_only():
+    genres = next(feature for feature in declared.FEATURES if feature.name == "genres").model_copy(
+        update={"values": ("x", "y")}
+    )
+    table = schema.tables((genres,)).catalogue("item")
+    rows = pa.table({"item_id": ["a", "b", "c"], "genres": [["x"], None, ["y", "z", "x "]]}, schema=table.arrow)
+    result = gates.check_catalogue(rows, table)
+    assert result.failed == ("list_values_to_be_in_set(genres)",)
+    assert "value_set ['x', 'y'] [2 rows, e.g. z, 'x ']" in result.explain()
+    assert gates.check_catalogue(rows.slice(0, 2), table).success
+
+
 ODD = {
     "dictionary": pa.array(["u1", "u2"]).dictionary_encode(),
     "binary": pa.array([b"u1", b"u2"]),
