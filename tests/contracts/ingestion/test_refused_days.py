@@ -239,14 +239,6 @@ def test_history_with_bad_days_writes_nothing_and_names_each(delivery):
     assert delivery.files(*DOWNSTREAM) == {}
 
 
-def test_a_catalogue_with_another_column_is_refused_and_not_read_without_it(delivery):
-    users = pq.read_table(delivery.folder / "delivered" / "users.parquet")
-    delivery.write("users.parquet", users.append_column("city", users["gender"]))
-    with pytest.raises(GateError, match=r"gate of catalogue of users failed: expect_table_columns_to_match_set.*city"):
-        delivery.history(delivery.days[-1])
-    assert delivery.files(*DOWNSTREAM) == {}
-
-
 def test_volume_is_a_warning_in_the_history_unless_the_day_was_refused_for_it(delivery):
     third = delivery.days[2]
     delivery.deliver(third, delivery.table(third).slice(0, 5))
