@@ -152,6 +152,9 @@ class MetaConfig(Section):
     """With fewer rows a task is not adapted. On MovieLens one row says less of its user than the noise it brings."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
+    horizon_days: Count = 0
+    """Query rows lie less than this many days after the as-of instant: a task is asked about the days that its embedding will
+    serve, 1 with a daily refresh of users who come every day. 0: about all that came later."""
     day_boundary_probability: Share = 0.1
     """Share of training tasks whose as-of instant is a day boundary; the others lie inside the history."""
     zero_support_probability: Share = 0.1
