@@ -1,5 +1,6 @@
 """The two protocols on hand-made histories: no query row in a support, nothing as old as it, the same query for all k."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_days_seen_counts_the_days_with_rows_before_the_task(rows):
     assert found.tolist() == expected
     assert {0, 1, 5} <= set(expected)
     assert days_seen(rows, []).tolist() == []
+
+
+def test_a_day_that_ends_one_user_and_begins_the_next_counts_for_both(rows):
+    """Ten rows a day; each user's first day is the last one of the user before."""
+    place = np.arange(len(rows.timestamp_us)) - np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
+    users = np.repeat(np.arange(rows.num_entities), np.diff(rows.offsets))
+    days = replace(rows, timestamp_us=(2 * users + place // 10) * MICROSECONDS_PER_DAY)
+    specs = as_served(days, from_us=0, support_rows=12)
+    assert days_seen(days, specs).tolist() == [0, 1, 2] * rows.num_entities
 
 
 def test_as_served_of_named_users_only(rows):
