@@ -66,15 +66,15 @@ class OriginData:
     def cases(self) -> Cases:
         """All lists of tasks that the origin's methods are judged on."""
         rows, origin, n = self.judged.rows, self.origin, self.cfg.meta.support_rows
-        firsts = first_k(rows, origin.test_users, KS, min_query_rows=MIN_QUERY_ROWS, support_rows=n)
+        firsts = first_k(rows, origin.held_out_users, KS, min_query_rows=MIN_QUERY_ROWS, support_rows=n)
         cases = {f"first/{k}": specs for k, specs in firsts.items()}
-        users = (*origin.returning_users, *origin.test_users)
+        users = (*origin.returning_users, *origin.held_out_users)
         for cadence, every_us in CADENCES.items():
             cases[f"served/{cadence}"] = as_served(
-                rows, from_us=origin.test_start_us, support_rows=n, users=users, every_us=every_us
+                rows, from_us=origin.validation_end_us, support_rows=n, users=users, every_us=every_us
             )
         cases[f"served/{NEVER}"] = [
-            replace(support_spec(rows, spec.entity, origin.test_start_us, n), query=spec.query)
+            replace(support_spec(rows, spec.entity, origin.validation_end_us, n), query=spec.query)
             for spec in cases["served/daily"]
         ]
         return cases

@@ -8,41 +8,29 @@ users (first-k and as served) and of its training users who come back (as served
 at another, and no row is judged at two.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from limaml.errors import DataError
+from limaml.tasks.splits import Split, rows_of
 
 TRAIN_SHARE, VALIDATION_SHARE, TEST_SHARE, NUM_ORIGINS = 0.46, 0.05, 0.13, 3
 """Shares of users; the first origin trains on the first, every origin has one of each of the others."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Users in order of arrival; instants in microseconds since 1970, UTC."""
+class Origin(Split):
+    """A split by arrival whose held-out users are those of one test block, judged up to the next one."""
 
     number: int
-    train_users: tuple[str, ...]
-    validation_users: tuple[str, ...]
-    test_users: tuple[str, ...]
     returning_users: tuple[str, ...]
     """Training users who validate at no origin."""
-    train_end_us: int
-    test_start_us: int
     test_end_us: int
 
-    def train_rows(self, logged: pa.Table) -> pa.Table:
-        return logged.filter(_of(logged, self.train_users, self.train_end_us))
-
-    def validation_rows(self, logged: pa.Table) -> pa.Table:
-        return logged.filter(_of(logged, self.validation_users, self.test_start_us))
-
     def judged_rows(self, logged: pa.Table) -> pa.Table:
-        """Every row that a judged task may read: those of test and returning users before the test block's end."""
-        return logged.filter(_of(logged, (*self.returning_users, *self.test_users), self.test_end_us))
+        """Every row that a judged task may read: those of held-out and returning users before the test block's end."""
+        return rows_of(logged, (*self.returning_users, *self.held_out_users), before_us=self.test_end_us)
 
 
 def rolling_origins(logged: pa.Table) -> list[Origin]:
@@ -62,13 +50,14 @@ def rolling_origins(logged: pa.Table) -> list[Origin]:
         next_test = bounds[2 * number + 3] if number + 1 < NUM_ORIGINS else len(users)
         origins.append(
             Origin(
-                number,
-                tuple(users[:train]),
-                tuple(users[train:validation]),
-                tuple(users[validation:test]),
-                tuple(user for user in users[:train] if user not in validating),
+                held_out="late",
+                train_users=tuple(users[:train]),
+                validation_users=tuple(users[train:validation]),
+                held_out_users=tuple(users[validation:test]),
                 train_end_us=starts[train],
-                test_start_us=starts[validation],
+                validation_end_us=starts[validation],
+                number=number,
+                returning_users=tuple(user for user in users[:train] if user not in validating),
                 test_end_us=starts[next_test],
             )
         )
@@ -80,8 +69,3 @@ def _shares() -> list[float]:
     for _ in range(NUM_ORIGINS):
         shares += [shares[-1] + VALIDATION_SHARE, shares[-1] + VALIDATION_SHARE + TEST_SHARE]
     return shares
-
-
-def _of(logged: pa.Table, users: Sequence[str], before_us: int) -> pa.Array:
-    mine = pc.is_in(logged["user_id"], value_set=pa.array(users, pa.string()))
-    return pc.and_(mine, pc.less(logged["timestamp"].cast(pa.int64()), before_us))

@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from limaml.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -223,6 +225,9 @@ class MetaConfig(Section):
     """With fewer rows a task is not adapted. On MovieLens one row says less of its user than the noise it brings."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
+    horizon_days: Count = 0
+    """Query rows lie less than this many days after the as-of instant: a task is asked about the days that its embedding will
+    serve, 1 with a daily refresh of users who come every day. 0: about all that came later."""
     day_boundary_probability: Share = 0.1
     """Share of training tasks whose as-of instant is a day boundary; the others lie inside the history."""
     zero_support_probability: Share = 0.1
@@ -282,13 +287,26 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Split by arrival, the protocols and their intervals."""
+    """Who is held out, where training and validation end, the protocols and their intervals."""
 
-    train_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
-    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    held_out: Literal["hash", "late"] = "hash"
+    """hash: `held_out_users` of all users are held out; the others train before T1, validate from T1 to T2, and are judged from
+    T2 on. For a service whose users come back. late: users in the order of their arrival train, validate, and are held out; T1
+    and T2 are the arrivals of the first validation and of the first held-out user. For data whose users come once."""
+    held_out_users: OpenShare = 0.1
+    """hash: share of the users, by hash of the id, who neither train nor validate and are judged as new ones."""
+    validate_from: date | None = None
+    test_from: date | None = None
+    """hash: the days (UTC) that T1 and T2 are the start of. Both or neither; neither: by the shares of the days."""
+    train_share_of_days: OpenShare = 0.8
+    validation_share_of_days: OpenShare = 0.1
+    """hash, without dates: T1 and T2 cut the days from the first event's to the last one's at these shares."""
+    train_share_of_users: OpenShare = 0.7
+    validation_share_of_users: OpenShare = 0.1
+    """late: the shares of users who train and who validate; the others are held out."""
     first_k: tuple[Count, ...] = (0, 1, 2, 5, 10, 20)
     min_query_rows: PositiveCount = 5
-    """Test users with fewer query rows after the largest k are left out of first-k."""
+    """Held-out users with fewer query rows after the largest k are left out of first-k."""
     bootstrap_draws: PositiveCount = 1000
     seed: Count = 0
     baseline_steps: PositiveCount = 200
@@ -296,18 +314,41 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _shares_leave_a_test_set(self) -> Self:
-        total = self.train_share + self.validation_share
-        if total >= 1.0:
-            raise ValueError(f"train_share + validation_share must be < 1, got {total:g}; leave users for the test")
+        for what, left in (("days", "days"), ("users", "users to hold out")):
+            train, validation = (f"{part}_share_of_{what}" for part in ("train", "validation"))
+            total = getattr(self, train) + getattr(self, validation)
+            if total >= 1.0:
+                raise ValueError(f"{train} + {validation} must be < 1, got {total:g}; leave {left} for the test")
+        return self
+
+    @model_validator(mode="after")
+    def _dates_fit(self) -> Self:
+        dates = f"validate_from = {self.validate_from}, test_from = {self.test_from}"
+        if (self.validate_from is None) != (self.test_from is None):
+            raise ValueError(f"validate_from and test_from must both be set or neither, got {dates}; set the other one, too")
+        if self.validate_from is None or self.test_from is None:
+            return self
+        if self.held_out == "late":
+            raise ValueError(
+                'validate_from and test_from must not be set where held_out = "late", whose instants are arrivals, got '
+                f'{dates}; remove them or set held_out = "hash"'
+            )
+        if self.validate_from >= self.test_from:
+            raise ValueError(f"validate_from must be before test_from, got {dates}; leave days between them to validate on")
         return self
 
 
 class PromotionConfig(Section):
     """What a candidate must show before it serves."""
 
+    protocol: Literal["first_k", "as_served_known", "as_served_held_out"] = "as_served_known"
+    """Where per-user AUC must lie above the global MLP's. as_served_known: users whose rows trained, on their rows from T2 on,
+    as a daily refresh serves them. as_served_held_out: the same of held-out users. first_k: held-out users after their first
+    `gate_k` rows, which is what counts where most users are new."""
     gate_k: Count = 20
+    """Support rows of `first_k` at the gate, and in the tables that show one k."""
     as_served_margin: Share = 0.01
-    """As-served AUC may be at most this much below the global MLP's."""
+    """As-served AUC of all users may be at most this much below the global MLP's."""
     champion_margin: Share = 0.01
     min_champion_rows: PositiveCount = 2000
     """Fewer later rows than this: the comparison with the champion is skipped, with the reason."""

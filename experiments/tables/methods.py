@@ -100,7 +100,7 @@ class Assembly:
 
     def __init__(self, outputs: Mapping[str, Output], origins: Sequence[OriginData]) -> None:
         self.scores = Scores(outputs, len(origins))
-        everybody = sorted({user for data in origins for user in (*data.origin.returning_users, *data.origin.test_users)})
+        everybody = sorted({user for data in origins for user in (*data.origin.returning_users, *data.origin.held_out_users)})
         self._number = {user: number for number, user in enumerate(everybody)}
         self._weights_BU = draw_users(len(everybody), draws=DRAWS, seed=0)
         self._origins, self._cases = origins, [data.cases() for data in origins]
@@ -178,7 +178,7 @@ def protocol(found: Assembly, origins: Sequence[OriginData]) -> dict[str, Any]:
                 "train_users": len(origin.train_users),
                 "train_rows": len(data.training.rows.label),
                 "validation_users": len(origin.validation_users),
-                "test_users": len(origin.test_users),
+                "test_users": len(origin.held_out_users),
                 "first_k_users": len(np.unique(first[number].users)),
                 "first_k_rows": len(first[number].labels),
                 "served_rows": len(groups["all"]),

@@ -1,4 +1,4 @@
-"""The rivals, fitted on the twin's training rows; whatever they choose, they choose on validation users.
+"""The rivals, fitted on the twin's training rows; whatever they choose, they choose on the rows that validate.
 
 item_mean       the item's smoothed positive rate as it was logged
 user_residual   plus one shrunk number per user: how far the user's support lies above its items' rates
@@ -26,9 +26,8 @@ _CLIP = 0.02
 _log = telemetry.get_logger(__name__)
 
 
-def fit_baselines(cfg: Config, training: JudgedRows, validation: JudgedRows, encoder: Encoder) -> dict[str, Method]:
+def fit_baselines(cfg: Config, training: JudgedRows, judge: Judge, encoder: Encoder) -> dict[str, Method]:
     """All rivals by name, fitted and chosen."""
-    judge = Judge(validation, cfg)
     return {
         "item_mean": item_mean,
         "user_residual": choose_shrinkage(judge),

@@ -1,6 +1,6 @@
 """Judge a candidate: score its twin and the rivals by both protocols, compare with the champion, decide, report.
 
-Nothing is tuned here on test users: rivals are chosen on validation users, and every rule stands in [promotion].
+Nothing is tuned here on what is judged: rivals are chosen on the rows that validate, and every rule stands in [promotion].
 """
 
 import json
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from limaml import telemetry
-from limaml.config import Config
+from limaml.config import Config, PromotionConfig
 from limaml.evaluation import report
 from limaml.evaluation.baselines import fit_baselines
-from limaml.evaluation.judged import JudgedRows, Method
-from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, decide
+from limaml.evaluation.judged import Judge, JudgedRows, Method
+from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, PerUserEvidence, decide
 from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
 from limaml.metrics import auc, population_stability_index
 from limaml.models import bundle as bundles
 from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec, microseconds
-from limaml.tasks.splits import Split, arrival_split
+from limaml.tasks.splits import Split, split_events
 from limaml.training.candidate import BUNDLE, read_candidate, read_training_history
 from limaml.training.prepare import read_history
 from limaml.training.scoring import score_specs
@@ -57,7 +58,7 @@ def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champio
     bundle = bundles.load(folder / BUNDLE)
     own = bundle.config.model_copy(update={"storage": cfg.storage, "promotion": cfg.promotion})
     logged = read_history(own, date.fromisoformat(candidate.through))
-    split = arrival_split(logged, own.evaluation)
+    split = split_events(logged, own.evaluation)
     result = _measure(own, bundle, logged, split, champion)
     result |= {"through": candidate.through, "seconds": round(time.monotonic() - started, 1), "lineage": bundle.lineage}
     history = read_training_history(folder)
@@ -73,17 +74,18 @@ def _measure(cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split
     encoder = bundle.twin.encoder
     training = JudgedRows.from_logged(split.train_rows(logged), encoder, cfg)
     validation = JudgedRows.from_logged(split.validation_rows(logged), encoder, cfg)
+    judge = Judge(validation, cfg, split.validate_from_us)
     judged = JudgedRows.from_logged(logged, encoder, cfg)
-    methods: dict[str, Method] = fit_baselines(cfg, training, validation, encoder)
+    methods: dict[str, Method] = fit_baselines(cfg, training, judge, encoder)
     methods[LIMAML] = _score_network(bundle.twin)
     by_k, curves = _first_k(cfg, judged, split, methods)
     served = as_served(judged.rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
     scores = {name: method(judged, served) for name, method in methods.items()}
-    groups = measure_groups(judged.rows, served, scores, split.train_users, cfg.evaluation)
+    groups = measure_groups(judged.rows, served, scores, split, cfg.evaluation)
     psi = population_stability_index(scores[LIMAML], _score_refit(bundle, logged, cfg, split))
     evidence = Evidence(
-        gate_k=cfg.promotion.gate_k,
-        per_user_gain=gain(by_k[str(cfg.promotion.gate_k)], "per_user_auc", "global_mlp"),
+        per_user=_per_user(cfg.promotion, split, by_k, groups),
+        as_served_users=groups["all"]["users"],
         as_served_auc=_number(groups["all"]["methods"][LIMAML]["pooled_auc"]),
         as_served_global_auc=_number(groups["all"]["methods"]["global_mlp"]["pooled_auc"]),
         refit_psi=psi,
@@ -92,6 +94,7 @@ def _measure(cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split
     decision: Decision = decide(evidence, cfg.promotion)
     return decision.as_dict() | {
         "split": _describe(split, logged),
+        "gate": {"protocol": cfg.promotion.protocol, "k": cfg.promotion.gate_k},
         "first_k": by_k,
         "as_served": groups,
         "calibration": curves | {"as served": calibration(query_rows(judged.rows, served), scores)},
@@ -113,7 +116,7 @@ def _first_k(
     ks = sorted({*cfg.evaluation.first_k, cfg.promotion.gate_k})
     tasks = first_k(
         judged.rows,
-        split.test_users,
+        split.held_out_users,
         ks,
         min_query_rows=cfg.evaluation.min_query_rows,
         support_rows=cfg.meta.support_rows,
@@ -126,6 +129,17 @@ def _first_k(
         if k == cfg.promotion.gate_k:
             curves[f"first {k}"] = calibration(queries, scores)
     return tables, curves
+
+
+def _per_user(cfg: PromotionConfig, split: Split, by_k: Mapping[str, Any], groups: Mapping[str, Any]) -> PerUserEvidence:
+    """What the protocol of [promotion] says."""
+    served = f"as served daily from {_iso(split.validation_end_us)} on"
+    whose, table = {
+        "first_k": (f"held-out users after their first {cfg.gate_k} rows", by_k[str(cfg.gate_k)]),
+        "as_served_known": (f"known users {served}", groups["known"]),
+        "as_served_held_out": (f"held-out users {served}", groups["held_out"]),
+    }[cfg.protocol]
+    return PerUserEvidence(whose, table["users"], table["rows"], gain(table, "per_user_auc", "global_mlp"))
 
 
 def _score_refit(bundle: bundles.Bundle, logged: pa.Table, cfg: Config, split: Split) -> Floats:
@@ -156,27 +170,32 @@ def _compare(
     their_rows = TaskRows.from_logged(logged, theirs.twin.encoder, cfg.task_kind)
     n = theirs.config.meta.support_rows
     their_served = as_served(their_rows, from_us=from_us, support_rows=n)
-    labels = query_rows(their_rows, their_served).labels
+    theirs_later = query_rows(their_rows, their_served)
     return ChampionEvidence(
         version=champion.version,
-        num_rows=len(labels),
+        num_users=theirs_later.num_users,
+        num_rows=len(theirs_later),
         candidate_auc=auc(mine.labels[later], candidate_scores[later]),
-        champion_auc=auc(labels, score_specs(theirs.twin.network, their_rows, their_served)),
-        rows_from=datetime.fromtimestamp(from_us / 1e6, UTC).isoformat(),
+        champion_auc=auc(theirs_later.labels, score_specs(theirs.twin.network, their_rows, their_served)),
+        rows_from=_iso(from_us),
     )
 
 
 def _describe(split: Split, logged: pa.Table) -> dict[str, Any]:
+    validation = split.validation_rows(logged)["timestamp"].cast(pa.int64())
+    judged = pc.sum(pc.greater_equal(validation, split.validate_from_us or 0)).as_py()
+    users = {"train": split.train_users, "validation": split.validation_users, "held_out": split.held_out_users}
     return {
-        "users": {"train": len(split.train_users), "validation": len(split.validation_users), "test": len(split.test_users)},
-        "rows": {
-            "train": split.train_rows(logged).num_rows,
-            "validation": split.validation_rows(logged).num_rows,
-            "all": logged.num_rows,
-        },
-        "train_end": datetime.fromtimestamp(split.train_end_us / 1e6, UTC).isoformat(),
-        "validation_end": datetime.fromtimestamp(split.validation_end_us / 1e6, UTC).isoformat(),
+        "held_out": split.held_out,
+        "users": {name: len(part) for name, part in users.items()},
+        "rows": {"train": split.train_rows(logged).num_rows, "validation": judged, "all": logged.num_rows},
+        "train_end": _iso(split.train_end_us),
+        "validation_end": _iso(split.validation_end_us),
     }
+
+
+def _iso(instant_us: int) -> str:
+    return datetime.fromtimestamp(instant_us / 1e6, UTC).isoformat()
 
 
 def _number(value: float | None) -> float:

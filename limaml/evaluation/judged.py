@@ -1,4 +1,4 @@
-"""What every method is given to score, and how a choice between methods is made on validation users."""
+"""What every method is given to score, and how a choice between methods is made on the rows that validate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -41,11 +41,12 @@ Method = Callable[[JudgedRows, Sequence[TaskSpec]], Floats]
 
 
 class Judge:
-    """Validation users' rows with their tasks of both protocols: the same ones that the network's training stops on."""
+    """Rows that validate with their tasks: the same ones that the network's training stops on."""
 
-    def __init__(self, judged: JudgedRows, cfg: Config) -> None:
+    def __init__(self, judged: JudgedRows, cfg: Config, from_us: int | None = None) -> None:
+        """`from_us` as of Validator: None for new users, otherwise where what is judged begins."""
         self.judged = judged
-        self._validator = Validator(judged.rows, cfg)
+        self._validator = Validator(judged.rows, cfg, from_us)
         self.tasks = self._validator.tasks
 
     def quality(self, scores: Sequence[Floats]) -> float:

@@ -46,7 +46,7 @@ def judge_candidate(cfg: Config, candidate_dir: str | Path) -> dict[str, Any]:
 
 
 def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Plain values under names for MLflow: `first_k.20.limaml.pooled_auc`, `as_served.all.limaml.pooled_auc`, …"""
+    """Plain values under names for MLflow: `first_k.20.limaml.pooled_auc`, `as_served.known.limaml.pooled_auc`, …"""
     for protocol in ("first_k", "as_served"):
         for group, table in result[protocol].items():
             for method, values in table["methods"].items():

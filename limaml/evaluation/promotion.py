@@ -18,6 +18,7 @@ class ChampionEvidence:
     """Candidate's and champion's unrefitted twins on the same rows, all later than what either twin has seen."""
 
     version: str
+    num_users: int
     num_rows: int
     candidate_auc: float
     champion_auc: float
@@ -26,12 +27,24 @@ class ChampionEvidence:
 
 
 @dataclass(frozen=True)
+class PerUserEvidence:
+    """Per-user AUC by the protocol of [promotion] minus the global MLP's, and of whom."""
+
+    whose: str
+    """The users, behind their number: `known users as served daily from 2026-05-01 on`."""
+    num_users: int
+    num_rows: int
+    gain: Interval
+    """With its paired interval."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the rules read. AUC in 0 .. 1; every value is of the unrefitted twin except `refit_psi`."""
 
-    gate_k: int
-    per_user_gain: Interval
-    """Per-user AUC at `gate_k` support rows minus the global MLP's, with its paired interval."""
+    per_user: PerUserEvidence
+    as_served_users: int
+    """Everybody who has rows from T2 on."""
     as_served_auc: float
     as_served_global_auc: float
     refit_psi: float
@@ -76,7 +89,7 @@ def decide(evidence: Evidence, cfg: PromotionConfig) -> Decision:
     """Apply every rule of [promotion] to the evidence."""
     return Decision(
         (
-            _per_user_gain(evidence),
+            _per_user(evidence.per_user),
             _as_served(evidence, cfg),
             _champion(evidence, cfg),
             _refit(evidence, cfg),
@@ -84,14 +97,14 @@ def decide(evidence: Evidence, cfg: PromotionConfig) -> Decision:
     )
 
 
-def _per_user_gain(evidence: Evidence) -> Check:
-    gain = evidence.per_user_gain
-    passed = gain.value > 0.0 and gain.excludes_zero()
+def _per_user(per_user: PerUserEvidence) -> Check:
+    gain = per_user.gain
+    remedy = "" if per_user.num_users else "; there are none: train on more days or choose another promotion.protocol"
     return Check(
         "per_user_auc",
-        "passed" if passed else "failed",
-        f"per-user AUC at {evidence.gate_k} support rows must be above the global MLP's with an interval that excludes zero, "
-        f"got {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+        "passed" if gain.value > 0.0 and gain.excludes_zero() else "failed",
+        f"per-user AUC of {per_user.num_users} {per_user.whose} ({per_user.num_rows} rows) must be above the global MLP's with "
+        f"an interval that excludes zero, got {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{remedy}",
     )
 
 
@@ -100,8 +113,8 @@ def _as_served(evidence: Evidence, cfg: PromotionConfig) -> Check:
     return Check(
         "as_served_auc",
         _at_least(difference, -cfg.as_served_margin),
-        f"pooled AUC as served must be at most {cfg.as_served_margin:g} below the global MLP's "
-        f"({evidence.as_served_global_auc:.4f}), got {evidence.as_served_auc:.4f} ({difference:+.4f})",
+        f"pooled AUC of all {evidence.as_served_users} users as served daily must be at most {cfg.as_served_margin:g} below "
+        f"the global MLP's ({evidence.as_served_global_auc:.4f}), got {evidence.as_served_auc:.4f} ({difference:+.4f})",
     )
 
 
@@ -121,8 +134,8 @@ def _champion(evidence: Evidence, cfg: PromotionConfig) -> Check:
         "champion",
         _at_least(difference, -cfg.champion_margin),
         f"pooled AUC as served must be at most {cfg.champion_margin:g} below champion {champion.version}'s twin "
-        f"({champion.champion_auc:.4f}) on the {champion.num_rows} rows from {champion.rows_from}, got "
-        f"{champion.candidate_auc:.4f} ({difference:+.4f})",
+        f"({champion.champion_auc:.4f}) on the {champion.num_rows} rows of all {champion.num_users} users from "
+        f"{champion.rows_from}, got {champion.candidate_auc:.4f} ({difference:+.4f})",
     )
 
 

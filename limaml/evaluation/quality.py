@@ -13,18 +13,17 @@ METHODS = (
 Table = Mapping[str, Any]
 
 
-def quality_table(result: Table, gate_k: int) -> str:
-    """Lines to print: first-k at `gate_k`, AUC by k, and as served."""
-    table = result["first_k"][str(gate_k)]
-    served = result["as_served"]
-    counts = f"{table['users']} test users, {table['rows']} query rows"
-    lines = [f"First {gate_k} rows as support: {counts}; intervals: 95 %, paired over users"]
-    lines += _at_k(table)
-    lines += ["", "By number of support rows (pooled AUC / per-user AUC)", *_by_k(result["first_k"])]
-    for name, what in (("all", "all rows"), ("returning", "returning training users")):
-        group = served[name]
-        lines += ["", f"As served daily, {what}: {group['users']} users, {group['rows']} rows", *_at_k(group)]
-    return "\n".join(lines)
+def quality_table(result: Table) -> str:
+    """Lines to print: known users as served, held-out users as served and by first-k; what the gate reads comes first."""
+    gate = result["gate"]
+    sections = {
+        "first_k": _first_k(result["first_k"], str(gate["k"])),
+        "as_served_known": [*_served(result, "known", "known users"), "", *_by_days(result["as_served"])],
+        "as_served_held_out": _served(result, "held_out", "held-out users"),
+        "as_served": _served(result, "all", "all users"),
+    }
+    ordered = [sections.pop(gate["protocol"]), *sections.values()]
+    return "\n\n".join("\n".join(lines) for lines in ordered)
 
 
 def method_rows(table: Table) -> list[list[str]]:
@@ -62,20 +61,41 @@ def difference(found: Mapping[str, float | None] | None) -> str:
 
 def by_k_rows(first_k: Mapping[str, Table]) -> list[list[str]]:
     """A header and one row a method: pooled / per-user AUC for each k."""
-    ks = sorted(first_k, key=int)
-    rows = [["method", *(f"k={k}" for k in ks)]]
+    return _side_by_side({f"k={k}": first_k[k] for k in sorted(first_k, key=int)})
+
+
+def by_days_rows(as_served: Mapping[str, Table]) -> list[list[str]]:
+    """A header and one row a method: pooled / per-user AUC of known users by their number of earlier days with rows."""
+    prefix = "known days "
+    tables = {name.removeprefix(prefix): table for name, table in as_served.items() if name.startswith(prefix)}
+    ordered = sorted(tables.items(), key=lambda item: int(item[0].split("-")[0].rstrip("+")))
+    return _side_by_side({f"{name} ({table['rows']} rows)": table for name, table in ordered})
+
+
+def _side_by_side(tables: Mapping[str, Table]) -> list[list[str]]:
+    rows = [["method", *tables]]
     for name, title in METHODS:
-        cells = [first_k[k]["methods"][name] for k in ks]
+        cells = [table["methods"][name] for table in tables.values()]
         rows.append([title, *(f"{number(cell['pooled_auc'])} / {number(cell['per_user_auc'])}" for cell in cells)])
     return rows
 
 
-def _at_k(table: Table) -> list[str]:
-    return _aligned(method_rows(table))
+def _first_k(first_k: Mapping[str, Table], gate_k: str) -> list[str]:
+    table = first_k[gate_k]
+    counts = f"{table['users']} held-out users, {table['rows']} query rows"
+    lines = [f"First {gate_k} rows as support: {counts}; intervals: 95 %, paired over users", *_aligned(method_rows(table))]
+    return [*lines, "", "By number of support rows (pooled AUC / per-user AUC)", *_aligned(by_k_rows(first_k))]
 
 
-def _by_k(first_k: Mapping[str, Table]) -> list[str]:
-    return _aligned(by_k_rows(first_k))
+def _served(result: Table, group: str, what: str) -> list[str]:
+    table, since = result["as_served"][group], result["split"]["validation_end"]
+    counts = f"{what} from {since} on: {table['users']} users, {table['rows']} rows"
+    return [f"As served daily, {counts}", *_aligned(method_rows(table))]
+
+
+def _by_days(as_served: Mapping[str, Table]) -> list[str]:
+    lines = _aligned(by_days_rows(as_served))
+    return ["Known users by the number of earlier days on which they came (pooled AUC / per-user AUC)", *lines]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from limaml.evaluation.quality import METHODS, by_k_rows, method_rows
+from limaml.evaluation.quality import METHODS, by_days_rows, by_k_rows, method_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def render(result: Mapping[str, Any], history: Mapping[str, Sequence[Mapping[str
         f"<h1>Candidate through {_text(result['through'])}: <span class='{decision}'>{decision}</span></h1>",
         _checks(result["checks"]),
         _lineage(result),
-        "<h2>First k rows of a test user as support</h2>",
+        "<h2>First k rows of a held-out user as support</h2>",
         _figure(_plot_by_k(result["first_k"]), "AUC by number of support rows; bars are 95 % intervals over users"),
         _table(by_k_rows(result["first_k"])),
         "<p>Cells: pooled AUC / per-user AUC. The query rows are the same for every k.</p>",
@@ -45,7 +45,13 @@ def render(result: Mapping[str, Any], history: Mapping[str, Sequence[Mapping[str
     for k in sorted(result["first_k"], key=int):
         table = result["first_k"][k]
         body += [f"<h3>k = {k}: {table['users']} users, {table['rows']} rows</h3>", _table(method_rows(table))]
-    body.append("<h2>As served, embeddings refreshed daily</h2>")
+    body += [
+        f"<h2>As served from {_text(result['split']['validation_end'])} on, embeddings refreshed daily</h2>",
+        "<h3>Known users by the number of earlier days on which they came</h3>",
+        _table(by_days_rows(result["as_served"])),
+        "<p>Cells: pooled AUC / per-user AUC. Known users have rows that trained; new are all others, the held-out ones among "
+        "them. Support: rows that the embedding was adapted on.</p>",
+    ]
     for name, table in result["as_served"].items():
         body += [f"<h3>{_text(name)}: {table['users']} users, {table['rows']} rows</h3>", _table(method_rows(table))]
     body += [
@@ -75,7 +81,8 @@ def _lineage(result: Mapping[str, Any]) -> str:
     return (
         f"<p>{users['train']} training users ({rows['train']} rows before {_text(split['train_end'])}), "
         f"{users['validation']} validation users ({rows['validation']} rows before {_text(split['validation_end'])}), "
-        f"{users['test']} test users; {rows['all']} rows on {len(lineage['days'])} days in all. "
+        f"{users['held_out']} held-out users ({_text(split['held_out'])}); "
+        f"{rows['all']} rows on {len(lineage['days'])} days in all. "
         f"Refit against twin: population stability index {psi}. "
         f"Code <code>{code}</code>, fingerprint <code>{mark}</code>.</p>"
     )
@@ -154,7 +161,7 @@ def _plot_training(history: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
     for phase, entries in history.items():
         loss.plot([entry["step"] for entry in entries], [entry["train_loss"] for entry in entries], label=phase)
     twin = history["twin"]
-    for key in ("validation_auc", "validation_first_k_auc", "validation_first_k_user_auc", "validation_as_served_auc"):
+    for key in [key for key in twin[0] if key.startswith("validation_")] if twin else []:
         quality.plot([entry["step"] for entry in twin], [entry[key] for entry in twin], label=key.removeprefix("validation_"))
     loss.set(title="Training loss", xlabel="outer step")
     quality.set(title="Validation of the twin", xlabel="outer step")

@@ -27,7 +27,7 @@ def score_as_served(
 ) -> Floats:
     """Probability of each logged row of `day`, in the order of `day_rows`.
 
-    `history` holds logged rows before the day: at least those of the day's entities. Both have schema.LOGGED_EVENTS' columns.
+    `history` holds logged rows before the day: at least those of the day's entities. Both are logged events.
     Raises DataError for a row outside the day, or a history row that is not before it.
     """
     start, end = schema.day_start(day), schema.day_end(day)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from limaml import metrics
 from limaml.config import EvaluationConfig
 from limaml.metrics import Bootstrap, Interval, draw_users, interval
-from limaml.tasks.protocols import QueryRows, query_rows
+from limaml.tasks.protocols import QueryRows, days_seen, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec
+from limaml.tasks.splits import Split
 
 Floats = npt.NDArray[np.float64]
 Masks = Mapping[str, npt.NDArray[np.bool_]]
@@ -23,6 +24,9 @@ LIMAML = "limaml"
 RIVALS = ("global_mlp", "user_residual")
 # Smallest and largest support size of the groups that as-served rows are reported in.
 SUPPORT_GROUPS = (("0", 0, 0), ("1-4", 1, 4), ("5-19", 5, 19), ("20+", 20, 2**31))
+# Fewest and most earlier days with rows of the groups that known users' rows are reported in. None occurs only where T1 and T2,
+# being arrivals, lie on one day.
+DAY_GROUPS = (("0", 0, 0), ("1", 1, 1), ("2-4", 2, 4), ("5-9", 5, 9), ("10+", 10, 2**31))
 
 
 def measure(queries: QueryRows, scores: Mapping[str, Floats], cfg: EvaluationConfig) -> dict[str, Any]:
@@ -41,12 +45,12 @@ def measure(queries: QueryRows, scores: Mapping[str, Floats], cfg: EvaluationCon
 
 
 def measure_groups(
-    rows: TaskRows, specs: Sequence[TaskSpec], scores: Mapping[str, Floats], returning: Sequence[str], cfg: EvaluationConfig
+    rows: TaskRows, specs: Sequence[TaskSpec], scores: Mapping[str, Floats], split: Split, cfg: EvaluationConfig
 ) -> dict[str, Any]:
-    """Tables of as-served rows: all, returning training users, the others, and by support size."""
+    """Tables of as-served rows: of all users, by who they are and for how many days they have been there, by support size."""
     sizes = np.array([len(spec.query) for spec in specs])
     tables = {}
-    for name, chosen in _groups(rows, specs, returning).items():
+    for name, chosen in _groups(rows, specs, split).items():
         mask = np.repeat(chosen, sizes)
         queries = query_rows(rows, [spec for spec, mine in zip(specs, chosen, strict=True) if mine])
         tables[name] = measure(queries, {method: part[mask] for method, part in scores.items()}, cfg)
@@ -103,9 +107,17 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _groups(rows: TaskRows, specs: Sequence[TaskSpec], returning: Sequence[str]) -> Masks:
-    known = set(returning)
-    back = np.array([rows.entities[spec.entity] in known for spec in specs], np.bool_)
+def _groups(rows: TaskRows, specs: Sequence[TaskSpec], split: Split) -> Masks:
+    """`known` and `new` divide `all`; held-out users are among the new ones, beside those who came after training ended."""
+    known, held_out = (_are(rows, specs, users) for users in (split.train_users, split.held_out_users))
+    masks = {"all": np.ones(len(specs), np.bool_), "known": known, "new": ~known, "held_out": held_out}
+    days = days_seen(rows, specs)
+    by_days = {f"known days {name}": known & (days >= low) & (days <= high) for name, low, high in DAY_GROUPS}
+    masks |= {name: mask for name, mask in by_days.items() if mask.any()}
     support = np.array([spec.support_size for spec in specs])
-    masks = {"all": np.ones(len(specs), np.bool_), "returning": back, "new": ~back}
     return masks | {f"support {name}": (support >= low) & (support <= high) for name, low, high in SUPPORT_GROUPS}
+
+
+def _are(rows: TaskRows, specs: Sequence[TaskSpec], users: Sequence[str]) -> npt.NDArray[np.bool_]:
+    named = set(users)
+    return np.array([rows.entities[spec.entity] in named for spec in specs], np.bool_)

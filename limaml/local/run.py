@@ -169,7 +169,7 @@ def _show_quality(cfg: Config, version: str, console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder:
         metrics = bundle.load(Registry(cfg.registry).download(version, folder), parts=("refit",)).metrics
     console.print(f"[bold]Quality of model {version}[/bold]", highlight=False)
-    console.print(quality_table(metrics["evaluation"], cfg.promotion.gate_k), highlight=False, markup=False)
+    console.print(quality_table(metrics["evaluation"]), highlight=False, markup=False)
 
 
 def _say_where(running: Stack, console: Console) -> None:

@@ -100,6 +100,17 @@ def as_served(
     return tasks
 
 
+def days_seen(rows: TaskRows, specs: Sequence[TaskSpec]) -> Ints:
+    """(T,) number of days (UTC) before each spec's as-of instant on which its entity has rows, supports' limit or not."""
+    days = rows.timestamp_us // MICROSECONDS_PER_DAY
+    first = np.r_[True, days[1:] != days[:-1]][: len(days)]
+    first[rows.offsets[:-1]] = True
+    seen = np.r_[0, np.cumsum(first)]
+    entities, stops = (np.array(part, np.int64) for part in ([s.entity for s in specs], [s.support_stop for s in specs]))
+    found: Ints = seen[stops] - seen[rows.offsets[entities]]
+    return found
+
+
 def _positions(rows: TaskRows, users: Collection[str]) -> list[int]:
     wanted = set(users)
     return [position for position, entity in enumerate(rows.entities) if entity in wanted]

@@ -1,6 +1,7 @@
 """Tasks cut out of logged rows: support before an as-of instant, query from it on.
 
-Events with equal timestamps are never split: support is every event < a (its last N), query is drawn from events >= a.
+Events with equal timestamps are never split: support is every event < a (its last N), query is drawn from events >= a, and
+< a + `meta.horizon_days` where a horizon is set.
 Everything random is drawn from one generator for the whole meta-batch, so that neither the number of workers nor which of
 them builds a task changes what is trained on.
 
@@ -46,7 +47,7 @@ class TaskRows:
 
     @classmethod
     def from_logged(cls, logged: pa.Table, encoder: Encoder, kind: TaskKindConfig) -> Self:
-        """Encode and sort logged events (schema.LOGGED_EVENTS, any order)."""
+        """Encode and sort logged events (in any order)."""
         ids = logged[kind.entity_column].combine_chunks().dictionary_encode()
         names = np.array(ids.dictionary.to_pylist(), dtype=object)
         rank = np.argsort(np.argsort(names, kind="stable"), kind="stable")
@@ -134,7 +135,7 @@ def sample_tasks(rows: TaskRows, cfg: Config, rng: np.random.Generator, num_task
 def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: int) -> TaskSpec:
     as_of_us = _sample_instant(rows, cfg, rng, entity)
     spec = support_spec(rows, entity, as_of_us, cfg.meta.support_rows)
-    later = np.arange(spec.support_stop, rows.offsets[entity + 1])
+    later = np.arange(spec.support_stop, _query_stop(rows, cfg, entity, as_of_us))
     query = np.sort(rng.permutation(later)[: cfg.meta.query_rows])
     used = np.concatenate([np.arange(spec.support_start, spec.support_stop), query])
     return TaskSpec(
@@ -149,11 +150,19 @@ def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: 
     )
 
 
-def _sample_instant(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: int) -> int:
-    """An as-of instant with at least one event at or after it.
+def _query_stop(rows: TaskRows, cfg: Config, entity: int, as_of_us: int) -> int:
+    """Row number behind the last row that a task as of the instant may be asked about."""
+    if not cfg.meta.horizon_days:
+        return int(rows.offsets[entity + 1])
+    return rows.first_row_at(entity, as_of_us + cfg.meta.horizon_days * MICROSECONDS_PER_DAY)
 
-    The first event (empty support), a day boundary with events on both sides, or the time of an event drawn uniformly among
-    those after the first instant. An entity whose history does not allow what was drawn gets the first event.
+
+def _sample_instant(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: int) -> int:
+    """An as-of instant with at least one event within the horizon after it.
+
+    The first event (empty support), the start of a day with events on it and before it, or the time of an event drawn uniformly
+    among those after the first instant. An entity whose history does not allow what was drawn gets the first event. So an event
+    follows within a day, the shortest horizon, whatever the horizon is, and the draw of instants does not depend on it.
     """
     times = rows.timestamp_us[rows.offsets[entity] : rows.offsets[entity + 1]]
     first = int(times[0])

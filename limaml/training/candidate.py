@@ -23,7 +23,7 @@ from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
 from limaml.registry import FINGERPRINT, Registry
-from limaml.tasks.splits import Split, arrival_split
+from limaml.tasks.splits import Split, split_events
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
@@ -80,7 +80,7 @@ def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None)
         return _result(folder, found)
     started = time.monotonic()
     logged = read_history(cfg, through)
-    split = arrival_split(logged, cfg.evaluation)
+    split = split_events(logged, cfg.evaluation)
     encoders = fit_encoders(cfg, logged, split)
     run_id = registry.start_run(f"train-{through}", _flat(cfg), {FINGERPRINT: mark, "limaml.through": through.isoformat()})
     try:
@@ -137,12 +137,13 @@ def lineage_of(cfg: Config, through: date, mark: str, split: Split) -> dict[str,
         "code_revision": code_revision(),
         "fingerprint": mark,
         # What the twin has seen ends here, fitted (train) and chosen on (validation).
+        "held_out": split.held_out,
         "train_end": _iso(split.train_end_us),
         "validation_end": _iso(split.validation_end_us),
         "users": {
             "train": len(split.train_users),
             "validation": len(split.validation_users),
-            "test": len(split.test_users),
+            "held_out": len(split.held_out_users),
         },
     }
 

@@ -11,7 +11,7 @@ from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
-from limaml.tasks.splits import Split, arrival_split
+from limaml.tasks.splits import Split, split_events
 from limaml.training.loop import TrainingData
 from limaml.training.validation import Validator
 
@@ -30,13 +30,14 @@ def fit_encoders(cfg: Config, logged: pa.Table, split: Split) -> tuple[Encoder, 
 
 
 def load_training_data(cfg: Config, through: date, twin: Encoder, refit: Encoder) -> TrainingData:
-    """Read and encode the rows of both fits, and the validation users' rows as the twin sees them."""
+    """Read and encode the rows of both fits, and the rows that validate as the twin sees them."""
     logged = read_history(cfg, through)
-    split = arrival_split(logged, cfg.evaluation)
+    split = split_events(logged, cfg.evaluation)
+    validation = TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind)
     return TrainingData(
         twin_rows=TaskRows.from_logged(split.train_rows(logged), twin, cfg.task_kind),
         twin_dims=twin.dims,
-        validator=Validator(TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind), cfg),
+        validator=Validator(validation, cfg, from_us=split.validate_from_us),
         refit_rows=TaskRows.from_logged(logged, refit, cfg.task_kind),
         refit_dims=refit.dims,
     )

@@ -1,4 +1,4 @@
-"""How good the network is on validation users, by both protocols; the number that training stops on."""
+"""How good the network is on the rows that validate, as the split has them judged; the number that training stops on."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,14 +20,23 @@ _T = TypeVar("_T")
 
 
 class Validator:
-    """The validation users' tasks of both protocols, and what is measured on them."""
+    """The tasks of the rows that validate, and what is measured on them."""
 
-    def __init__(self, rows: TaskRows, cfg: Config) -> None:
-        ks, n, least = cfg.evaluation.first_k, cfg.meta.support_rows, cfg.evaluation.min_query_rows
-        by_k = first_k(rows, rows.entities, ks, min_query_rows=least, support_rows=n)
+    def __init__(self, rows: TaskRows, cfg: Config, from_us: int | None = None) -> None:
+        """`rows` are those of validation users, as new ones: first-k, and as served from their first row on.
+
+        With `from_us` (Split.validate_from_us) rows before it are support only, and rows from it on are judged as served. The
+        users have been known for as long as they may be: first-k of them would be no test.
+        """
+        n = cfg.meta.support_rows
         self._rows = rows
-        self.tasks: list[list[TaskSpec]] = [*by_k.values(), as_served(rows, from_us=0, support_rows=n)]
-        """One list for each k, then the as-served tasks."""
+        self._first_k: list[list[TaskSpec]] = []
+        if from_us is None:
+            least = cfg.evaluation.min_query_rows
+            by_k = first_k(rows, rows.entities, cfg.evaluation.first_k, min_query_rows=least, support_rows=n)
+            self._first_k = [*by_k.values()]
+        self.tasks: list[list[TaskSpec]] = [*self._first_k, as_served(rows, from_us=from_us or 0, support_rows=n)]
+        """One list for each k if first-k is judged, then the as-served tasks."""
         self._queries: list[QueryRows] = [query_rows(rows, specs) for specs in self.tasks]
 
     def __call__(self, network: LiMAML, workers: Workers) -> dict[str, float]:
@@ -35,21 +44,20 @@ class Validator:
         return self.measure(self._scores(network, workers))
 
     def measure(self, scores: Sequence[Floats]) -> dict[str, float]:
-        """AUCs from one array of scores for each of `tasks`; first-k values are means over k.
+        """AUCs from one array of scores for each of `tasks`; first-k values, where it is judged, are means over k.
 
-        `validation_auc` is the mean over protocols of pooled and of per-user AUC, which count the same; NaN if no protocol has
-        a value. A value that is not defined (no user has both classes) is left out of its mean.
+        `validation_auc` is the mean over lists of pooled and of per-user AUC, which count the same; NaN if no list has a value.
+        A value that is not defined (no user has both classes) is left out of its mean.
         """
         pooled, per_user = [], []
         for queries, part in zip(self._queries, scores, strict=True):
             pooled.append(metrics.auc(queries.labels, part))
             per_user.append(metrics.mean_per_user_auc(queries.labels, part, queries.users, queries.num_users))
-        return {
-            OBJECTIVE: _mean(pooled + per_user),
-            "validation_first_k_auc": _mean(pooled[:-1]),
-            "validation_first_k_user_auc": _mean(per_user[:-1]),
-            "validation_as_served_auc": pooled[-1],
-        }
+        found = {OBJECTIVE: _mean(pooled + per_user)}
+        if self._first_k:
+            found["validation_first_k_auc"] = _mean(pooled[:-1])
+            found["validation_first_k_user_auc"] = _mean(per_user[:-1])
+        return found | {"validation_as_served_auc": pooled[-1], "validation_as_served_user_auc": per_user[-1]}
 
     def _scores(self, network: LiMAML, workers: Workers) -> list[Floats]:
         """Scores of every part; one flat sum over workers, each adding its own tasks to zeros."""

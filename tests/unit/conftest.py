@@ -88,8 +88,8 @@ def small_config() -> Callable[..., Config]:
                 "checkpoint_every": 5,
                 "patience": 3,
             },
-            "evaluation": {"first_k": [0, 2, 5], "bootstrap_draws": 50, "baseline_steps": 20},
-            "promotion": {"gate_k": 5},
+            "evaluation": {"held_out": "late", "first_k": [0, 2, 5], "bootstrap_draws": 50, "baseline_steps": 20},
+            "promotion": {"protocol": "first_k", "gate_k": 5},
         }
         for name, section in sections.items():
             values[name] = values.get(name, {}) | section

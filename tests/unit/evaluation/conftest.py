@@ -9,7 +9,7 @@ import torch
 from limaml import schema
 from limaml.events.logged import write_logged
 from limaml.io.storage import Storage
-from limaml.tasks.splits import arrival_split
+from limaml.tasks.splits import split_events
 from limaml.training.candidate import Candidate, fingerprint, lineage_of, save_candidate
 from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
@@ -36,7 +36,7 @@ def make_candidate(planted_logged_large, small_config, tmp_path):
         through = max(days) - timedelta(days=days_less)
         cfg = small_config(storage={"root": str(tmp_path / "data")}, **sections)
         logged = read_history(cfg, through)
-        split = arrival_split(logged, cfg.evaluation)
+        split = split_events(logged, cfg.evaluation)
         encoders = fit_encoders(cfg, logged, split)
         data = load_training_data(cfg, through, *encoders)
         state = train_twin_and_refit(cfg, data, Workers(), torch.device("cpu"), resume=None, save=lambda _: None)

@@ -13,7 +13,7 @@ from limaml.features.encoder import Encoder
 from limaml.models.baselines import GlobalMlp, WideDeep
 from limaml.tasks.protocols import as_served, first_k
 from limaml.tasks.sampling import build_batch
-from limaml.tasks.splits import arrival_split
+from limaml.tasks.splits import split_events
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_without_support_the_residual_is_the_item_mean(judged):
 
 def test_the_shrinkage_is_the_one_that_validates_best(planted_logged, judged):
     cfg, encoder, _ = judged
-    split = arrival_split(planted_logged, cfg.evaluation)
+    split = split_events(planted_logged, cfg.evaluation)
     judge = Judge(JudgedRows.from_logged(split.validation_rows(planted_logged), encoder, cfg), cfg)
     values = [judge.quality_of(baselines.user_residual(c)) for c in baselines.SHRINKAGES]
     assert len(set(values)) > 1
@@ -99,7 +99,7 @@ def test_the_global_mlp_reads_no_support_and_no_user(judged):
 
 def test_a_trained_rival_is_the_step_that_validates_best_and_repeats(planted_logged, judged):
     cfg, encoder, rows = judged
-    split = arrival_split(planted_logged, cfg.evaluation)
+    split = split_events(planted_logged, cfg.evaluation)
     judge = Judge(JudgedRows.from_logged(split.validation_rows(planted_logged), encoder, cfg), cfg)
     seen = []
     quality = judge.quality

@@ -5,16 +5,21 @@ from dataclasses import replace
 import pytest
 
 from limaml.config import PromotionConfig
-from limaml.evaluation.promotion import ChampionEvidence, Evidence, decide
+from limaml.evaluation.promotion import ChampionEvidence, Evidence, PerUserEvidence, decide
 from limaml.metrics import Interval
 
 NAN = float("nan")
 CHAMPION = ChampionEvidence(
-    version="3", num_rows=5000, candidate_auc=0.740, champion_auc=0.742, rows_from="2026-05-01T10:00:00+00:00"
+    version="3",
+    num_users=800,
+    num_rows=5000,
+    candidate_auc=0.740,
+    champion_auc=0.742,
+    rows_from="2026-05-01T10:00:00+00:00",
 )
 GOOD = Evidence(
-    gate_k=20,
-    per_user_gain=Interval(0.005, 0.002, 0.008),
+    per_user=PerUserEvidence("known users as served daily", 700, 4000, Interval(0.005, 0.002, 0.008)),
+    as_served_users=900,
     as_served_auc=0.74,
     as_served_global_auc=0.71,
     refit_psi=0.02,
@@ -22,11 +27,25 @@ GOOD = Evidence(
 )
 CFG = PromotionConfig()
 
+
+def gain(value, low, high):
+    return {"per_user": replace(GOOD.per_user, gain=Interval(value, low, high))}
+
+
 REFUSALS = [
-    ("gain not significant", {"per_user_gain": Interval(0.005, -0.001, 0.01)}, "per_user_auc", "+0.0050 [-0.0010, +0.0100]"),
-    ("significantly worse", {"per_user_gain": Interval(-0.005, -0.008, -0.002)}, "per_user_auc", "got -0.0050"),
-    ("gain unknown", {"per_user_gain": Interval(NAN, NAN, NAN)}, "per_user_auc", "got +nan"),
+    ("gain not significant", gain(0.005, -0.001, 0.01), "per_user_auc", "+0.0050 [-0.0010, +0.0100]"),
+    ("significantly worse", gain(-0.005, -0.008, -0.002), "per_user_auc", "got -0.0050"),
+    ("gain unknown", gain(NAN, NAN, NAN), "per_user_auc", "got +nan"),
+    ("whose", gain(0.0, 0.0, 0.0), "per_user_auc", "per-user AUC of 700 known users as served daily (4000 rows) must be above"),
+    (
+        "nobody to judge",
+        {"per_user": PerUserEvidence("known users", 0, 0, Interval(NAN, NAN, NAN))},
+        "per_user_auc",
+        "of 0 known users (0 rows) must be above the global MLP's with an interval that excludes zero, got +nan [+nan, +nan]; "
+        "there are none: train on more days or choose another promotion.protocol",
+    ),
     ("as served beyond the margin", {"as_served_auc": 0.699}, "as_served_auc", "at most 0.01 below the global MLP's (0.7100)"),
+    ("as served, of whom", {"as_served_auc": 0.699}, "as_served_auc", "pooled AUC of all 900 users as served daily must be"),
     ("as served unknown", {"as_served_auc": NAN}, "as_served_auc", "got nan"),
     ("refit differs", {"refit_psi": 0.26}, "refit_psi", "at most 0.25, got 0.2600"),
     ("refit unknown", {"refit_psi": NAN}, "refit_psi", "got nan"),
@@ -34,7 +53,8 @@ REFUSALS = [
         "worse than the champion",
         {"champion": replace(CHAMPION, candidate_auc=0.731)},
         "champion",
-        "at most 0.01 below champion 3's twin (0.7420) on the 5000 rows from 2026-05-01T10:00:00+00:00, got 0.7310 (-0.0110)",
+        "at most 0.01 below champion 3's twin (0.7420) on the 5000 rows of all 800 users from "
+        "2026-05-01T10:00:00+00:00, got 0.7310 (-0.0110)",
     ),
     ("champion's score unknown", {"champion": replace(CHAMPION, champion_auc=NAN)}, "champion", "nan"),
 ]

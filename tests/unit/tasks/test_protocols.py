@@ -1,12 +1,13 @@
 """The two protocols on hand-made histories: no query row in a support, nothing as old as it, the same query for all k."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 
 from limaml.features.encoder import Encoder
-from limaml.tasks.protocols import as_served, first_k, query_rows
+from limaml.tasks.protocols import as_served, days_seen, first_k, query_rows
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows
 
 KS = (0, 2, 5, 10)
@@ -75,6 +76,28 @@ def test_as_served_covers_every_later_row_once_with_supports_before_its_day(rows
         assert spec.support_size == min(len(before), 12)
         assert spec.support_stop == rows.offsets[spec.entity] + len(before)
     assert {spec.support_size for spec in specs} >= {0, 12}
+
+
+def test_days_seen_counts_the_days_with_rows_before_the_task(rows):
+    """Beyond the support's limit, too: a count over all of the user's earlier rows."""
+    specs = as_served(rows, from_us=int(np.quantile(rows.timestamp_us, 0.4)), support_rows=3)
+    found = days_seen(rows, specs)
+    expected = []
+    for spec in specs:
+        mine = rows.timestamp_us[rows.offsets[spec.entity] : rows.offsets[spec.entity + 1]]
+        expected.append(len({int(at) // MICROSECONDS_PER_DAY for at in mine if at < spec.as_of_us}))
+    assert found.tolist() == expected
+    assert {0, 1, 5} <= set(expected)
+    assert days_seen(rows, []).tolist() == []
+
+
+def test_a_day_that_ends_one_user_and_begins_the_next_counts_for_both(rows):
+    """Ten rows a day; each user's first day is the last one of the user before."""
+    place = np.arange(len(rows.timestamp_us)) - np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
+    users = np.repeat(np.arange(rows.num_entities), np.diff(rows.offsets))
+    days = replace(rows, timestamp_us=(2 * users + place // 10) * MICROSECONDS_PER_DAY)
+    specs = as_served(days, from_us=0, support_rows=12)
+    assert days_seen(days, specs).tolist() == [0, 1, 2] * rows.num_entities
 
 
 def test_as_served_of_named_users_only(rows):

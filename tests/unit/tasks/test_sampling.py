@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from limaml import schema
 from limaml.config import Config
@@ -104,6 +106,42 @@ def test_no_instant_is_split_and_support_precedes_query():
         assert len(set(spec.query)) == len(spec.query)
         assert (rows.timestamp_us[spec.query] >= spec.as_of_us).all()
         assert ((spec.query >= start) & (spec.query < stop)).all()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 40).map(lambda n: n * 21_600), st.just(1)), min_size=1, max_size=30
+    ),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_horizon_bounds_the_query_and_leaves_it_at_least_one_row(events, horizon_days, seed):
+    """Rows lie at midnight, 6, 12 and 18 o'clock, so that many lie on the horizon itself, which is outside."""
+    rows = _rows(events)
+    cfg = _config(meta={"horizon_days": horizon_days, "query_rows": 100, "day_boundary_probability": 0.5})
+    for spec in sample_tasks(rows, cfg, np.random.default_rng(seed), 20):
+        stamps = rows.timestamp_us[rows.offsets[spec.entity] : rows.offsets[spec.entity + 1]]
+        within = (stamps >= spec.as_of_us) & (stamps < spec.as_of_us + horizon_days * DAY_S * 1_000_000)
+        assert spec.query.tolist() == (np.flatnonzero(within) + rows.offsets[spec.entity]).tolist()
+        assert len(spec.query)
+
+
+def test_a_horizon_behind_the_last_row_draws_what_none_draws():
+    """The instants, supports and hidden rows too: the same random numbers are drawn in the same order."""
+    rows = _rows(_many())
+    hiding = {"profile_dropout": 0.5, "unknown_item_share": 0.2, "unknown_entity_share": 0.1}
+
+    def drawn(horizon_days):
+        cfg = _config(model=hiding, meta={"horizon_days": horizon_days, "query_rows": 4})
+        specs = sample_tasks(rows, cfg, np.random.default_rng(5), 300)
+        return [
+            (s.entity, s.as_of_us, s.support_start, s.support_stop, s.query.tolist(), s.hide_profile, s.hide_items.tolist())
+            for s in specs
+        ]
+
+    assert drawn(0) == drawn(1000)
+    assert drawn(0) != drawn(1)
 
 
 def test_shares_of_day_boundaries_and_of_empty_supports():

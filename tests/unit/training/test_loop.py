@@ -8,7 +8,7 @@ import torch
 from limaml.errors import TrainingError
 from limaml.features.encoder import Encoder
 from limaml.tasks.sampling import TaskRows
-from limaml.tasks.splits import arrival_split
+from limaml.tasks.splits import split_events
 from limaml.training.checkpoint import load_state, save_state
 from limaml.training.loop import TrainingData, train_twin_and_refit
 from limaml.training.step import Workers
@@ -18,12 +18,14 @@ CPU = torch.device("cpu")
 
 
 def prepare(logged, cfg) -> TrainingData:
-    split = arrival_split(logged, cfg.evaluation)
+    split = split_events(logged, cfg.evaluation)
     twin, refit = Encoder.fit(split.train_rows(logged), cfg), Encoder.fit(logged, cfg)
     return TrainingData(
         twin_rows=TaskRows.from_logged(split.train_rows(logged), twin, cfg.task_kind),
         twin_dims=twin.dims,
-        validator=Validator(TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind), cfg),
+        validator=Validator(
+            TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind), cfg, split.validate_from_us
+        ),
         refit_rows=TaskRows.from_logged(logged, refit, cfg.task_kind),
         refit_dims=refit.dims,
     )

@@ -19,7 +19,7 @@ from limaml.events.logged import write_logged
 from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.registry import FINGERPRINT, Registry
-from limaml.tasks.splits import arrival_split
+from limaml.tasks.splits import split_events
 from limaml.training import ray_entry
 from limaml.training.candidate import fingerprint, fit_candidate, read_candidate, read_training_history
 from limaml.training.loop import train_twin_and_refit
@@ -86,7 +86,7 @@ def test_two_ray_workers_leave_a_candidate_equal_to_one_process(workplace, tmp_p
     assert bundle.lineage["through"] == through.isoformat()
     assert bundle.lineage["fingerprint"] == fingerprint(cfg, through) == result["fingerprint"]
     logged = read_history(cfg, through)
-    split = arrival_split(logged, cfg.evaluation)
+    split = split_events(logged, cfg.evaluation)
     data = load_training_data(cfg, through, *fit_encoders(cfg, logged, split))
     alone = train_twin_and_refit(cfg, data, Workers(), torch.device("cpu"), resume=None, save=lambda state: None)
     assert read_candidate(folder).best_step == alone.twin_progress.best_step
