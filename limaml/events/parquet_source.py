@@ -108,7 +108,16 @@ class ParquetSource:
         name = f"{known}.parquet"
         if not self._storage.exists(name):
             raise DataError(f"{self._storage.path(name)} must exist: it holds the known {known}; write it")
-        return _each_once(self._storage.read_table(name), self._storage.path(name))
+        if not self._storage.is_folder(name):
+            return _each_once(self._storage.read_table(name), self._storage.path(name))
+        # As Spark writes a table.
+        paths = [path for path in self._storage.walk(name) if path.endswith(".parquet") and not _is_hidden(path)]
+        if not paths:
+            raise DataError(f"{self._storage.path(name)} must hold Parquet files, found none; write the known {known} into it")
+        try:
+            return _each_once(pa.concat_tables([self._storage.read_table(path) for path in paths]), self._storage.path(name))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"files of {self._storage.path(name)} must share one schema: {error}; write them again") from error
 
     def _read(self, relative: str) -> pa.Table:
         raw = self._storage.read_bytes(relative)

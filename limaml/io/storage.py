@@ -42,6 +42,9 @@ class Storage:
     def exists(self, relative: str) -> bool:
         return bool(self._info(relative).type != fs.FileType.NotFound)
 
+    def is_folder(self, relative: str) -> bool:
+        return bool(self._info(relative).type == fs.FileType.Directory)
+
     def list(self, relative: str) -> list[str]:
         """Names directly under a folder, sorted; empty if it does not exist."""
         selector = fs.FileSelector(f"{self._base}/{relative}", allow_not_found=True)

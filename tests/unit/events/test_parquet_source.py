@@ -222,6 +222,24 @@ def test_an_instant_that_microseconds_cannot_hold_stays_and_does_not_conform(tmp
     assert not conforms(source(tmp_path).read_day(DAY))
 
 
+def test_a_catalogue_may_be_a_folder(tmp_path):
+    write(tmp_path, "items.parquet", pa.table({"item_id": ["i"]}))
+    for part in ("a", "b"):
+        write(tmp_path, f"users.parquet/part-{part}.snappy.parquet", pa.table({"user_id": [part]}))
+    (tmp_path / "users.parquet" / "_SUCCESS").write_bytes(b"")
+    users, _ = source(tmp_path).catalogue()
+    assert users["user_id"].to_pylist() == ["a", "b"]
+    write(tmp_path, "users.parquet/part-c.parquet", pa.table({"user_id": [3]}))
+    with pytest.raises(DataError, match=r"files of .*users\.parquet must share one schema: "):
+        source(tmp_path).catalogue()
+    (tmp_path / "items.parquet").unlink()
+    (tmp_path / "items.parquet").mkdir()
+    for part in "abc":
+        next((tmp_path / "users.parquet").glob(f"part-{part}*")).unlink()
+    with pytest.raises(DataError, match=r"users\.parquet must hold Parquet files, found none"):
+        source(tmp_path).catalogue()
+
+
 def test_missing_catalogue_days_and_path_name_the_remedy(tmp_path):
     with pytest.raises(DataError, match=r"users\.parquet must exist: it holds the known users"):
         source(tmp_path).catalogue()
