@@ -80,6 +80,8 @@ class FeatureConfig(Section):
     aggregate: Literal["count", "rate"] | None = None
     """user, item, instead of a column: how many events the entity had before the day, or their smoothed share of positive ones,
     (positives + prior * prior_rows) / (events + prior_rows)."""
+    window_days: Count = 0
+    """aggregate: of the events of so many days before the row's only; 0: of all before it."""
     prior: Share = 0.5
     prior_rows: Positive = 10.0
     clock: Literal["hour", "weekday"] | None = None
@@ -96,6 +98,8 @@ class FeatureConfig(Section):
     def _parts_fit(self) -> Self:
         if self.aggregate and (self.entity == "context" or self.type != "number" or self.column):
             raise ValueError(self._not("an aggregate must be a number of a user or an item, without a column"))
+        if self.window_days and not self.aggregate:
+            raise ValueError(self._not("window_days must be of an aggregate"))
         if self.entity == "context" and (self.clock is None or self.type != "cycle"):
             raise ValueError(self._not("a context feature must be a cycle with a clock"))
         if self.entity != "context" and (self.clock or self.type == "cycle"):

@@ -37,5 +37,7 @@ def require_declared(storage: Storage, tables: schema.Tables) -> None:
 
 def _stored(feature: FeatureConfig) -> dict[str, Any]:
     """What decides the values that are stored; allowed ones and bounds only decide what is refused."""
-    parts = feature.model_dump(mode="json", include={"entity", "type", "aggregate"}) | {"column": feature.source_column}
+    parts = feature.model_dump(mode="json", include={"entity", "type", "aggregate", "window_days"}) | {
+        "column": feature.source_column
+    }
     return parts | ({"prior": feature.prior, "prior_rows": feature.prior_rows} if feature.aggregate == "rate" else {})

@@ -97,6 +97,8 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
         missing = [day for day in days if day not in delivered and _is_open(known.get(day))]
         fresh = [d for d in deliveries if not _is_complete(places.storage, d)]
         results = _gate(places, fresh, deliveries, strict=[d.day for d in fresh if d.known and d.known.status == "quarantined"])
+        if not fresh:
+            _let_windows_pass(places, known, missing)
         for day in missing:
             places.store.record_no_data(day)
         summary = {
@@ -127,6 +129,8 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
         known = manifests.get(day)
         delivery = _read(places, day, known)
         if delivery is None:
+            if _is_open(known):
+                _let_windows_pass(places, manifests, [day])
             manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
             status = "no_data" if manifest.status == "no_data" else "unchanged"
             known_rows = {"revision": manifest.revision, "rows": manifest.rows}
@@ -260,8 +264,9 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     # A corrected or late day changes what was known at the end of every later one. Features logged with other days stay:
     # they are what those rows were served with.
     places.lock.check()
-    snapshots.write(places.storage, kinds, min(first, catalogue_day), newest)
-    _check_snapshots(places, min(first, catalogue_day), newest)
+    recorded = max([newest, *places.store.days("no_data")])
+    snapshots.write(places.storage, kinds, min(first, catalogue_day), recorded)
+    _check_snapshots(places, min(first, catalogue_day), recorded)
     _log_features(places, fresh)
     for delivery in fresh:
         result = results[delivery.day]
@@ -271,6 +276,17 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
             DayManifest(delivery.day, "passed", delivery.revision, rows, delivery.sha256, warnings=result.warnings)
         )
         _log.info("day_ingested", day=delivery.day.isoformat(), rows=rows, revision=delivery.revision)
+
+
+def _let_windows_pass(places: _Places, known: Mapping[date, DayManifest], days: Sequence[date]) -> None:
+    """Snapshots of days without data, on which events leave windows; before the first day that passed there are none."""
+    kinds = catalogue.kinds(places.tables)
+    first = min((day for day, manifest in known.items() if manifest.status == "passed"), default=None)
+    for day in days:
+        if snapshots.has_windows(kinds) and first is not None and day > first:
+            places.lock.check()
+            snapshots.write(places.storage, kinds, day, day)
+            _check_snapshots(places, day, day)
 
 
 def _check_snapshots(places: _Places, first: date, last: date) -> None:

@@ -56,6 +56,8 @@ FEATURES = (
     feature("item", "bought", "number", aggregate="rate", prior=0.3, prior_rows=4.0),
     feature("user", "seen", "number", aggregate="count"),
     feature("user", "buys", "number", aggregate="rate"),
+    feature("user", "buys_lately", "number", aggregate="rate", window_days=1),
+    feature("item", "shown_lately", "number", aggregate="count", window_days=3),
     feature("context", "hour_of_day", "cycle", clock="hour"),
     feature("context", "day_of_week", "cycle", clock="weekday"),
 )

@@ -6,10 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from limaml import schema
+from limaml.config import FeatureConfig
 from limaml.errors import DataError
 from limaml.events import catalogue, snapshots
 from limaml.events.day_store import EventStore
 from limaml.events.logged import read_logged
+from limaml.features import feature_store
 from tests import declared
 
 EVERYTHING = (
@@ -267,6 +270,35 @@ def test_a_storage_root_keeps_to_the_features_it_was_ingested_with(delivery):
     (delivery.folder / "data" / "features.json").unlink()
     with pytest.raises(DataError, match="they are of an older release; give this configuration its own storage"):
         delivery.day(delivery.days[2])
+
+
+def test_windows_pass_on_days_without_data_whichever_way_the_days_came(delivery):
+    lately = FeatureConfig(entity="user", name="seen_lately", type="number", aggregate="count", window_days=2)
+    delivery.cfg = delivery.cfg.model_copy(update={"features": (*declared.FEATURES, lately)})
+    feature_store.apply(delivery.cfg)
+    first, second, missing, *later = delivery.days
+    late = delivery.table(missing)
+    delivery.path(missing).unlink()
+    delivery.history(second)
+    for day in (missing, *later):
+        delivery.day(day)
+    stepwise = delivery.files("snapshots", "logged")
+    gone = snapshots.changed(delivery.storage, catalogue.kinds(schema.tables(delivery.cfg.features))["user"], missing)
+    of_first = set(delivery.table(first)["user_id"].to_pylist()) - set(delivery.table(second)["user_id"].to_pylist())
+    assert of_first
+    assert of_first <= {row["user_id"] for row in gone.to_pylist() if row["seen_lately"] == 0}
+
+    def from_scratch():
+        for folder in EVERYTHING:
+            delivery.storage.delete_dir(folder)
+        delivery.history(delivery.days[-1])
+        return delivery.files("snapshots", "logged")
+
+    assert from_scratch() == stepwise
+    delivery.deliver(missing, late)
+    delivery.day(missing)
+    snapshots_of_late = delivery.files("snapshots")
+    assert {path: content for path, content in from_scratch().items() if path in snapshots_of_late} == snapshots_of_late
 
 
 def test_what_is_not_read_is_named_in_manifest_report_and_result(delivery):

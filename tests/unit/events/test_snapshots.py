@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from limaml import schema
-from limaml.config import Config
+from limaml.config import Config, FeatureConfig
 from limaml.events import catalogue, snapshots
 from limaml.events.day_store import EventStore, canonical
 from limaml.events.synthetic import SyntheticSource
@@ -145,3 +145,49 @@ def test_an_entity_that_a_correction_took_out_of_a_day_keeps_a_row_of_it(world, 
     before = snapshots.latest(world.storage, KINDS[kind], world.days[-2], [gone]).to_pylist()[0]
     after = snapshots.latest(world.storage, KINDS[kind], last, [gone]).to_pylist()[0]
     assert after == before | {"event_timestamp": schema.day_end(last)}
+
+
+WINDOWED = (
+    *(feature for feature in declared.FEATURES if not feature.aggregate),
+    FeatureConfig(entity="user", name="seen", type="number", aggregate="count"),
+    FeatureConfig(entity="user", name="seen_of_two", type="number", aggregate="count", window_days=2),
+    FeatureConfig(
+        entity="user", name="rate_of_one", type="number", aggregate="rate", window_days=1, prior=0.25, prior_rows=2.0
+    ),
+    FeatureConfig(entity="item", name="rate_of_two", type="number", aggregate="rate", window_days=2),
+)
+
+
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_a_window_holds_its_days_and_changes_when_one_leaves_it(world, name):
+    """Against plain sums over the events, on every day and two days after the last one."""
+    kind = catalogue.kinds(schema.tables(WINDOWED))[name]
+    last = world.days[-1] + timedelta(days=2)
+    snapshots.write(world.storage, catalogue.kinds(schema.tables(WINDOWED)), world.before, last)
+    events = [event | {"day": day} for day in world.days for event in world.source.read_day(day).to_pylist()]
+
+    def labels(entity, first, day):
+        return [event["label"] for event in events if event[kind.key] == entity and first <= event["day"] <= day]
+
+    leaving = 0
+    for day in [*world.days, *(world.days[-1] + timedelta(days=n) for n in (1, 2))]:
+        rows = snapshots.changed(world.storage, kind, day).to_pylist()
+        for row in rows:
+            entity = row[kind.key]
+            in_two, in_one = labels(entity, day - timedelta(days=1), day), labels(entity, day, day)
+            leaving += not in_one
+            if name == "item":
+                assert row["rate_of_two"] == pytest.approx((sum(in_two) + 5.0) / (len(in_two) + 10.0), rel=1e-6)
+                continue
+            assert (row["seen"], row["seen_of_two"]) == (len(labels(entity, world.before, day)), len(in_two))
+            assert row["rate_of_one"] == pytest.approx((sum(in_one) + 0.5) / (len(in_one) + 2.0), rel=1e-6)
+        changed = {row[kind.key] for row in rows}
+        for entity in {event[kind.key] for event in events} - changed:
+            for length in (1, 2):
+                now, before = (labels(entity, end - timedelta(days=length - 1), end) for end in (day, day - timedelta(days=1)))
+                assert now == before, "who changed has a row"
+    assert leaving > 0
+    before = world.files()
+    for day in world.days[2:]:
+        snapshots.write(world.storage, catalogue.kinds(schema.tables(WINDOWED)), day, day)
+    assert world.files() == before
