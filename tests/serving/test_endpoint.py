@@ -131,6 +131,31 @@ def test_a_body_that_says_it_is_too_large_is_not_read_at_all(endpoint):
     assert (answer[0], error(answer)["field"], endpoint.left) == (400, "(body)", 1)
 
 
+def test_the_largest_body_that_is_allowed_is_read(endpoint):
+    body = GOOD + b" " * (MAX_BODY_BYTES - len(GOOD))
+    assert endpoint.call([body], headers=[*JSON, (b"content-length", str(len(body)).encode())])[0] == 200
+    answer = endpoint.call([body], headers=[*JSON, (b"content-length", str(len(body) + 1).encode())])
+    assert (answer[0], error(answer)["field"]) == (400, "(body)")
+
+
+def test_only_answers_that_rank_have_a_total_time(endpoint):
+    def total():
+        endpoint.metrics.flush()
+        return endpoint.registry.get_sample_value("limaml_rank_seconds_count", {"stage": "total"})
+
+    before = total()
+    endpoint.call([b"no JSON"])
+    assert total() == before
+    endpoint.call([GOOD])
+    assert total() == before + 1
+
+
+def test_a_stranger_s_body_is_not_read():
+    endpoint = Endpoint(token=b"secret")
+    assert endpoint.call([GOOD, b"more"])[0] == 401
+    assert endpoint.left == 2
+
+
 def test_a_client_that_went_away_is_not_answered(endpoint):
     assert endpoint.call([]) is None
 

@@ -4,9 +4,10 @@ from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from limaml import schema
-from limaml.data import snapshots
+from limaml.data import ingest, snapshots
 from limaml.data.events import EventStore
 from limaml.data.logged import read_logged
 
@@ -214,3 +215,18 @@ def test_read_logged_selects_days_columns_and_entities(delivery):
     some = read_logged(delivery.storage, through=delivery.days[-1], entities=("user_id", ["u1", "u5"]))
     assert some.equals(whole.filter(pa.compute.is_in(whole["user_id"], value_set=pa.array(["u1", "u5"]))).combine_chunks())
     assert read_logged(delivery.storage, through=delivery.days[0] - timedelta(days=1)).num_rows == 0
+
+
+def test_a_day_counts_only_once_its_logged_features_are_there(delivery, monkeypatch):
+    """The manifest is the last write: an ingestion that dies before it is done again."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    first = delivery.days[0]
+    with monkeypatch.context() as broken:
+        broken.setattr(ingest, "write_logged", die)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.day(first)
+    assert EventStore(delivery.storage).manifest(first) is None
+    assert delivery.day(first)["status"] == "ingested"
