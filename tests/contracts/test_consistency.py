@@ -236,6 +236,27 @@ def test_a_lost_row_differs_and_an_unknown_one_is_missing(world, tmp_path):
     assert set(error.failed) == {"meta_embedding_user.missing_ratio", "user_features.missing_ratio"}
 
 
+def test_an_item_s_row_without_a_timestamp_is_joined_at_what_was_due(world, tmp_path):
+    """A server that does not know how old its items are; those of the day before are then wrong."""
+    timeless = [replace(request, items_at=None) for request in world.after]
+    _, result = world.compare(tmp_path / "now", timeless, max_mismatch_ratio=0.0)
+    assert isinstance(result, dict), result
+    late = [replace(new, items=old.items) for old, new in zip(world.between, timeless, strict=True)]
+    _, error = world.compare(tmp_path / "late", late)
+    assert isinstance(error, GateError)
+    assert error.failed == ("item_features.mismatch_ratio",)
+
+
+def test_an_embedding_is_compared_though_it_was_not_used_and_at_the_request_where_no_instant_is_known(world, tmp_path):
+    first, *others = world.after
+    refused = replace(first, embeddings=[replace(first.embeddings[0], status="store_error")])
+    _, result = world.compare(tmp_path / "refused", [refused, *others], max_mismatch_ratio=0.0)
+    assert {view["view"]: view["rows"] for view in result["views"]}["meta_embedding_user"] == 16
+    lost = replace(first, complete_through=None, embeddings=[LoggedEmbedding("user", "missing")])
+    gauges, _ = world.compare(tmp_path / "lost", [lost, *others])
+    assert ratios(gauges)["meta_embedding_user"] == pytest.approx(1 / 15)
+
+
 def test_another_version_s_row_counts_as_missing_and_a_silent_store_not_at_all(world, tmp_path):
     first, *others = world.after
     other_version = replace(first, embeddings=[replace(first.embeddings[0], model_version="99")])

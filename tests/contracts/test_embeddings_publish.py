@@ -3,6 +3,7 @@
 Every test runs on SQLite; the same tests run on a real Redis server with `-m services` (make test-services).
 """
 
+import gc
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -134,13 +135,16 @@ def test_reading_back_names_the_row_that_differs(view: OnlineView, held: Held) -
     table = embeddings("u", "v", "w")
     publish(view, table, held, 10)
     require_published(view, table, 2)
+    only_as_of = table.set_column(5, table.schema.field("as_of"), pa.array([NOW + DAY] * 3, schema.TIMESTAMP))
     for other, difference in [
+        (only_as_of, "u is stamped 2026-01-10T00:00:00.00:00 instead of 2026-01-11"),
         (embeddings("u", "v", "w", first=0.50001), "u differs in embedding"),
         (embeddings("u", "v", "w", version="2"), "u differs in model_version"),
         (embeddings("u", "v", "w", as_of=NOW + DAY), "u is stamped 2026-01-10T00:00:00.00:00 instead of 2026-01-11"),
         (embeddings("u", "v", "w", "x").slice(3), "x is missing"),
     ]:
-        with pytest.raises(StoreError, match=rf"of {other.num_rows} read back otherwise, e\.g\. entity {difference}"):
+        count = other.num_rows
+        with pytest.raises(StoreError, match=rf"but {count} of {count} read back otherwise, e\.g\. entity {difference}"):
             require_published(view, other, 2)
 
 
@@ -275,6 +279,14 @@ def by_name(answer: Any) -> dict[str, bytes]:
     """Each feature's values, statuses and timestamps; their order in an answer is not the order asked for."""
     vectors = zip(answer.metadata.feature_names.val, answer.results, strict=True)
     return {name: vector.SerializeToString(deterministic=True) for name, vector in vectors}
+
+
+def test_what_is_set_aside_from_garbage_collection_is_collected_again_afterwards(view: OnlineView, held: Held) -> None:
+    publish(view, embeddings("u"), held, 10)
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(StoreError):
+        require_published(view, embeddings("v"), 10)
+    assert gc.get_freeze_count() == 0
 
 
 def test_publishing_nothing_writes_nothing(cfg: Config, store: Any, view: OnlineView, held: Held) -> None:

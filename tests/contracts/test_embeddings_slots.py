@@ -87,11 +87,18 @@ def test_a_day_changes_its_entities_only_and_moves_complete_through(world: World
         order.append(view.name)
         write(view, *arguments)
 
+    def recorded_tags(*arguments: Any) -> None:
+        order.append("tags")
+        set_tags(*arguments)
+
+    set_tags = Registry.set_tags
     monkeypatch.setattr(OnlineView, "write", recorded)
+    monkeypatch.setattr(Registry, "set_tags", recorded_tags)
     day = world.next_day()
     result = world.daily(day)
     # A reader never has an embedding of a day whose features it lacks (contract 8).
-    assert list(dict.fromkeys(order)) == ["user_features", "item_features", "meta_embedding_user_blue"]
+    # What says that the day is online comes last.
+    assert list(dict.fromkeys(order)) == ["user_features", "item_features", "meta_embedding_user_blue", "tags"]
     users = set(day_of_events(day)["user_id"].to_pylist())
     assert changed_users(before, world.online()) == users
     assert changed_users(features, world.online(declared.USER_FEATURES.name)) == users
@@ -227,7 +234,13 @@ def test_a_day_in_quarantine_is_not_published(world: World) -> None:
         with pytest.raises(DataError, match=rf"day {day} must have passed its gate .* is in quarantine \(.*label"):
             verb()
     assert world.everything() == online
-    world.daily(world.next_day())
+    world.last = day
+    later = world.next_day()
+    with pytest.raises(DataError, match=rf"and {day} is in quarantine \(.*label.*\); run limaml_daily for {day} first"):
+        world.daily(later)
+    world.deliver(day)
+    ingest_day(world.cfg, day, TODAY)
+    assert world.daily(later)["versions"][0]["days"] == 2
 
 
 def test_a_publication_that_dies_half_way_is_completed_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +260,9 @@ def test_a_day_is_not_published_if_its_partition_fails_its_gate_or_somebody_hold
     world: World, with_settings: Callable[..., Config]
 ) -> None:
     day, online = world.next_day(), world.everything()
-    with pytest.raises(GateError, match="embedding_norm"):
-        adapt_day(with_settings(max_norm=1e-9), day)
+    for bound in ({"max_norm": 1e-9}, {"min_norm": 1e2}):
+        with pytest.raises(GateError, match="embedding_norm"):
+            adapt_day(with_settings(**bound), day)
     assert list(Path(world.storage.path("embeddings")).rglob(f"dt={day}/shard-000.gate.html"))
     with pytest.raises(DataError, match="must hold embeddings that passed their gate"):
         publish_day(world.cfg, day, "daily-run")
@@ -276,7 +290,11 @@ def test_a_second_version_is_filled_in_the_other_slot_as_of_the_champions_day(
     assert (plan["slot"], plan["as_of_day"], plan["shards"]) == ("green", str(world.last), [0, 1])
     with pytest.raises(BusyError, match=f"busy: fill of version {second} by run-2 since"):
         plan_fill(world.cfg, third, FIRST, "run-3")
+    seen = datetime.fromisoformat(world.tags(second)[registry.FILL_SEEN_AT])
     fill_shard(world.cfg, second, 0, "run-2")
+    assert datetime.fromisoformat(world.tags(second)[registry.FILL_SEEN_AT]) > seen, "a fill that goes on is alive"
+    with pytest.raises(DataError, match=r"shard must be below the fill's 2 shards, got 2"):
+        fill_shard(world.cfg, second, 2, "run-2")
     with pytest.raises(DataError, match=r"shard-001.parquet must hold embeddings that passed their gate"):
         cut_over(world.cfg, second, "run-2")
     assert world.champion().version == first
@@ -287,6 +305,8 @@ def test_a_second_version_is_filled_in_the_other_slot_as_of_the_champions_day(
 
     assert world.online(schema.embedding_view("user", "blue")) == blue
     assert world.champion().version == second
+    with pytest.raises(StoreError, match=f"version {second} must be filling, its state is ready"):
+        fill_shard(world.cfg, second, 0, "run-2")
     assert (world.tags(first)[registry.STATE], world.tags(second)[registry.STATE]) == ("ready", "ready")
     assert outcome["complete_through"] == schema.day_end(world.last).isoformat()
     again = cut_over(world.cfg, second, "run-2")

@@ -384,8 +384,68 @@ def test_a_slot_that_was_not_emptied_to_the_end_cannot_be_filled(world: World, m
         with pytest.raises(StoreError, match=f"version {version} must be filling, its state is None"):
             verb()
     world.fill(version)
+    # The same when it is planned once more: what was filled before may be gone.
+    with monkeypatch.context() as broken:
+        broken.setattr(OnlineView, "clear", die)
+        with pytest.raises(KeyboardInterrupt):
+            slots.plan_fill(world.cfg, version, world.last, RUN)
+    with pytest.raises(StoreError, match=f"version {version} must be filling, its state is retired"):
+        switch.cut_over(world.cfg, version, RUN)
+    world.fill(version)
     switch.cut_over(world.cfg, version, RUN)
     assert users_in(world.online())
+
+
+def test_a_shard_that_was_adapted_for_an_older_plan_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    version, later = world.new_version(seed=8), world.next_day()
+    slots.plan_fill(world.cfg, version, later - ONE_DAY, RUN)
+    adapted = slots.write_partition
+
+    def planned_again_meanwhile(*arguments: Any) -> Any:
+        done = adapted(*arguments)
+        assert slots.plan_fill(world.cfg, version, later, RUN)["as_of_day"] == str(later), "later than the champion's day"
+        return done
+
+    with monkeypatch.context() as raced:
+        raced.setattr(slots, "write_partition", planned_again_meanwhile)
+        with pytest.raises(StoreError, match=f"version {version} was planned again while shard 0 was adapted"):
+            slots.fill_shard(world.cfg, version, 0, RUN)
+    slot = world.tags(version)[registry.SLOT]
+    assert world.online(schema.embedding_view("user", slot)) == {}
+    world.daily(later)
+    for shard in range(world.cfg.embeddings.num_shards):
+        slots.fill_shard(world.cfg, version, shard, RUN)
+    switch.cut_over(world.cfg, version, RUN)
+
+
+@pytest.mark.parametrize("lost", ["user_features", "meta_embedding"])
+def test_rows_that_a_store_takes_and_does_not_keep_are_missed_by_whoever_wrote_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    both(world)
+    day, version, write = world.next_day(), world.new_version(seed=9), OnlineView.write
+    daily.adapt_day(world.cfg, day)
+    reached = world.champion().tags[registry.COMPLETE_THROUGH]
+
+    def forgetting(view: OnlineView, *arguments: Any) -> None:
+        if not view.name.startswith(lost):
+            write(view, *arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(OnlineView, "write", forgetting)
+        with pytest.raises(StoreError, match=f"view {lost}.* must hold the published rows"):
+            daily.publish_day(world.cfg, day, RUN)
+        assert world.champion().tags[registry.COMPLETE_THROUGH] == reached
+    world.daily(day)
+    if lost == "meta_embedding":
+        slots.plan_fill(world.cfg, version, day, RUN)
+        with monkeypatch.context() as broken:
+            broken.setattr(OnlineView, "write", forgetting)
+            with pytest.raises(StoreError, match=f"view {lost}.* must hold the published rows"):
+                slots.fill_shard(world.cfg, version, 0, RUN)
+        for shard in range(world.cfg.embeddings.num_shards):
+            slots.fill_shard(world.cfg, version, shard, RUN)
+        switch.cut_over(world.cfg, version, RUN)
 
 
 def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
@@ -394,7 +454,7 @@ def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
     """Fencing: between any two changes of what is shared stands a check."""
     seen: list[str] = []
 
-    def recorded(owner: type, name: str, what: str) -> None:
+    def recorded(owner: Any, name: str, what: str) -> None:
         original = getattr(owner, name)
 
         def wrapper(*arguments: Any, **named: Any) -> Any:
@@ -404,7 +464,8 @@ def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
         monkeypatch.setattr(owner, name, wrapper)
 
     recorded(Held, "check", "check")
-    for owner, name in [(OnlineView, "write"), (OnlineView, "clear"), (Registry, "set_tags"), (Registry, "set_champion")]:
+    for owner, name in [(OnlineView, "write"), (OnlineView, "clear"), (Registry, "set_tags"), (Registry, "set_champion"),
+                        (slots, "write_plan"), (daily, "write_covered"), (switch, "write_covered")]:  # fmt: skip
         recorded(owner, name, name)
     version = world.new_version(seed=6)
     world.fill(version)
@@ -413,7 +474,9 @@ def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
     world.daily(world.last)
     switch.rollback(world.cfg, None, RUN)
     changes = [index for index, what in enumerate(seen) if what != "check"]
-    assert {seen[index] for index in changes} == {"write", "clear", "set_tags", "set_champion"}
+    assert {seen[index] for index in changes} == {
+        "write", "clear", "set_tags", "set_champion", "write_plan", "write_covered"
+    }  # fmt: skip
     assert [seen[index - 1] for index in changes] == ["check"] * len(changes)
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -134,6 +136,31 @@ def test_a_body_that_says_it_is_too_large_is_not_read_at_all(endpoint):
     assert (answer[0], error(answer)["field"], endpoint.left) == (400, "(body)", 1)
 
 
+def test_the_largest_body_that_is_allowed_is_read(endpoint):
+    body = GOOD + b" " * (MAX_BODY_BYTES - len(GOOD))
+    assert endpoint.call([body], headers=[*JSON, (b"content-length", str(len(body)).encode())])[0] == 200
+    answer = endpoint.call([body], headers=[*JSON, (b"content-length", str(len(body) + 1).encode())])
+    assert (answer[0], error(answer)["field"]) == (400, "(body)")
+
+
+def test_only_answers_that_rank_have_a_total_time(endpoint):
+    def total():
+        endpoint.metrics.flush()
+        return endpoint.registry.get_sample_value("limaml_rank_seconds_count", {"stage": "total"})
+
+    before = total()
+    endpoint.call([b"no JSON"])
+    assert total() == before
+    endpoint.call([GOOD])
+    assert total() == before + 1
+
+
+def test_a_stranger_s_body_is_not_read():
+    endpoint = Endpoint(token=b"secret")
+    assert endpoint.call([GOOD, b"more"])[0] == 401
+    assert endpoint.left == 2
+
+
 def test_a_client_that_went_away_is_not_answered(endpoint):
     assert endpoint.call([]) is None
 
@@ -167,20 +194,25 @@ def test_the_token_is_asked_for(given, status):
         assert b"wrong" not in answer[2]
 
 
-def test_an_error_inside_is_told_in_our_shape_and_logged(capsys):
+def test_an_error_inside_is_told_in_our_shape_and_logged(monkeypatch):
     async def broken(request):
         raise ZeroDivisionError("a secret")
 
+    logged = []
+
+    def keep(event, **fields):
+        logged.append((event, fields, sys.exc_info()[2]))
+
+    monkeypatch.setattr("serving.endpoint.log", SimpleNamespace(exception=keep))
     endpoint = Endpoint(broken)
     before = endpoint.count(500)
     answer = endpoint.call([GOOD])
     assert (answer[0], error(answer)["rule"]) == (500, "internal error")
     assert b"secret" not in answer[2]
     assert endpoint.count(500) == before + 1
-    logged = "".join(capsys.readouterr())
-    assert "rank_failed" in logged
-    assert "ZeroDivisionError: a secret" in logged
-    assert "in broken" in logged, "without the traceback nobody finds the cause"
+    [(event, fields, traceback)] = logged
+    assert (event, fields) == ("rank_failed", {"error": "ZeroDivisionError: a secret"})
+    assert traceback.tb_next is not None, "without the traceback nobody finds the cause"
 
 
 def test_an_answer_that_takes_too_long_is_given_up():

@@ -68,7 +68,7 @@ def test_a_row_of_another_version_counts_as_missing():
     assert (lookup.status, lookup.vector, lookup.age_s) == ("version_mismatch", None, None)
 
 
-@pytest.mark.parametrize("vector", [(0.5,), (0.5, float("nan")), (float("inf"), 0.0), ()])
+@pytest.mark.parametrize("vector", [(0.5,), (0.5, -1.0, 2.0), (0.5, float("nan")), (float("inf"), 0.0), ()])
 def test_a_vector_the_model_cannot_read_is_the_stores_fault(vector):
     lookup = judged(row(vector=vector))
     assert (lookup.status, lookup.vector) == ("store_error", None)

@@ -105,6 +105,15 @@ def test_each_day_gets_its_own_partition(cfg):
     assert [path.split("/")[0] for path in files(cfg)] == ["dt=2026-03-02", "dt=2026-03-03"]
 
 
+def test_files_of_one_day_do_not_replace_each_other(cfg):
+    requests = RequestLog(cfg, flush_rows=1, flush_interval_s=600.0)
+    for number in range(3):
+        requests.record(request(f"u{number}"))
+        wait_for(lambda number=number: len(logged(cfg)) == number + 1, "a file more")
+    requests.close()
+    assert [row["user_id"] for row in logged(cfg)] == ["u0", "u1", "u2"]
+
+
 def test_full_batches_and_old_ones_are_written_without_a_close(cfg):
     by_rows = RequestLog(cfg, flush_rows=2, flush_interval_s=600.0)
     for user in ("a", "b"):

@@ -75,7 +75,16 @@ def test_not_a_number_is_refused():
 
 
 def test_a_long_value_is_cut_in_the_answer():
-    assert len(refused({**GOOD, "user_id": "x" * 1000})[2]) == 101
+    assert refused({**GOOD, "user_id": "x" * 1000})[2] == "x" * 100 + "…"
+    assert refused({**GOOD, "item_ids": "x" * 101})[2] == "x" * 100 + "…"
+    assert refused({**GOOD, "item_ids": "x" * 100})[2] == "x" * 100
+
+
+def test_an_id_has_at_most_256_characters():
+    longest = {"user_id": "u" * 256, "item_ids": ["i" * 256]}
+    assert parse_request(json.dumps(longest).encode(), REQUEST).user_id == "u" * 256
+    for field, change in (("user_id", {"user_id": "u" * 257}), ("item_ids.0", {"item_ids": ["i" * 257]})):
+        assert refused({**GOOD, **change})[:2] == (field, "must have at most 256 characters")
 
 
 def test_an_item_outside_the_catalogue_is_named():

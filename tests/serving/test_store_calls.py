@@ -5,6 +5,7 @@ import gc
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from limaml.config import ServingConfig
 from limaml.errors import StoreError
@@ -102,6 +103,65 @@ def test_threads_that_hang_are_abandoned_and_further_look_ups_fail_at_once(relea
         calls.stop()
 
     asyncio.run(scene())
+
+
+def test_a_look_up_that_is_not_tried_for_reads_that_hang_is_a_failure_of_the_store(release):
+    async def scene():
+        calls = make_calls(breaker_failures=4)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await calls.call(release.wait)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="2 reads hang"):
+                await calls.call(int, "7")
+        with pytest.raises(StoreError, match="left alone for now"):
+            await calls.call(int, "7")
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_a_read_whose_look_up_was_cancelled_hangs_like_any_other(release):
+    """A request that is given up cancels its look-up; the thread is held all the same."""
+
+    async def scene():
+        calls = make_calls(store_timeout_s=4.0)
+        for _ in range(2):
+            looked_up = asyncio.ensure_future(calls.call(release.wait))
+            await asyncio.sleep(0)
+            looked_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await looked_up
+        with pytest.raises(StoreError, match="2 reads hang"):
+            await calls.call(int, "7")
+        release.set()
+        assert await free(calls) == 7
+        calls.stop()
+
+    asyncio.run(scene())
+
+
+def test_a_failure_is_said_once_until_the_store_was_found_again():
+    async def scene():
+        cfg = ServingConfig(store_timeout_s=2.0, breaker_failures=2, breaker_open_s=0.01)
+        calls = StoreCalls(cfg)
+
+        def fail():
+            raise OSError("down")
+
+        async def fail_twice():
+            for _ in range(2):
+                with pytest.raises(OSError, match="down"):
+                    await calls.call(fail)
+
+        await fail_twice()
+        assert await free(calls) == 7
+        await fail_twice()
+        calls.stop()
+
+    with capture_logs() as said:
+        asyncio.run(scene())
+    assert [one.get("error", one.get("open")) for one in said] == ["OSError: down", True, False, "OSError: down", True]
 
 
 def test_a_read_that_does_not_block_runs_on_the_loop():

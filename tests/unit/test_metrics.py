@@ -75,6 +75,12 @@ def test_calibration_error_equals_a_loop(rows):
     assert metrics.expected_calibration_error(labels, scores) == pytest.approx(total, abs=1e-12)
 
 
+def test_a_probability_of_one_belongs_to_the_last_bin():
+    bins = metrics.calibration_bins([1, 0, 0], [1.0, 0.95, 0.0])
+    assert bins.weight.tolist() == pytest.approx([1 / 3, *[0.0] * 13, 2 / 3])
+    assert bins.mean_label[-1] == 0.5
+
+
 def test_calibration_error_of_a_calibrated_and_of_a_wrong_score():
     labels = np.array([0, 1, 1, 1])
     assert metrics.expected_calibration_error(labels, np.full(4, 0.75)) == pytest.approx(0.0)
@@ -162,4 +168,7 @@ def test_interval_excludes_zero_on_either_side_only():
     assert metrics.Interval(0.02, 0.01, 0.03).excludes_zero()
     assert metrics.Interval(-0.02, -0.03, -0.01).excludes_zero()
     assert not metrics.Interval(0.01, -0.01, 0.03).excludes_zero()
+    # A bound that is zero is no bound away from it.
+    assert not metrics.Interval(0.01, 0.0, 0.03).excludes_zero()
+    assert not metrics.Interval(-0.01, -0.03, 0.0).excludes_zero()
     assert not metrics.Interval(0.01, float("nan"), float("nan")).excludes_zero()

@@ -81,6 +81,20 @@ def test_metrics_of_many_steps_are_all_kept(store: Registry) -> None:
     assert store._client.get_run(run).data.metrics == {"loss": 699.0, "auc": 0.5, "final": 2.0}
 
 
+def test_parameters_of_a_long_configuration_are_all_kept_and_a_long_value_is_cut(store: Registry) -> None:
+    """MLflow takes 100 a call and 6,000 characters a value."""
+    run = store.start_run("train", {f"section.key{number}": number for number in range(250)} | {"long": "x" * 7000})
+    kept = store._client.get_run(run).data.params
+    assert kept == {f"section.key{number}": str(number) for number in range(250)} | {"long": "x" * 6000}
+
+
+def test_a_run_says_how_it_ended(store: Registry) -> None:
+    good, bad = store.start_run("train"), store.start_run("train")
+    store.end_run(good)
+    store.end_run(bad, failed=True)
+    assert [store._client.get_run(run).info.status for run in (good, bad)] == ["FINISHED", "FAILED"]
+
+
 def test_what_is_not_there_is_named(store: Registry, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="model m has no version '99'"):
         store.get("99")

@@ -9,7 +9,7 @@ import pytest
 from limaml import schema
 from limaml.config import FeatureConfig
 from limaml.errors import DataError
-from limaml.events import catalogue, snapshots
+from limaml.events import catalogue, ingest, snapshots
 from limaml.events.day_store import EventStore
 from limaml.events.logged import read_logged
 from limaml.features import feature_store
@@ -318,3 +318,18 @@ def test_what_is_not_read_is_named_in_manifest_report_and_result(delivery):
     assert "every_file_of_the_day_to_be_read" in report
     assert "rest.json" in report
     assert delivery.storage.list("days") == [f"dt={day}.json" for day in (first, second)]
+
+
+def test_a_day_counts_only_once_its_logged_features_are_there(delivery, monkeypatch):
+    """The manifest is the last write: an ingestion that dies before it is done again."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    first = delivery.days[0]
+    with monkeypatch.context() as broken:
+        broken.setattr(ingest, "write_logged", die)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.day(first)
+    assert EventStore(delivery.storage).manifest(first) is None
+    assert delivery.day(first)["status"] == "ingested"

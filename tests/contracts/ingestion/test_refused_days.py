@@ -305,3 +305,28 @@ def test_a_day_whose_logged_rows_are_not_its_events_fails(delivery, monkeypatch)
         assert delivery.files("days", "logged") == {}
     monkeypatch.setattr(feature_store, "join_features", whole)
     assert delivery.day(delivery.days[0])["status"] == "ingested"
+
+
+def test_a_row_of_the_next_midnight_fails_its_day_among_others_too(delivery):
+    """Days are validated together: that instant lies inside the span of two days, and outside the first of them."""
+    day = delivery.days[1]
+    delivery.deliver(day, first_row(delivery.table(day), "timestamp", schema.day_end(day)))
+    with pytest.raises(GateError, match=f"events of {day} failed its gate") as caught:
+        delivery.history(delivery.days[-1])
+    assert caught.value.failed == ("expect_column_values_to_be_between(timestamp)",)
+    delivery.deliver(day, first_row(delivery.table(day), "timestamp", schema.day_start(day)))
+    assert delivery.history(delivery.days[-1])["ingested"] == len(delivery.days)
+
+
+def test_a_day_is_judged_by_the_days_of_the_window_before_it(delivery, monkeypatch):
+    """`rows_window_days` = 3: the three days before, of those that have rows."""
+    asked, check = [], ingest.gates.check_days
+    monkeypatch.setattr(ingest.gates, "check_days", lambda days, **named: asked.append(named) or check(days, **named))
+    *earlier, last = delivery.days
+    rows = {day: delivery.table(day).num_rows for day in delivery.days}
+    delivery.path(earlier[-2]).unlink()
+    delivery.history(earlier[-1])
+    delivery.day(last)
+    history, daily = (named["recent_rows"] for named in asked)
+    assert history[earlier[0]] == []
+    assert daily[last] == [rows[earlier[-1]], rows[earlier[-3]]]

@@ -6,6 +6,7 @@ Logged events made by hand and a small untrained model on them; no ingestion, no
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from limaml.io.storage import Storage
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle, Model
 from limaml.models.network import build_network
-from limaml.tasks.sampling import TaskRows, build_batch, support_spec
-from limaml.tasks.supports import cut_by_entity
+from limaml.tasks import supports
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows, build_batch, microseconds, support_spec
+from limaml.tasks.supports import Supports, cut_by_entity
 from tests import declared
 
 FIRST_DAY = date(2026, 1, 1)
@@ -91,6 +94,9 @@ def bundle_of(model: dict[str, object], meta: dict[str, object] | None = None) -
     with torch.no_grad():
         # Items as training leaves them: vectors of length 1.
         network.global_block.item.div_(network.global_block.item.norm(dim=1, keepdim=True))
+        # A prior as training leaves it; at first it is all zeros, which nothing could be told apart from.
+        for start in (getattr(network.meta, name) for name in ("vector", "empty") if hasattr(network.meta, name)):
+            start.copy_(torch.linspace(-0.5, 0.5, len(start)))
     return Bundle(config=cfg, refit=Model(network, encoder))
 
 
@@ -205,6 +211,38 @@ def test_a_rerun_writes_the_same_bytes_however_many_threads_there_are(
     assert all(other == first for other in others)
 
 
+def test_torch_has_its_threads_again_after_an_adaptation_and_after_one_that_failed(storage: Storage, bundle: Bundle) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        adapted(storage, bundle)
+        assert torch.get_num_threads() == 3
+        storage.write_table("broken.parquet", read_logged(storage, declared.TABLES, through=LAST_DAY).take(pa.array([5, 0])))
+        with pytest.raises(DataError, match="must be sorted"):
+            adapt_sorted(storage, bundle, "7", KIND, "broken.parquet", AS_OF, 2).read_all()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_that_stand_one_after_another_are_what_gathering_gives(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full call of tasks without a gap is not copied; calls of two tasks here, with a gap between them or without."""
+    monkeypatch.setattr(supports, "MAX_TASKS", 2)
+    as_of_us = microseconds(schema.day_end(FIRST_DAY))
+    made = Supports.from_sorted(events_of(FIRST_DAY, seed=1), bundle.encoder, "user_id", as_of_us, SUPPORT_ROWS)
+    seen = set()
+    for tasks, rows, _ in made.calls():
+        width = rows.mask_TR.shape[1]
+        if len(tasks) < 2 or set(made.size[tasks].tolist()) != {width}:
+            continue
+        seen.add(bool(made.first[tasks[1]] == made.first[tasks[0]] + width))
+        at_TR = made.first[tasks][:, None] + np.arange(width)
+        gathered = Rows.gather(made, at_TR, np.ones(at_TR.shape, np.float32), np.full(2, as_of_us))
+        for field in fields(Rows):
+            assert torch.equal(getattr(rows, field.name), getattr(gathered, field.name)), field.name
+    assert seen == {True, False}
+
+
 def test_a_sorted_file_gives_what_the_day_partitions_give(storage: Storage, any_bundle: Bundle) -> None:
     """Rows at and after the instant, and more rows than a support holds, are in the file too."""
     as_of = schema.day_end(LAST_DAY - timedelta(days=2))
@@ -232,6 +270,21 @@ def test_rows_out_of_order_are_refused_and_nothing_half_written_is_seen(storage:
     assert storage.read_bytes("out/embeddings.parquet") == b"what was there"
 
 
+def test_a_row_of_the_as_of_instant_itself_neither_enters_a_support_nor_displaces_a_row(
+    storage: Storage, any_bundle: Bundle
+) -> None:
+    """Of a user with more rows than a support holds. The day before is whole, so only the instant parts the rows."""
+    mine = read_logged(storage, declared.TABLES, through=LAST_DAY, entities=("user_id", ["u12"]))
+    as_of = mine["timestamp"][-1].as_py()
+    earlier = mine.filter(pc.less(mine["timestamp"], mine["timestamp"][-1]))
+    assert earlier.num_rows > SUPPORT_ROWS
+    storage.write_table("earlier.parquet", earlier)
+    found = adapted(storage, any_bundle, ["u12"], as_of=as_of)
+    assert found["support_size"].to_pylist() == [SUPPORT_ROWS]
+    assert found["last_event_at"].to_pylist() == [earlier["timestamp"][-1].as_py()]
+    assert found.equals(adapt_sorted(storage, any_bundle, "7", KIND, "earlier.parquet", as_of, 8).read_all())
+
+
 def test_a_later_day_changes_nothing_before_it(storage: Storage, bundle: Bundle) -> None:
     as_of = schema.day_end(LAST_DAY - timedelta(days=1))
     before = adapted(storage, bundle, as_of=as_of, batch_entities=8)
@@ -239,9 +292,10 @@ def test_a_later_day_changes_nothing_before_it(storage: Storage, bundle: Bundle)
     assert adapted(storage, bundle, as_of=as_of, batch_entities=8).equals(before)
 
 
-def test_an_entity_without_events_gets_the_prior(storage: Storage, bundle: Bundle) -> None:
-    table = adapted(storage, bundle, ["a-stranger", "u12", "zz-stranger"], batch_entities=2)
-    prior = bundle.prior["user"].numpy()
+def test_an_entity_without_events_gets_the_prior(storage: Storage, any_bundle: Bundle) -> None:
+    table = adapted(storage, any_bundle, ["a-stranger", "u12", "zz-stranger"], batch_entities=2)
+    prior = any_bundle.prior["user"].numpy()
+    assert prior.any(), "a prior of zeros is no evidence"
     assert table["support_size"].to_pylist() == [0, SUPPORT_ROWS, 0]
     assert table["last_event_at"].null_count == 2
     assert np.array_equal(vectors(table)[[0, 2]], np.stack([prior, prior]))
@@ -261,6 +315,29 @@ def test_active_are_those_with_an_event_in_the_window(storage: Storage) -> None:
     ).to_pylist()
     assert active_entities(storage, declared.TABLES, last_two_days, AS_OF) == sorted(expected)
     assert active_entities(storage, declared.TABLES, TaskKindConfig(active_days=365), AS_OF) == USERS
+
+
+def test_the_window_of_active_entities_has_its_first_instant_and_not_its_last(storage: Storage) -> None:
+    """An event at midnight belongs to the day that begins: of two days, of which one is LAST_DAY."""
+    first, end = schema.day_start(LAST_DAY - timedelta(days=1)), AS_OF
+    one = read_logged(storage, declared.TABLES, through=FIRST_DAY).slice(0, 1)
+    at = one.schema.get_field_index("timestamp")
+    for user, instant in [
+        ("before", first - timedelta(microseconds=1)),
+        ("first", first),
+        ("last", end - timedelta(microseconds=1)),
+        ("end", end),
+    ]:
+        moved = one.set_column(at, one.schema.field(at), pa.array([instant], schema.TIMESTAMP))
+        moved = moved.set_column(one.schema.get_field_index("user_id"), one.schema.field("user_id"), pa.array([user]))
+        storage.write_table(f"logged/dt={instant.date()}/{user}.parquet", moved)
+    kind, strangers = TaskKindConfig(active_days=2), {"before", "first", "last", "end"}
+    assert strangers & set(active_entities(storage, declared.TABLES, kind, end)) == {"first", "last"}
+    # A microsecond earlier, so inside a day, whose later rows are there to be read.
+    assert strangers & set(active_entities(storage, declared.TABLES, kind, end - timedelta(microseconds=1))) == {
+        "before",
+        "first",
+    }
 
 
 def test_shards_partition_the_entities_the_same_way_in_every_process() -> None:

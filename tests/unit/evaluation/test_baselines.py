@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limaml.evaluation import baselines
+from limaml.evaluation import baselines, trained_baselines
 from limaml.evaluation.judged import Judge, JudgedRows
-from limaml.evaluation.trained_baselines import fit_vectors, score_as_trained, train
+from limaml.evaluation.trained_baselines import choose_fit, fit_vectors, score_as_trained, score_with_vectors, train
 from limaml.features.encoder import Encoder
 from limaml.models.baselines import GlobalMlp, WideDeep
 from limaml.tasks.protocols import as_served, first_k
@@ -64,6 +64,31 @@ def test_the_shrinkage_is_the_one_that_validates_best(planted_logged, judged):
     assert len(set(values)) > 1
     chosen = baselines.choose_shrinkage(judge)
     assert judge.quality_of(chosen) == max(values)
+
+
+def test_what_cannot_be_measured_is_worse_than_anything_that_can(planted_logged, judged):
+    """Validation rows of one class only have no AUC; NaN would win or lose a comparison by its place in it."""
+    cfg, encoder, _ = judged
+    at = planted_logged.schema.get_field_index("label")
+    ones = planted_logged.set_column(at, planted_logged.schema.field(at), pa.array([1] * planted_logged.num_rows, pa.int8()))
+    judge = Judge(JudgedRows.from_logged(ones, encoder, cfg), cfg)
+    assert judge.quality_of(baselines.item_mean) == -np.inf
+
+
+def test_the_fit_of_a_new_users_vector_is_the_one_that_validates_best(planted_logged, judged, monkeypatch):
+    cfg, encoder, _ = judged
+    monkeypatch.setattr(trained_baselines, "RATES", (0.1, 1.0))
+    monkeypatch.setattr(trained_baselines, "STEPS", (1, 3))
+    split = split_events(planted_logged, cfg.evaluation)
+    judge = Judge(JudgedRows.from_logged(split.validation_rows(planted_logged), encoder, cfg), cfg)
+    model, values = WideDeep(cfg, encoder.dims), []
+    for rate in (0.1, 1.0):
+        fits = [fit_vectors(cfg, model, judge.judged.rows, specs, rate, (1, 3)) for specs in judge.tasks]
+        for steps in (1, 3):
+            parts = zip(judge.tasks, fits, strict=True)
+            values.append(judge.quality([score_with_vectors(model, judge.judged, specs, fit[steps]) for specs, fit in parts]))
+    assert len(set(values)) > 1
+    assert judge.quality_of(choose_fit(cfg, model, judge)) == max(values)
 
 
 def test_a_new_users_vector_equals_gradient_descent_task_by_task(judged):

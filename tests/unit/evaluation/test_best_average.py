@@ -33,6 +33,13 @@ def test_the_average_that_validates_best_is_kept_and_training_stops_when_it_is_s
     assert len(seen) == 4, "two validations without a better value end it"
 
 
+def test_of_equal_averages_the_first_is_kept_and_an_equal_one_is_not_better():
+    model, values = line(), iter([0.3] * 4)
+    _, value, step = best_average(CFG, model, 100, towards(model, 3.0), lambda _: next(values))
+    assert (value, step) == (0.3, 2)
+    assert next(values) == 0.3, "two validations without a better value end it"
+
+
 def test_the_last_step_is_validated():
     model = line()
     _, _, step = best_average(CFG, model, 3, towards(model, 3.0), lambda average: average.weight.item())

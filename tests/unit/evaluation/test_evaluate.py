@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -12,24 +12,29 @@ from sklearn.metrics import roc_auc_score
 
 from limaml import schema
 from limaml.errors import DataError, NothingToDo
+from limaml.evaluation import evaluate
 from limaml.evaluation.evaluate import Champion, evaluate_candidate
 from limaml.evaluation.judgement import judge_candidate
 from limaml.evaluation.quality import quality_table
 from limaml.evaluation.served import score_as_served
+from limaml.metrics import auc
 from limaml.models import bundle as bundles
 from limaml.registry import DECISION, Registry
+from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.rows import Rows
-from limaml.tasks.sampling import TaskRows, support_spec
+from limaml.tasks.sampling import TaskRows, microseconds, support_spec
 from limaml.tasks.splits import split_events
 from limaml.training.prepare import read_history
-from limaml.training.scoring import embed_specs
+from limaml.training.scoring import embed_specs, score_specs
 from tests import declared
 
 METHODS = {"item_mean", "user_residual", "global_mlp", "wide_deep", "limaml"}
 
 
-def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_candidate):
+def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_candidate, monkeypatch):
     cfg, folder, through = make_candidate("one")
+    fitted_on, fit = [], evaluate.fit_baselines
+    monkeypatch.setattr(evaluate, "fit_baselines", lambda *given: fitted_on.append(given) or fit(*given))
     result = evaluate_candidate(cfg, folder)
 
     assert result == json.loads((folder / "evaluation.json").read_text())
@@ -53,9 +58,28 @@ def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_
     split = split_events(logged, cfg.evaluation)
     later = pc.greater_equal(logged["timestamp"].cast(pa.int64()), split.validation_end_us)
     assert served["all"]["rows"] == pc.sum(later).as_py()
+    returning = pc.and_(later, pc.is_in(logged["user_id"], pa.array(split.train_users)))
+    assert served["known"]["rows"] == pc.sum(returning).as_py() < pc.sum(later).as_py()
     mine = logged.filter(later)
     rate = np.clip(mine["item_positive_rate"].to_numpy(), 0.02, 0.98)
     assert served["all"]["methods"]["item_mean"]["pooled_auc"] == pytest.approx(roc_auc_score(mine["label"], rate), abs=1e-9)
+
+    # First k are test users' rows. Rivals are fitted on training rows and chosen on validation rows, nothing else.
+    rows = TaskRows.from_logged(logged, bundles.load(folder / "bundle").twin.encoder, cfg.task_kind)
+    least, n = cfg.evaluation.min_query_rows, cfg.meta.support_rows
+    tested = first_k(rows, split.held_out_users, (0, 2, 5), min_query_rows=least, support_rows=n)[0]
+    assert (tables[0]["users"], tables[0]["rows"]) == (len(tested), sum(len(spec.query) for spec in tested))
+    [(_, training, validation, _)] = fitted_on
+    for given, expected in ((training, split.train_rows(logged)), (validation, split.validation_rows(logged))):
+        assert given.rows.entities == tuple(sorted(set(expected["user_id"].to_pylist())))
+        assert len(given.rows.label) == expected.num_rows
+
+    # The gate read these numbers.
+    reasons = {check["name"]: check["reason"] for check in result["checks"]}
+    network, rival = (served["all"]["methods"][name]["pooled_auc"] for name in ("limaml", "global_mlp"))
+    assert f"the global MLP's ({rival:.4f}), got {network:.4f}" in reasons["as_served_auc"]
+    gained = result["first_k"]["5"]["methods"]["limaml"]["per_user_auc_vs_global_mlp"]
+    assert "got {value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**gained) in reasons["per_user_auc"]
 
 
 def test_the_page_is_whole_and_loads_nothing(make_candidate):
@@ -84,7 +108,8 @@ def champion_check(result):
 
 def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidate):
     cfg, new, through = make_candidate("new", promotion={"min_champion_rows": 10})
-    _, old, _ = make_candidate("old", days_less=12, promotion={"min_champion_rows": 10}, training={"seed": 3})
+    other = {"promotion": {"min_champion_rows": 10}, "training": {"seed": 3}, "meta": {"support_rows": 3}}
+    _, old, _ = make_candidate("old", days_less=12, **other)
     ends = [bundles.load(folder / "bundle").lineage["validation_end"] for folder in (old, new)]
     assert ends[0] < ends[1]
     stamps = read_history(cfg, through)["timestamp"]
@@ -100,6 +125,15 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
     assert re.search(
         rf"on the {rows_between(ends[1], through)} rows of all \d+ users from {re.escape(ends[1])}", check["reason"]
     )
+    # The champion is scored with the supports of its own configuration.
+    theirs, logged = bundles.load(old / "bundle").twin, read_history(cfg, through)
+    rows, from_us = TaskRows.from_logged(logged, theirs.encoder, cfg.task_kind), microseconds(datetime.fromisoformat(ends[1]))
+    aucs = []
+    for n in (3, cfg.meta.support_rows):
+        specs = as_served(rows, from_us=from_us, support_rows=n)
+        aucs.append(f"({auc(query_rows(rows, specs).labels, score_specs(theirs.network, rows, specs)):.4f})")
+    assert aucs[0] in check["reason"]
+    assert aucs[1] not in check["reason"]
     # A champion that has seen more than the candidate: its own end decides.
     seen = champion_check(evaluate_candidate(cfg, old, Champion("8", new / "bundle")))
     count = rows_between(ends[1], through - timedelta(days=12)) or 0
@@ -115,6 +149,10 @@ def test_too_few_later_rows_skip_the_champion(make_candidate):
     check = champion_check(result)
     assert check["outcome"] == "skipped"
     assert "needs at least 2000 rows" in check["reason"]
+    # The rules are those of whoever judges, not those that the candidate was trained under.
+    now = cfg.model_copy(update={"promotion": cfg.promotion.model_copy(update={"min_champion_rows": 2001})})
+    check = champion_check(evaluate_candidate(now, folder, Champion("7", folder / "bundle")))
+    assert "needs at least 2001 rows" in check["reason"]
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +214,25 @@ def test_score_as_served_refuses_rows_of_another_day(make_candidate):
         DataError, match=rf"rows of day {through} must lie within it, got \d+ of {logged.num_rows} rows that do not"
     ):
         score_as_served(model.network, model.encoder, logged, logged.slice(0, 0), day=through, kind=cfg.task_kind)
+
+
+def test_score_as_served_takes_a_day_from_its_first_instant_to_before_its_end(make_candidate):
+    cfg, folder, through = make_candidate("one")
+    model = bundles.load(folder / "bundle").refit
+    one = read_history(cfg, through).slice(0, 1)
+    start, end, tick = schema.day_start(through), schema.day_end(through), timedelta(microseconds=1)
+
+    def at(instant):
+        number = one.schema.get_field_index("timestamp")
+        return one.set_column(number, one.schema.field(number), pa.array([instant], schema.TIMESTAMP))
+
+    def score(day_rows, history):
+        return score_as_served(model.network, model.encoder, day_rows, history, day=through, kind=cfg.task_kind)
+
+    for inside in (start, end - tick):
+        assert score(at(inside), at(start - tick)).shape == (1,)
+    for outside in (start - tick, end):
+        with pytest.raises(DataError, match=f"rows of day {through} must lie within it, got 1 of 1 rows"):
+            score(at(outside), one.slice(0, 0))
+    with pytest.raises(DataError, match=f"history before day {through} must lie within it, got 1 of 1 rows"):
+        score(at(start), at(start))

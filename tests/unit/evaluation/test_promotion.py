@@ -44,6 +44,7 @@ REFUSALS = [
         "of 0 known users (0 rows) must be above the global MLP's with an interval that excludes zero, got +nan [+nan, +nan]; "
         "there are none: train on more days or choose another promotion.protocol",
     ),
+    ("gain's interval begins at zero", gain(0.005, 0.0, 0.01), "per_user_auc", "[+0.0000, +0.0100]"),
     ("as served beyond the margin", {"as_served_auc": 0.699}, "as_served_auc", "at most 0.01 below the global MLP's (0.7100)"),
     ("as served, of whom", {"as_served_auc": 0.699}, "as_served_auc", "pooled AUC of all 900 users as served daily must be"),
     ("as served unknown", {"as_served_auc": NAN}, "as_served_auc", "got nan"),
@@ -95,6 +96,20 @@ def test_too_few_later_rows_skip_the_comparison_even_if_it_would_fail():
     assert check.outcome == "skipped"
     assert "at least 2000 rows" in check.reason
     assert "there are 1999" in check.reason
+
+
+def test_as_many_later_rows_as_are_asked_for_are_enough_to_be_refused():
+    enough = replace(CHAMPION, num_rows=CFG.min_champion_rows, candidate_auc=0.5)
+    assert decide(replace(GOOD, champion=enough), CFG).reasons[0].startswith("champion: ")
+
+
+def test_each_rule_has_its_own_margin():
+    lower = replace(GOOD, as_served_auc=0.69, champion=replace(CHAMPION, candidate_auc=0.722))
+    for margins, refused in (
+        ({"as_served_margin": 0.05, "champion_margin": 0.001}, "champion"),
+        ({"as_served_margin": 0.001, "champion_margin": 0.05}, "as_served_auc"),
+    ):
+        assert [reason.partition(":")[0] for reason in decide(lower, PromotionConfig(**margins)).reasons] == [refused]
 
 
 def test_equal_to_the_margin_is_good_enough():

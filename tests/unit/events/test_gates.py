@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from limaml import schema
+from limaml.config import SourceConfig
 from limaml.errors import GateError
 from limaml.events import gates
 from limaml.events.expectations import Finding, GateResult
@@ -222,3 +223,10 @@ def test_warnings_do_not_fail_a_gate_and_the_report_escapes_what_it_shows():
     assert "&lt;b&gt;&amp;" in page
     assert "expect_y" in page
     assert "expect_y" not in report_html("Title", "note", [result], full=False)
+
+
+def test_a_label_rate_is_judged_from_as_many_rows_as_the_setting_says():
+    source = SourceConfig(kind="synthetic", min_rows_for_label_rate=3)
+    for labels, rate in (([1, 0, 1], 2 / 3), ([1, 0], None)):
+        table = pa.table({"label": pa.array(labels, pa.int8())})
+        assert gates._volume(table, (), source)["label_rate"] == rate

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, SourceConfig
 from limaml.errors import BusyError, ConfigError, StoreError
 from limaml.io.lease import holder_name, lease, store_identity
+from tests.polling import wait_for
 
 DEADLINE_S = 20.0
 # Holds the lease; each line on its standard input is a check, its end releases the lease.
@@ -126,6 +128,17 @@ def test_a_holder_that_slept_too_long_can_neither_write_nor_release(
         held.check()
         with pytest.raises(BusyError, match="busy: fill of run-2"), lease(config(tmp_path), "third"):
             raise AssertionError("the old holder's release freed the new holder's lease")
+
+
+def test_a_database_that_is_away_for_a_moment_costs_nobody_the_lease(tmp_path: Path) -> None:
+    database, aside = tmp_path / "new" / "lease.db", tmp_path / "aside.db"
+    with capture_logs() as said, lease(config(tmp_path, ttl_s=1.5), "publish of run-1") as held:
+        database.rename(aside)
+        wait_for(lambda: any(line["event"] == "lease_renewal_failed" for line in said), "a renewal that fails")
+        aside.replace(database)
+        with pytest.raises(BusyError, match="busy: publish of run-1"), lease(config(tmp_path, wait_s=2.0), "fill of run-2"):
+            raise AssertionError("the lease was not renewed any more")
+        held.check()
 
 
 def test_different_stores_have_different_leases(tmp_path: Path) -> None:

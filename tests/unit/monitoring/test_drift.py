@@ -157,11 +157,32 @@ def test_a_small_day_is_not_measured_and_has_no_gauge(world):
     assert "monitoring.min_drift_rows = 20" in result["reason"]
 
 
+def test_a_day_of_exactly_the_rows_asked_for_is_measured_and_one_in_quarantine_is_not(world):
+    rows = drift.read_logged(world.storage, declared.TABLES, first=world.next_day, through=world.next_day)
+    twenty = pa.concat_tables([rows] * 20).slice(0, 20)
+    world.put(world.next_day, twenty, revision=2)
+    result, _ = world.measure(world.next_day)
+    assert (result["measured"], result["rows"]) == (True, 20)
+    EventStore(world.storage).commit(DayManifest(world.next_day, "quarantined", 1, 20))
+    with pytest.raises(DataError, match="must have passed its gate before its drift is measured"):
+        world.measure(world.next_day)
+
+
+def test_scores_of_the_window_are_of_its_last_days_that_hold_enough_rows(world, monkeypatch):
+    days, manifests = world.days[:10], EventStore(world.storage).manifests()
+    monkeypatch.setattr(drift, "MAX_SCORED_DAYS", 3)
+    for enough, first in ((1, -1), (2, -2), (3, -3), (4, -3)):  # the last `enough` days hold as many as are wanted
+        monkeypatch.setattr(drift, "MAX_SCORED_ROWS", sum(manifests[day].rows for day in days[-enough:]))
+        assert drift._scored_from(world.storage, days) == days[first]
+
+
 def test_more_rows_than_are_needed_are_read_of_some_users_whole(world, monkeypatch):
     every = drift._sampled(world.storage, declared.TABLES, first=world.days[0], through=world.days[-1], limit=10**6)
     some = drift._sampled(
         world.storage, declared.TABLES, first=world.days[0], through=world.days[-1], limit=every.num_rows // 4
     )
+    half = drift._sampled(world.storage, declared.TABLES, first=world.days[0], through=world.days[-1], limit=every.num_rows - 1)
+    assert 0 < half.num_rows < every.num_rows, "one row too many is too many already"
     users = set(some["user_id"].to_pylist())
     assert 0 < some.num_rows < every.num_rows / 2
     assert some.equals(every.filter(pc.is_in(every["user_id"], pa.array(sorted(users)))))

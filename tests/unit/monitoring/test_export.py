@@ -53,10 +53,13 @@ def test_a_verb_leaves_one_file_with_its_gauges_and_its_end(cfg):
 
 
 def test_a_good_run_replaces_what_was_there_and_a_failed_one_keeps_it(cfg):
-    export(cfg, "drift", "ok", 1.0, 1000.0, drifted(year=0.25, hour=0.5))
+    measured = drifted(year=0.25, hour=0.5)
+    measured.set(telemetry.SCORE_DRIFT_PSI, 0.125)
+    export(cfg, "drift", "ok", 1.0, 1000.0, measured)
     export(cfg, "drift", "failed", 2.0, 2000.0, Gauges())
     kept = written(cfg)
     assert kept[sample(telemetry.FEATURE_DRIFT_PSI, feature="hour")] == 0.5
+    assert kept[sample(telemetry.SCORE_DRIFT_PSI)] == 0.125
     assert kept[sample(telemetry.VERB_SECONDS, verb="drift")] == 2.0
     assert kept[sample(telemetry.VERB_FINISHED_SECONDS, verb="drift", status="ok")] == 1000.0
     assert kept[sample(telemetry.VERB_FINISHED_SECONDS, verb="drift", status="failed")] == 2000.0

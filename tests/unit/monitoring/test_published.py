@@ -50,6 +50,13 @@ def test_a_correction_that_took_events_away_counts(tmp_path):
     assert count(storage) == {"within_1d": 0, "within_7d": 0, "within_30d": 1, "older": 0}
 
 
+def test_of_two_rows_as_of_one_instant_the_one_with_the_later_event_stands(tmp_path):
+    storage = Storage(str(tmp_path))
+    write(storage, "dt=2026-02-27/shard-000", [("a", 0, 20), ("b", 0, 0.5)])
+    write(storage, "dt=2026-02-27/shard-000-r0002", [("a", 0, 0.5), ("b", 0, 20)])
+    assert count(storage) == {"within_1d": 2, "within_7d": 0, "within_30d": 0, "older": 0}
+
+
 def test_the_bounds_are_whole_days(tmp_path):
     storage = Storage(str(tmp_path))
     write(storage, "dt=2026-02-28/shard-000", [("a", 0, 1), ("b", 0, 7), ("c", 0, 30), ("d", 0, 0.999)])

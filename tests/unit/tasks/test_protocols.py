@@ -56,6 +56,15 @@ def test_users_with_too_few_query_rows_and_users_not_asked_for_are_left_out(rows
     assert [rows.entities[spec.entity] for spec in tasks[5]] == [chosen]
 
 
+def test_as_many_query_rows_as_are_asked_for_are_enough(rows):
+    for k in (0, 10):
+        [spec] = first_k(rows, rows.entities[:1], (k,), min_query_rows=1, support_rows=64)[k]
+        for least, count in ((len(spec.query), 1), (len(spec.query) + 1, 0)):
+            assert len(first_k(rows, rows.entities[:1], (k,), min_query_rows=least, support_rows=64)[k]) == count
+    [spec] = first_k(rows, rows.entities[:1], (0,), min_query_rows=1, support_rows=64)[0]
+    assert len(spec.query) == rows.offsets[1] - rows.offsets[0], "without support rows every row is asked for"
+
+
 def test_a_support_is_never_longer_than_support_rows_and_keeps_the_latest(rows):
     spec = first_k(rows, rows.entities, (10,), min_query_rows=1, support_rows=4)[10][0]
     assert spec.support_size == 4
