@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
-from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
+from limaml.embeddings.partition import Adaptation, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
 from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside
 from limaml.errors import DataError, LimamlError, NothingToDo
@@ -84,7 +84,7 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
     """
     places = Places.of(cfg)
     manifests = _manifests(places, day)
-    done = Adapted()
+    done = Adaptation()
     paths: list[str] = []
     results: list[dict[str, Any]] = []
     versions = _published_for(places)
@@ -226,9 +226,9 @@ def _state(manifest: DayManifest | None) -> str:
     return f"is in quarantine ({', '.join(manifest.failed)})" if manifest else "was not ingested"
 
 
-def _adapt(places: Places, steps: Sequence[Step]) -> Adapted:
+def _adapt(places: Places, steps: Sequence[Step]) -> Adaptation:
     """Write the partitions of the steps, all of one version."""
-    done, bundle = Adapted(), None
+    done, bundle = Adaptation(), None
     for step in steps:
         for kind in places.cfg.task_kinds:
             changed = _changed(places, step, kind.entity_column)

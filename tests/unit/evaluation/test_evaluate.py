@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from limaml import schema
 from limaml.errors import DataError, NothingToDo
-from limaml.evaluation.evaluate import Champion, evaluate_candidate
+from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
 from limaml.evaluation.judgement import judge_candidate
 from limaml.evaluation.quality import quality_table
 from limaml.evaluation.served import score_as_served
@@ -94,24 +94,24 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
         return pc.sum(pc.and_(pc.greater_equal(stamps, pa.scalar(first).cast(schema.TIMESTAMP)), before)).as_py()
 
     # An older champion: what the candidate itself was chosen on ends last, and decides.
-    check = champion_check(evaluate_candidate(cfg, new, Champion("7", old / "bundle")))
+    check = champion_check(evaluate_candidate(cfg, new, ChampionBundle("7", old / "bundle")))
     assert check["outcome"] in ("passed", "failed")
     assert "champion 7's twin" in check["reason"]
     assert re.search(
         rf"on the {rows_between(ends[1], through)} rows of all \d+ users from {re.escape(ends[1])}", check["reason"]
     )
     # A champion that has seen more than the candidate: its own end decides.
-    seen = champion_check(evaluate_candidate(cfg, old, Champion("8", new / "bundle")))
+    seen = champion_check(evaluate_candidate(cfg, old, ChampionBundle("8", new / "bundle")))
     count = rows_between(ends[1], through - timedelta(days=12)) or 0
     assert f"from {ends[1]}" in seen["reason"]
     assert str(count) in seen["reason"]
     # The same twin twice is exactly as good as itself.
-    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, Champion("9", new / "bundle")))["reason"]
+    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, ChampionBundle("9", new / "bundle")))["reason"]
 
 
 def test_too_few_later_rows_skip_the_champion(make_candidate):
     cfg, folder, _ = make_candidate("one")
-    result = evaluate_candidate(cfg, folder, Champion("7", folder / "bundle"))
+    result = evaluate_candidate(cfg, folder, ChampionBundle("7", folder / "bundle"))
     check = champion_check(result)
     assert check["outcome"] == "skipped"
     assert "needs at least 2000 rows" in check["reason"]
