@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from limaml.io import atomic
+
 Results = dict[str, Any]
 
 
@@ -44,9 +46,7 @@ def versions() -> Results:
 def write(results: Results, path: Path) -> None:
     """Write as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    atomic.write(path, json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 def _merge_into(joined: Results, part: Results, where: str) -> None:

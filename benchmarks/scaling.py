@@ -17,6 +17,7 @@ from benchmarks.long_tail import random_batch
 from benchmarks.options import Options
 from benchmarks.results import Results
 from benchmarks.work import limaml_network, make_work
+from limaml.io import atomic
 from limaml.meta.engine import outer_loss
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -61,7 +62,6 @@ def plot(results: Results, path: Path) -> None:
         panel.set_xticks(found["sizes"], [str(size) for size in found["sizes"]])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=110)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
-    temporary.replace(path)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import Results
+from limaml.io import atomic
 
 
 def print_tables(results: Results, console: Console) -> None:
@@ -86,10 +87,9 @@ def plot(results: Results, path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("tasks/s")
     axes[0][0].legend(fontsize="small")
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=110)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def _words(model: str) -> str:

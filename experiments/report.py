@@ -6,6 +6,7 @@ from experiments.reporting import claims, gains, grids, support
 from experiments.reporting.plots import write_plots
 from experiments.reporting.text import Results
 from experiments.results import plain
+from limaml.io import atomic
 
 SECTIONS = (
     gains.summary,
@@ -43,9 +44,7 @@ def write(results: Results, folder: Path) -> None:
     found = plain(results)
     folder.mkdir(parents=True, exist_ok=True)
     write_plots(found, folder)
-    temporary = folder / ".REPORT.md"
-    temporary.write_text(render(found))
-    temporary.replace(folder / "REPORT.md")
+    atomic.write(folder / "REPORT.md", render(found))
 
 
 def _list(names: list[str]) -> str:

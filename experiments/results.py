@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.designs import read_designs
+from limaml.io import atomic
 
 RESULTS = Path(__file__).parent / "results"
 _DIGITS = 5
@@ -24,11 +24,9 @@ def merge(parts: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write results.json, to a temporary name first."""
+    """Write results.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".results-{os.getpid()}.json"
-    temporary.write_text(json.dumps(plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(folder / "results.json")
+    atomic.write(folder / "results.json", json.dumps(plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read(folder: Path = RESULTS) -> dict[str, Any]:

@@ -7,8 +7,6 @@ name and renamed. The folder's name is the unit's own digest: other parameters, 
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limaml import telemetry
+from limaml.io import atomic
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -66,14 +65,11 @@ class Store:
 
     def write(self, unit: Unit, output: Output) -> None:
         folder = self.folder(unit)
-        temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-        temporary.mkdir(parents=True, exist_ok=True)
-        (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
-        np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
         if folder.exists():
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(folder)
+            return
+        with atomic.replacing_folder(folder) as temporary:
+            (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
+            np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
 
 
 def run_units(units: Sequence[Unit], run: Mapping[str, Run], store: Store, workers: int) -> Iterator[tuple[Unit, Output, bool]]:

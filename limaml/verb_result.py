@@ -2,11 +2,11 @@
 
 import bisect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from limaml.errors import GateError, LimamlError
+from limaml.io import atomic
 
 RESULT_LIMIT_BYTES = 4096
 _CUT = "... (cut; the log has all of it)"
@@ -28,9 +28,7 @@ def leave(path: Path | None, spoken: bool, value: dict[str, Any]) -> None:
         if not spoken:
             print(text)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    atomic.write(path, text + "\n")
 
 
 def _fitting(value: dict[str, Any]) -> str:

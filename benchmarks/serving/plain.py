@@ -51,7 +51,7 @@ class Context(BaseModel):
     hour: int = Field(ge=0, le=23)
 
 
-class RankRequest(BaseModel):
+class PlainRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     user_id: str = Field(min_length=1, max_length=256)
     item_ids: list[str] = Field(min_length=1, max_length=1000)
@@ -114,7 +114,7 @@ def make_app(model: Model, address: str, version: str) -> FastAPI:
         return {"ready": True}
 
     @app.post("/rank")
-    async def rank(request: RankRequest) -> Response:
+    async def rank(request: PlainRequest) -> Response:
         items = request.item_ids
         if len(set(items)) != len(items) or not all(item in model.index for item in items):
             raise HTTPException(400, "item_ids must be in the catalogue, each once")

@@ -16,6 +16,7 @@ from PIL import Image
 from experiments.reporting.grids import BLOCKS, TASTES, at_base_steps, at_base_width
 from experiments.reporting.support import REFRESHED
 from experiments.reporting.text import CADENCES, METRICS, OURS, RIVALS, Results, by_number, name_of, ordered, pick
+from limaml.io import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,11 +63,11 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
 
 def _save(figure: "Figure", path: Path) -> None:
     """With a palette: true colours take three times the bytes, and the file is committed."""
-    drawn, temporary = io.BytesIO(), path.with_name(f".{path.name}")
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_DPI)
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT).save(temporary, format="png", optimize=True)
-    temporary.replace(path)
+    with atomic.replacing(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT).save(temporary, format="png", optimize=True)
 
 
 def methods(results: Results) -> "Figure":

@@ -14,13 +14,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
-from limaml.embeddings.partition import Adapted, Partition, read_covered, read_partition, write_covered, write_partition
+from limaml.embeddings.partition import Adaptation, Partition, read_covered, read_partition, write_covered, write_partition
 from limaml.embeddings.publish import OnlineView, publish, require_published
 from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside
 from limaml.errors import DataError, LimamlError, NothingToDo
@@ -42,6 +43,7 @@ _ONE_DAY = timedelta(days=1)
 class Step:
     """What one day changes online for one version."""
 
+    store: EventStore
     version: ModelVersion
     day: date
     as_of: datetime
@@ -62,6 +64,11 @@ class Step:
     @property
     def inputs(self) -> dict[str, str | int]:
         return {"events": self.events, "revision": self.revision}
+
+    @cached_property
+    def changed(self) -> dict[str, pa.Array]:
+        """Users and items, by column, whose rows of the day differ from what the version's online rows hold; read once."""
+        return self.store.changed_entities(self.day, self.revision, since=self.covered)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
     """
     places = Places.of(cfg)
     manifests = _manifests(places, day)
-    done = Adapted()
+    done = Adaptation()
     paths: list[str] = []
     results: list[dict[str, Any]] = []
     versions = _published_for(places)
@@ -101,9 +108,7 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
         if steps:
             done += adapted
             results.append(_result(steps) | {"entities": adapted.entities})
-            paths += [
-                _path(places, steps[-1], kind) for kind in cfg.task_kinds if _changed(places, steps[-1], kind.entity_column)
-            ]
+            paths += [_path(places, steps[-1], kind) for kind in cfg.task_kinds if len(steps[-1].changed[kind.entity_column])]
             _log.info("day_adapted", model_version=version.version, day=day.isoformat(), **adapted.figures)
     _require_work(results, versions, day)
     return {"day": day.isoformat(), **done.figures, "versions": results, "paths": paths}
@@ -142,7 +147,7 @@ def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -
     First the corrections of days that it is complete for, then the days after them. Raises DataError for a day that is missing.
     """
     manifests = EventStore(places.storage).manifests()
-    steps = [*_corrections(places, manifests, version), *_new_days(manifests, version, through)]
+    steps = [*_corrections(places, manifests, version), *_new_days(places, manifests, version, through)]
     if steps:
         _adapt(places, steps)
         _publish(places, held, steps)
@@ -168,7 +173,7 @@ def _steps(places: Places, manifests: Manifests, version: ModelVersion, day: dat
     """What a daily run for `day` has to do for one version, in order."""
     if schema.day_start(day) < complete_through(version):
         return [step for step in _corrections(places, manifests, version) if step.day == day]
-    return _new_days(manifests, version, day)
+    return _new_days(places, manifests, version, day)
 
 
 def _corrections(places: Places, manifests: Manifests, version: ModelVersion) -> list[Step]:
@@ -179,11 +184,11 @@ def _corrections(places: Places, manifests: Manifests, version: ModelVersion) ->
     for day, manifest in manifests.items():
         held = min(days.get(day.isoformat(), 0) for days in covered)
         if schema.day_start(day) < through and _revision(manifest) != held:
-            found.append(_step(manifests, version, manifest, through, is_new=False, covered=held))
+            found.append(_step(places, manifests, version, manifest, through, is_new=False, covered=held))
     return found
 
 
-def _new_days(manifests: Manifests, version: ModelVersion, through: date) -> list[Step]:
+def _new_days(places: Places, manifests: Manifests, version: ModelVersion, through: date) -> list[Step]:
     """Every day after `complete_through`, up to `through`. Raises DataError if one of them has not passed its gate."""
     steps, day = [], complete_through(version).date()
     while day <= through:
@@ -193,17 +198,25 @@ def _new_days(manifests: Manifests, version: ModelVersion, through: date) -> lis
                 f"day {through} must follow without a gap: version {version.version} is complete through {day - _ONE_DAY}, and "
                 f"{day} {_state(manifest)}; run limaml_daily for {day} first"
             )
-        steps.append(_step(manifests, version, manifest, schema.day_end(day), is_new=True, covered=0))
+        steps.append(_step(places, manifests, version, manifest, schema.day_end(day), is_new=True, covered=0))
         day += _ONE_DAY
     return steps
 
 
 def _step(
-    manifests: Manifests, version: ModelVersion, manifest: DayManifest, as_of: datetime, *, is_new: bool, covered: int
+    places: Places,
+    manifests: Manifests,
+    version: ModelVersion,
+    manifest: DayManifest,
+    as_of: datetime,
+    *,
+    is_new: bool,
+    covered: int,
 ) -> Step:
     revisions = {day.isoformat(): _revision(m) for day, m in manifests.items() if schema.day_start(day) < as_of}
     digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
-    return Step(version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
+    store = EventStore(places.storage)
+    return Step(store, version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
 
 
 def _manifests(places: Places, day: date) -> Manifests:
@@ -226,12 +239,12 @@ def _state(manifest: DayManifest | None) -> str:
     return f"is in quarantine ({', '.join(manifest.failed)})" if manifest else "was not ingested"
 
 
-def _adapt(places: Places, steps: Sequence[Step]) -> Adapted:
+def _adapt(places: Places, steps: Sequence[Step]) -> Adaptation:
     """Write the partitions of the steps, all of one version."""
-    done, bundle = Adapted(), None
+    done, bundle = Adaptation(), None
     for step in steps:
         for kind in places.cfg.task_kinds:
-            changed = _changed(places, step, kind.entity_column)
+            changed = step.changed[kind.entity_column].to_pylist()
             if changed:
                 bundle = bundle or places.bundle(step.version.version)
                 where = step.partition(kind)
@@ -273,16 +286,9 @@ def _publish_step(places: Places, held: Held, store: "FeatureStore", step: Step)
     return done
 
 
-def _changed(places: Places, step: Step, column: str) -> list[str]:
-    """Entities whose rows of the day differ from what the version's online rows hold."""
-    if step.revision == 0:
-        return []
-    return EventStore(places.storage).changed_entities(step.day, column, since=step.covered)
-
-
 def _adapted(places: Places, step: Step, kind: TaskKindConfig) -> pa.Table | None:
     """The step's rows, None if it changes no entity."""
-    if not _changed(places, step, kind.entity_column):
+    if not len(step.changed[kind.entity_column]):
         return None
     return read_partition(places.storage, step.partition(kind), step.as_of, step.inputs)
 
@@ -292,8 +298,7 @@ def _day_features(places: Places, step: Step) -> dict[str, pa.Table]:
     if step.is_new:
         return {name: snapshots.changed(places.storage, kind, step.day) for name, kind in places.kinds.items()}
     last = step.as_of.date() - _ONE_DAY
-    changed = {kind: _changed(places, step, f"{kind}_id") for kind in ("user", "item")}
-    return {name: snapshots.latest(places.storage, places.kinds[name], last, entities) for name, entities in changed.items()}
+    return {name: snapshots.latest(places.storage, kind, last, step.changed[kind.key]) for name, kind in places.kinds.items()}
 
 
 def _path(places: Places, step: Step, kind: TaskKindConfig) -> str:

@@ -103,14 +103,14 @@ def read_plan(storage: Storage, kind: TaskKindConfig, version: str, day: date) -
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Adaptation:
     """What one or several partitions took to write; the figures of a verb's result."""
 
     entities: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: "Adapted") -> "Adapted":
-        return Adapted(self.entities + other.entities, self.seconds + other.seconds)
+    def __add__(self, other: "Adaptation") -> "Adaptation":
+        return Adaptation(self.entities + other.entities, self.seconds + other.seconds)
 
     @property
     def figures(self) -> dict[str, int | float]:
@@ -120,7 +120,7 @@ class Adapted:
 
 def write_partition(
     cfg: Config, storage: Storage, bundle: "Bundle", where: Partition, entities: Sequence[str], as_of: datetime, inputs: Inputs
-) -> Adapted:
+) -> Adaptation:
     """Adapt and write in one stream, then gate. `inputs` says what the rows are made from; only rows that passed can be read.
 
     Raises GateError, leaving the gate's result beside the rows.
@@ -130,7 +130,7 @@ def write_partition(
 
     started = time.monotonic()
     batches = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)
-    done = Adapted(storage.write_batches(where.path, batches), time.monotonic() - started)
+    done = Adaptation(storage.write_batches(where.path, batches), time.monotonic() - started)
     result = check_embeddings(
         storage.read_row_groups(where.path),
         entity_column=where.kind.entity_column,

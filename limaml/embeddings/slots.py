@@ -24,7 +24,7 @@ from limaml import registry, schema
 from limaml.config import Config, require_features
 from limaml.embeddings.adapt import active_entities
 from limaml.embeddings.partition import (
-    Adapted,
+    Adaptation,
     FillPlan,
     read_partition,
     read_plan,
@@ -143,7 +143,7 @@ def fill_shard(cfg: Config, version: str, shard: int, run: str) -> dict[str, Any
     slot, day = _open_fill(places.registry.get(version))
     bundle = places.bundle(version)
     as_of = schema.day_end(day)
-    done, plans = Adapted(), []
+    done, plans = Adaptation(), []
     for kind in cfg.task_kinds:
         plan = read_plan(places.storage, kind, version, day)
         if shard >= plan.num_shards:

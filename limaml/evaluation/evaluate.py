@@ -38,14 +38,14 @@ _log = telemetry.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Champion:
+class ChampionBundle:
     """The version that serves, as far as the gate reads it."""
 
     version: str
     bundle_dir: Path
 
 
-def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champion | None = None) -> dict[str, Any]:
+def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: ChampionBundle | None = None) -> dict[str, Any]:
     """Write evaluation.json and report.html into the candidate's folder and the result into its bundle; return the result.
 
     Split, protocols and model are those of the candidate's own configuration; storage and the gate's rules are `cfg`'s.
@@ -69,7 +69,9 @@ def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champio
     return result
 
 
-def _measure(cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split, champion: Champion | None) -> dict[str, Any]:
+def _measure(
+    cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split, champion: ChampionBundle | None
+) -> dict[str, Any]:
     assert bundle.twin is not None
     encoder = bundle.twin.encoder
     training = JudgedRows.from_logged(split.train_rows(logged), encoder, cfg)
@@ -150,7 +152,7 @@ def _score_refit(bundle: bundles.Bundle, logged: pa.Table, cfg: Config, split: S
 
 
 def _compare(
-    champion: Champion | None,
+    champion: ChampionBundle | None,
     cfg: Config,
     logged: pa.Table,
     split: Split,

@@ -7,7 +7,7 @@ from typing import Any
 
 from limaml.config import Config
 from limaml.errors import NothingToDo
-from limaml.evaluation.evaluate import Champion, evaluate_candidate
+from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
 from limaml.registry import DECISION, FINGERPRINT, Registry
 from limaml.training.candidate import BUNDLE, read_candidate
 
@@ -25,7 +25,7 @@ def judge_candidate(cfg: Config, candidate_dir: str | Path) -> dict[str, Any]:
     registry = Registry(cfg.registry)
     serving = registry.champion()
     with tempfile.TemporaryDirectory() as temporary:
-        champion = Champion(serving.version, registry.download(serving.version, temporary)) if serving else None
+        champion = ChampionBundle(serving.version, registry.download(serving.version, temporary)) if serving else None
         result = evaluate_candidate(cfg, folder, champion)
     registry.log_metrics(candidate.run_id, dict(flat_metrics(result)))
     with tempfile.TemporaryDirectory() as temporary:

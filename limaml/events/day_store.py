@@ -19,6 +19,7 @@ from limaml import schema
 from limaml.io.storage import Storage
 
 Status = Literal["passed", "no_data", "quarantined"]
+_ENTITIES = ("user_id", "item_id")
 
 
 @dataclass(frozen=True)
@@ -153,21 +154,20 @@ class EventStore:
                 return int(name.removeprefix("r")), f"{base}/{name}"
         return len(attempts) + 1, f"{base}/r{len(attempts) + 1:04d}"
 
-    def changed_entities(self, day: date, column: str, since: int | None = None) -> list[str]:
-        """Users or items whose rows of `day` differ between its current revision and `since`, sorted.
+    def changed_entities(self, day: date, revision: int, since: int) -> dict[str, pa.Array]:
+        """Users and items, by column, whose rows of `day` differ between its current revision and `since`, sorted.
 
-        `since` is the revision before the current one if None; revision 0 is 'nothing known', so all of the day's entities.
+        Revision 0 has no rows: since then all of the day's entities have changed, and until then none.
         """
-        current = self.read([day])
-        manifest = self.manifest(day)
-        since = since if since is not None else (manifest.revision - 1 if manifest else 0)
-        if since < 1:
-            return sorted(pc.unique(current[column]).to_pylist())
-        if manifest and since == manifest.revision:
-            return []
-        before = self._storage.read_table(f"events_superseded/{partition(day)}/events-r{since:04d}.parquet")
-        old, new = ({tuple(row.values()): row[column] for row in table.to_pylist()} for table in (before, current))
-        return sorted({entity for row, entity in (old | new).items() if (row in old) != (row in new)})
+        if revision in (0, since):
+            return {column: pa.array([], pa.string()) for column in _ENTITIES}
+        rows = self.read([day])
+        if since > 0:
+            before = self._storage.read_table(f"events_superseded/{partition(day)}/events-r{since:04d}.parquet")
+            old, new = ({tuple(row.values()): row for row in table.to_pylist()} for table in (before, rows))
+            differing = [row for key, row in (old | new).items() if (key in old) != (key in new)]
+            rows = pa.Table.from_pylist(differing, rows.schema)
+        return {column: pa.array(sorted(pc.unique(rows[column]).to_pylist()), pa.string()) for column in _ENTITIES}
 
 
 def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:

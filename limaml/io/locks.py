@@ -36,18 +36,24 @@ def exclusive(cfg: Config, name: str, wait_s: float) -> Iterator[Lock]:
         with lease_named(cfg.embeddings, f"{name} of {root.rstrip('/')}", holder_name(name), wait_s) as held:
             yield held
         return
+    path = Path(root).absolute() / f"{name}.lock"
+    busy = f"busy: another {name} has held {path} for over {wait_s:g} s; wait until it has ended, then run again"
+    with held_file(path, wait_s, busy):
+        yield _FileLock()
+
+
+@contextmanager
+def held_file(path: Path, wait_s: float, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. Raises BusyError(`busy`) if it is not free within `wait_s`."""
     import filelock
 
-    path = Path(root).absolute() / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=wait_s)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise BusyError(
-            f"busy: another {name} has held {path} for over {wait_s:g} s; wait until it has ended, then run again"
-        ) from None
+        raise BusyError(busy) from None
     try:
-        yield _FileLock()
+        yield
     finally:
         lock.release()

@@ -6,8 +6,8 @@ Paths are strings or URLs under one root; local writes go to a temporary name an
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from limaml.errors import DataError
+from limaml.io import atomic
 
 _ROW_GROUP_ROWS = 65_536
 """Rows a row group of a file that is written in a stream: what a reader must hold at once."""
@@ -58,12 +59,12 @@ class Storage:
         """Write a whole file; a reader sees the old bytes or the new ones, never a part."""
         target = f"{self._base}/{relative}"
         self._fs.create_dir(os.path.dirname(target), recursive=True)
-        # An object store shows an object when its stream is closed, a local disk from the first byte on.
-        temporary = _hidden(target) if self._local else target
-        with self._fs.open_output_stream(temporary) as stream:
-            stream.write(data)
         if self._local:
-            os.replace(temporary, target)
+            atomic.write(target, data)
+            return
+        # An object store shows an object when its stream is closed, not from the first byte on.
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(data)
 
     def read_json(self, relative: str) -> Any:
         return json.loads(self.read_bytes(relative))
@@ -91,16 +92,8 @@ class Storage:
         """
         target = f"{self._base}/{relative}"
         self._fs.create_dir(os.path.dirname(target), recursive=True)
-        temporary = _hidden(target)
-        try:
-            with self._fs.open_output_stream(temporary) as stream:
-                num_rows = _write_row_groups(stream, batches)
-            self._fs.move(temporary, target)
-        except BaseException:
-            if self._fs.get_file_info(temporary).type != fs.FileType.NotFound:
-                self._fs.delete_file(temporary)
-            raise
-        return num_rows
+        with self._replacing(target) as temporary, self._fs.open_output_stream(temporary) as stream:
+            return _write_row_groups(stream, batches)
 
     def read_batches(self, relative: str, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Columns of one Parquet file, `batch_rows` rows at a time; strings come dictionary-encoded, lists of them too."""
@@ -148,13 +141,24 @@ class Storage:
             if info.type == fs.FileType.File:
                 yield str(Path(info.path).relative_to(self._base))
 
+    @contextmanager
+    def _replacing(self, target: str) -> Iterator[str]:
+        """`atomic.replacing`, on an object store too: a stream is closed, and so shows what it has, even if its block fails."""
+        if self._local:
+            with atomic.replacing(target) as path:
+                yield str(path)
+            return
+        temporary = str(atomic.hidden(target))
+        try:
+            yield temporary
+            self._fs.move(temporary, target)
+        except BaseException:
+            if self._fs.get_file_info(temporary).type != fs.FileType.NotFound:
+                self._fs.delete_file(temporary)
+            raise
+
     def _info(self, relative: str) -> fs.FileInfo:
         return self._fs.get_file_info(f"{self._base}/{relative}")
-
-
-def _hidden(target: str) -> str:
-    """A name beside `target` that no reader of the folder takes for data."""
-    return f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"
 
 
 def _write_row_groups(stream: Any, batches: pa.RecordBatchReader) -> int:

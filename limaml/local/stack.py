@@ -5,7 +5,6 @@ started, whatever happened in between.
 """
 
 import json
-import os
 import secrets
 import socket
 import sys
@@ -18,16 +17,18 @@ from typing import Any
 
 import httpx
 import psutil
-from filelock import FileLock, Timeout
 
 from limaml.config import Config, LocalConfig
-from limaml.errors import BusyError, LimamlError
+from limaml.errors import LimamlError
+from limaml.io import atomic
+from limaml.io.locks import held_file
 from limaml.local import processes
 from limaml.local.environment import process_environment
 from limaml.local.processes import Recorded
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
+_OWNER_ONLY = 0o600
 ANSWER_TIMEOUT_S = 30.0
 """A loaded machine answers late; asking again instead would only add to its load."""
 BUSY_SHARE = 0.01
@@ -75,7 +76,7 @@ class Stack:
 
     def save(self) -> None:
         state = {"stack_id": self.stack_id, "urls": self.urls, "processes": [one.to_dict() for one in self.processes]}
-        _write(self.root / "stack.json", json.dumps(state, indent=1))
+        atomic.write(self.root / "stack.json", json.dumps(state, indent=1), mode=_OWNER_ONLY)
 
 
 def load_stack(cfg: Config, config_path: Path) -> Stack | None:
@@ -131,12 +132,8 @@ def stop(cfg: Config) -> int:
 def exclusive(cfg: Config) -> Iterator[None]:
     """One `make run` at a time in a run folder. Raises BusyError."""
     root = Path(cfg.local.run_root).absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(root / "run.lock", timeout=0):
-            yield
-    except Timeout:
-        raise BusyError(f"another `make run` is at work in {root}; wait for it or end it") from None
+    with held_file(root / "run.lock", 0, f"another `make run` is at work in {root}; wait for it or end it"):
+        yield
 
 
 def require_free_ports(ports: dict[str, tuple[str, int]]) -> None:
@@ -238,15 +235,8 @@ def start_service(stack: Stack) -> None:
 def secret_file(path: Path, make: Callable[[], str]) -> str:
     """The secret in `path`, made on first use, readable by its owner only."""
     if not path.exists():
-        _write(path, make())
+        atomic.write(path, make(), mode=_OWNER_ONLY)
     return path.read_text()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 def _is_free(port: int) -> bool:

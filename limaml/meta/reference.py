@@ -38,7 +38,7 @@ def adapt(
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class UnpaddedRows:
     """One task's real rows (no padding), as (R, F) features and (R,) labels."""
 
     item_R: Tensor
@@ -49,14 +49,14 @@ class TaskRows:
     label_R: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, task: int) -> "TaskRows":
+    def of(cls, rows: Rows, task: int) -> "UnpaddedRows":
         real = rows.mask_TR[task] > 0
         assert rows.label_TR is not None
         dense = (rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF, rows.gap_s_TR, rows.label_TR)
         return cls(rows.item_index_TR[task][real], *(tensor[task][real] for tensor in dense))
 
 
-def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
+def embed(network: LiMAML, phi: Params, support: UnpaddedRows) -> Tensor:
     """(D,) the meta block's output; support labels are not read."""
     block = network.meta
     if isinstance(block, TaskVector):
@@ -72,7 +72,7 @@ def embed(network: LiMAML, phi: Params, support: TaskRows) -> Tensor:
     return _mlp(phi, torch.cat(features, dim=1)).mean(dim=0)
 
 
-def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
+def score(network: LiMAML, rows: UnpaddedRows, embedding_D: Tensor) -> Tensor:
     """(R,) logits: MLP(features) + <embedding, [item vector, 1]>, or MLP(features, embedding), or both."""
     block = network.global_block
     x = torch.cat([rows.item_dense_RF, rows.user_dense_RF, rows.context_RF], dim=1)
@@ -88,14 +88,14 @@ def score(network: LiMAML, rows: TaskRows, embedding_D: Tensor) -> Tensor:
     return logits_R + torch.stack(products) if products else logits_R
 
 
-def item_vector(network: LiMAML, rows: TaskRows, row: int) -> Tensor:
+def item_vector(network: LiMAML, rows: UnpaddedRows, row: int) -> Tensor:
     """(K,) the row's item; an unknown one's comes from its static features."""
     block = network.global_block
     content = rows.item_dense_RF[row, : block.item_static]
     return block.item[rows.item_R[row]] if rows.item_R[row] > 0 else content @ block.content + block.unknown_item
 
 
-def initial(network: LiMAML, support: TaskRows, entity_index: int) -> Params:
+def initial(network: LiMAML, support: UnpaddedRows, entity_index: int) -> Params:
     """theta_meta as one task starts from it; a task vector may start where the support's items lie."""
     block = network.meta
     if isinstance(block, TaskVector):
@@ -111,7 +111,7 @@ def initial(network: LiMAML, support: TaskRows, entity_index: int) -> Params:
     return dict(block.mlp)
 
 
-def task_embedding(network: LiMAML, support: TaskRows, entity_index: int, *, num_steps: int, second_order: bool) -> Tensor:
+def task_embedding(network: LiMAML, support: UnpaddedRows, entity_index: int, *, num_steps: int, second_order: bool) -> Tensor:
     """(D,) e = embed(phi, support), phi adapted on the sum of cross-entropies with the step rate / (rows + c)."""
 
     def support_loss(phi: Params) -> Tensor:
@@ -130,7 +130,7 @@ def outer_loss(network: LiMAML, batch: TaskBatch, *, num_steps: int, second_orde
     """Mean over tasks with query rows of the mean over their rows, and each task's embedding (T, D)."""
     losses, embeddings = [], []
     for task in range(batch.num_tasks):
-        support, query = TaskRows.of(batch.support, task), TaskRows.of(batch.query, task)
+        support, query = UnpaddedRows.of(batch.support, task), UnpaddedRows.of(batch.query, task)
         entity = int(batch.entity_index_T[task])
         embedding_D = task_embedding(network, support, entity, num_steps=num_steps, second_order=second_order)
         embeddings.append(embedding_D)

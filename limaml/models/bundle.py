@@ -12,9 +12,6 @@ The same bundle gives the same bytes. A folder appears whole or not at all.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +27,7 @@ from torch import Tensor
 from limaml.config import Config
 from limaml.errors import BundleError
 from limaml.features.encoder import Encoder
+from limaml.io import atomic
 from limaml.models.network import LiMAML, build_network
 
 FORMAT_VERSION = 2
@@ -90,7 +88,9 @@ def save(bundle: Bundle, directory: str | Path) -> None:
     files["metrics.json"] = _json(bundle.metrics)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = _json({"format_version": FORMAT_VERSION, "sha256": hashes, "lineage": bundle.lineage})
-    _write_folder(directory, files)
+    with atomic.replacing_folder(directory) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
 
 
 def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
@@ -223,21 +223,3 @@ def _model_files(part: str, model: Model) -> dict[str, bytes]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _write_folder(directory: Path, files: dict[str, bytes]) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        for name, data in files.items():
-            (temporary / name).write_bytes(data)
-        if directory.exists():
-            replaced = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-            os.rename(directory, replaced)
-            os.rename(temporary, directory)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,6 @@ bundle/          the model version (limaml.models.bundle), with twin and refit
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -19,6 +18,7 @@ from limaml.config import Config
 from limaml.errors import DataError, LimamlError, NothingToDo
 from limaml.events.day_store import EventStore
 from limaml.features.encoder import Encoder
+from limaml.io import atomic
 from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
@@ -160,9 +160,7 @@ def save_candidate(
     bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage), folder / BUNDLE)
     history = {"twin": state.twin_progress.history, "refit": state.progress.history}
     (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-    temporary = folder / ".candidate.json"
-    temporary.write_text(json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, folder / "candidate.json")
+    atomic.write(folder / "candidate.json", json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
 
 
 def _model(cfg: Config, weights: Weights, encoder: Encoder) -> bundles.Model:

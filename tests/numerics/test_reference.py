@@ -60,7 +60,7 @@ def test_one_step_of_the_task_vector_is_logistic_regression(config, network, bat
         1 / (1 + math.exp(-(bias + net.meta.vector[0].item() * v + net.meta.vector[1].item()))) - tasks.support.label_TR[0]
     ).sum()
     expected = [net.meta.vector[j].item() - rate[j] / (3 + c[j]) * surprise.item() * (v, 1.0)[j] for j in range(2)]
-    support = reference.TaskRows.of(tasks.support, 0)
+    support = reference.UnpaddedRows.of(tasks.support, 0)
     by_reference = reference.task_embedding(net, support, 1, num_steps=1, second_order=True)
     by_engine = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)[0]
     assert by_reference.tolist() == pytest.approx(expected, abs=1e-13)

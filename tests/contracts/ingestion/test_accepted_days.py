@@ -27,6 +27,10 @@ EVERYTHING = (
 )
 
 
+def ids(changed):
+    return {column: found.to_pylist() for column, found in changed.items()}
+
+
 def test_one_load_and_day_by_day_write_the_same_bytes_and_a_second_run_changes_nothing(delivery, tmp_path):
     *_, third, second, last = delivery.days
     summary = delivery.history(third)
@@ -104,9 +108,11 @@ def test_correction_gets_the_next_revision_and_changes_what_depends_on_it_only(d
     assert delivery.storage.list(f"events/dt={day}") == ["events-r0002.parquet"]
     superseded = f"dt={day}/events-r0001.parquet"
     assert delivery.storage.read_bytes(f"events_superseded/{superseded}") == before[f"events/{superseded}"]
-    assert store.changed_entities(day, "user_id") == [user]
-    assert store.changed_entities(day, "item_id", since=1) == [item]
-    assert set(store.changed_entities(day, "user_id", since=0)) == set(delivery.table(day)["user_id"].to_pylist())
+    assert ids(store.changed_entities(day, 2, since=1)) == {"user_id": [user], "item_id": [item]}
+    everybody = {column: sorted(set(delivery.table(day)[column].to_pylist())) for column in ("user_id", "item_id")}
+    assert ids(store.changed_entities(day, 2, since=0)) == everybody
+    for revision, since in ((2, 2), (0, 0), (0, 1)):
+        assert ids(store.changed_entities(day, revision, since)) == {"user_id": [], "item_id": []}
 
     after = delivery.files(*EVERYTHING)
     changed = {path for path in before.keys() & after.keys() if before[path] != after[path]}

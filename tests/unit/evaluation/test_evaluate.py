@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from limaml import schema
 from limaml.errors import DataError, NothingToDo
 from limaml.evaluation import evaluate
-from limaml.evaluation.evaluate import Champion, evaluate_candidate
+from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
 from limaml.evaluation.judgement import judge_candidate
 from limaml.evaluation.quality import quality_table
 from limaml.evaluation.served import score_as_served
@@ -69,7 +69,8 @@ def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_
     least, n = cfg.evaluation.min_query_rows, cfg.meta.support_rows
     tested = first_k(rows, split.held_out_users, (0, 2, 5), min_query_rows=least, support_rows=n)[0]
     assert (tables[0]["users"], tables[0]["rows"]) == (len(tested), sum(len(spec.query) for spec in tested))
-    [(_, training, validation, _)] = fitted_on
+    [(_, training, judge, _)] = fitted_on
+    validation = judge.judged
     for given, expected in ((training, split.train_rows(logged)), (validation, split.validation_rows(logged))):
         assert given.rows.entities == tuple(sorted(set(expected["user_id"].to_pylist())))
         assert len(given.rows.label) == expected.num_rows
@@ -119,7 +120,7 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
         return pc.sum(pc.and_(pc.greater_equal(stamps, pa.scalar(first).cast(schema.TIMESTAMP)), before)).as_py()
 
     # An older champion: what the candidate itself was chosen on ends last, and decides.
-    check = champion_check(evaluate_candidate(cfg, new, Champion("7", old / "bundle")))
+    check = champion_check(evaluate_candidate(cfg, new, ChampionBundle("7", old / "bundle")))
     assert check["outcome"] in ("passed", "failed")
     assert "champion 7's twin" in check["reason"]
     assert re.search(
@@ -135,23 +136,23 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
     assert aucs[0] in check["reason"]
     assert aucs[1] not in check["reason"]
     # A champion that has seen more than the candidate: its own end decides.
-    seen = champion_check(evaluate_candidate(cfg, old, Champion("8", new / "bundle")))
+    seen = champion_check(evaluate_candidate(cfg, old, ChampionBundle("8", new / "bundle")))
     count = rows_between(ends[1], through - timedelta(days=12)) or 0
     assert f"from {ends[1]}" in seen["reason"]
     assert str(count) in seen["reason"]
     # The same twin twice is exactly as good as itself.
-    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, Champion("9", new / "bundle")))["reason"]
+    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, ChampionBundle("9", new / "bundle")))["reason"]
 
 
 def test_too_few_later_rows_skip_the_champion(make_candidate):
     cfg, folder, _ = make_candidate("one")
-    result = evaluate_candidate(cfg, folder, Champion("7", folder / "bundle"))
+    result = evaluate_candidate(cfg, folder, ChampionBundle("7", folder / "bundle"))
     check = champion_check(result)
     assert check["outcome"] == "skipped"
     assert "needs at least 2000 rows" in check["reason"]
     # The rules are those of whoever judges, not those that the candidate was trained under.
     now = cfg.model_copy(update={"promotion": cfg.promotion.model_copy(update={"min_champion_rows": 2001})})
-    check = champion_check(evaluate_candidate(now, folder, Champion("7", folder / "bundle")))
+    check = champion_check(evaluate_candidate(now, folder, ChampionBundle("7", folder / "bundle")))
     assert "needs at least 2001 rows" in check["reason"]
 
 

@@ -54,7 +54,7 @@ def _plain_logits(network, support, query, entity, second_order=True):
 
     def run(phi, rows):
         def one(row):
-            alone = reference.TaskRows(**{name: getattr(rows, name)[row : row + 1] for name in rows.__dataclass_fields__})
+            alone = reference.UnpaddedRows(**{name: getattr(rows, name)[row : row + 1] for name in rows.__dataclass_fields__})
             return reference.score(network, alone, reference.embed(network, phi, alone))
 
         return torch.cat([one(row) for row in range(len(rows.item_R))])
@@ -74,7 +74,7 @@ def _plain_logits(network, support, query, entity, second_order=True):
 def _plain(network, batch, second_order=True):
     """Every task's query logits."""
     tasks = range(batch.num_tasks)
-    sides = [(reference.TaskRows.of(batch.support, task), reference.TaskRows.of(batch.query, task)) for task in tasks]
+    sides = [(reference.UnpaddedRows.of(batch.support, task), reference.UnpaddedRows.of(batch.query, task)) for task in tasks]
     return sides, [
         _plain_logits(network, support, query, int(batch.entity_index_T[task]), second_order)
         for task, (support, query) in enumerate(sides)

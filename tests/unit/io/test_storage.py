@@ -1,23 +1,55 @@
-"""Files written whole or not at all, and found in order."""
+"""A file appears whole or not at all, on a local disk and where there is no rename: Arrow's file system in memory."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
 from limaml.io.storage import Storage
 
-
-@pytest.fixture
-def storage(tmp_path):
-    return Storage(str(tmp_path))
+COLUMNS = pa.schema([pa.field("n", pa.int64())])
 
 
-def test_a_write_that_fails_leaves_what_was_there(storage):
+@pytest.fixture(params=["disk", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage("mock:///bucket" if request.param == "memory" else str(tmp_path))
+
+
+def numbers(*values: int, fails: bool = False) -> pa.RecordBatchReader:
+    def batches() -> Iterator[pa.RecordBatch]:
+        for value in values:
+            yield pa.record_batch([pa.array([value])], schema=COLUMNS)
+        if fails:
+            raise KeyboardInterrupt
+
+    return pa.RecordBatchReader.from_batches(COLUMNS, batches())
+
+
+def test_bytes_replace_bytes(storage: Storage) -> None:
+    for content in (b"old", b"new", b""):
+        storage.write_bytes("days/dt=D.json", content)
+        assert storage.read_bytes("days/dt=D.json") == content
+    assert storage.list("days") == ["dt=D.json"]
+
+
+def test_a_stream_that_fails_leaves_the_file_before_and_nothing_else(storage: Storage) -> None:
+    assert storage.write_batches("rows/part.parquet", numbers(1, 2)) == 2
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_batches("rows/part.parquet", numbers(3, fails=True))
+    assert storage.read_table("rows/part.parquet")["n"].to_pylist() == [1, 2]
+    assert list(storage.walk("rows")) == ["rows/part.parquet"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
     storage.write_bytes("folder/file", b"what was there")
     with pytest.raises(TypeError):
         storage.write_bytes("folder/file", object())
     assert storage.read_bytes("folder/file") == b"what was there"
 
 
-def test_names_come_sorted_whatever_the_file_system_says(storage):
+def test_names_come_sorted_whatever_the_file_system_says(storage: Storage) -> None:
     names = [f"{number:02}" for number in range(40)]
     for name in reversed(names):
         storage.write_bytes(f"a/{name}/file", b"")

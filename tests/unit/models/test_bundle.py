@@ -114,7 +114,7 @@ def test_an_interrupted_save_leaves_the_old_folder(bundle, folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(bundles.os, "rename", fail)
+    monkeypatch.setattr("limaml.io.atomic.os.rename", fail)
     with pytest.raises(OSError, match="disk full"):
         bundles.save(bundle.with_metrics({}), folder)
     monkeypatch.undo()
