@@ -44,26 +44,26 @@ def corrected(places: Places, known: daily.Manifests, version: ModelVersion) -> 
     return [step.day for step in daily._corrections(places, known, version)]
 
 
-def test_new_days_are_those_from_complete_through_to_the_asked_one() -> None:
+def test_new_days_are_those_from_complete_through_to_the_asked_one(places: Places) -> None:
     known = manifests("passed", "passed", "no_data", "passed", "passed")
-    steps = daily._new_days(known, complete(2), day(3))
+    steps = daily._new_days(places, known, complete(2), day(3))
     assert [(step.day, step.as_of, step.is_new) for step in steps] == [
         (day(2), schema.day_end(day(2)), True),
         (day(3), schema.day_end(day(3)), True),
     ]
     assert [step.revision for step in steps] == [0, 1], "a day without data has no revision"
-    assert daily._new_days(known, complete(4), day(3)) == []
+    assert daily._new_days(places, known, complete(4), day(3)) == []
 
 
 @pytest.mark.parametrize(("gap", "state"), [("quarantined", r"is in quarantine \(a rule\)"), (None, "was not ingested")])
-def test_a_gap_stops_at_the_day_to_run_first(gap: Status | None, state: str) -> None:
+def test_a_gap_stops_at_the_day_to_run_first(places: Places, gap: Status | None, state: str) -> None:
     known = manifests("passed", gap or "passed", "passed")
     if gap is None:
         del known[day(1)]
     with pytest.raises(
         DataError, match=rf"complete through {day(0)}, and {day(1)} {state}; run limaml_daily for {day(1)} first"
     ):
-        daily._new_days(known, complete(1), day(2))
+        daily._new_days(places, known, complete(1), day(2))
 
 
 def test_a_day_that_is_not_complete_yet_is_no_correction(places: Places) -> None:
@@ -98,11 +98,11 @@ def test_refused_deliveries_of_a_day_without_data_are_no_correction(places: Plac
     assert corrected(places, manifests("passed", revision=3), complete(1)) == [day(0)]
 
 
-def test_what_rows_are_made_from_ends_with_their_as_of_instant() -> None:
+def test_what_rows_are_made_from_ends_with_their_as_of_instant(places: Places) -> None:
     """A day ingested meanwhile changes nothing; a correction before the instant does."""
     known = manifests("passed", "passed", "passed")
-    [step] = daily._new_days(known, complete(1), day(1))
+    [step] = daily._new_days(places, known, complete(1), day(1))
     later = manifests("passed", "passed")
-    assert daily._new_days(later, complete(1), day(1))[0].events == step.events
+    assert daily._new_days(places, later, complete(1), day(1))[0].events == step.events
     later[day(0)] = DayManifest(day(0), "passed", 2)
-    assert daily._new_days(later, complete(1), day(1))[0].events != step.events
+    assert daily._new_days(places, later, complete(1), day(1))[0].events != step.events

@@ -37,6 +37,10 @@ def accept(store, day, table, revision):
     store.commit(DayManifest(day, "passed", revision, table.num_rows))
 
 
+def changed(store, column, revision, since):
+    return store.changed_entities(DAY, revision, since)[column].to_pylist()
+
+
 def test_a_span_has_both_its_ends_and_no_file_that_is_still_being_written(storage):
     for day in (AFTER, DAY, NEXT):
         storage.write_bytes(f"events/dt={day}/events-r0001.parquet", b"")
@@ -58,16 +62,17 @@ def test_lineage_has_the_passed_days_through_the_last_one(store):
 def test_changed_are_those_whose_rows_came_went_or_differ(store):
     accept(store, DAY, events(("1", "stays", "a", 1), ("2", "goes", "b", 0), ("3", "turns", "c", 0)), 1)
     accept(store, DAY, events(("1", "stays", "a", 1), ("3", "turns", "c", 1), ("4", "comes", "d", 1)), 2)
-    assert store.changed_entities(DAY, "user_id") == ["comes", "goes", "turns"]
-    assert store.changed_entities(DAY, "item_id", since=1) == ["b", "c", "d"]
-    assert store.changed_entities(DAY, "user_id", since=0) == ["comes", "stays", "turns"], "nothing known: all of the day's"
-    assert store.changed_entities(DAY, "user_id", since=2) == []
+    assert changed(store, "user_id", 2, since=1) == ["comes", "goes", "turns"]
+    assert changed(store, "item_id", 2, since=1) == ["b", "c", "d"]
+    assert changed(store, "user_id", 2, since=0) == ["comes", "stays", "turns"], "nothing known: all of the day's"
+    assert changed(store, "user_id", 2, since=2) == []
+    assert changed(store, "user_id", 0, since=0) == [], "no revision, no rows"
 
 
 def test_a_revision_is_compared_with_any_before_it(store):
     for revision, labels in ((1, (0, 0)), (2, (1, 0)), (3, (1, 1))):
         accept(store, DAY, events(("1", "u1", "a", labels[0]), ("2", "u2", "a", labels[1])), revision)
-    assert [store.changed_entities(DAY, "user_id", since=since) for since in (1, 2, 3)] == [["u1", "u2"], ["u2"], []]
+    assert [changed(store, "user_id", 3, since) for since in (1, 2, 3)] == [["u1", "u2"], ["u2"], []]
 
 
 @pytest.mark.parametrize("column", schema.EVENTS.names)
