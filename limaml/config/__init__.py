@@ -1,0 +1,36 @@
+"""The only settings: one TOML file, frozen, unknown keys rejected, every value checked where it is declared.
+
+A model a section, in the order of `Config`. Read by `load`; single values are overridden with `section.key=value` strings (the
+command line's `--set`). Relative paths are taken from the working directory. Secrets are never here: they come by environment
+variable or file.
+"""
+
+from limaml.config.data import SourceConfig, StorageConfig
+from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
+from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
+from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
+from limaml.config.training import EvaluationConfig, PromotionConfig, TrainingConfig
+from limaml.config.whole import Config, load, require_features
+
+__all__ = [
+    "DEFAULT_FEATURES",
+    "Config",
+    "EmbeddingsConfig",
+    "EvaluationConfig",
+    "FeastConfig",
+    "FeatureConfig",
+    "LocalConfig",
+    "MetaConfig",
+    "ModelConfig",
+    "MonitoringConfig",
+    "PromotionConfig",
+    "RegistryConfig",
+    "ServingConfig",
+    "SourceConfig",
+    "StorageConfig",
+    "TaskKindConfig",
+    "TrainingConfig",
+    "load",
+    "require_features",
+]

@@ -1,0 +1,89 @@
+"""A feature, declared once (contract 10)."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
+
+_CLOCK_PERIODS = {"hour": 24, "weekday": 7}
+
+
+class FeatureConfig(Section):
+    """One feature, declared once: its columns, gates, Feast fields, encoding, API fields, log and drift follow from it."""
+
+    entity: Literal["user", "item", "context"]
+    name: Name
+    type: Literal["number", "category", "categories", "cycle", "text"]
+    """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
+    kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it."""
+    column: str = ""
+    """user, item: the catalogue's column it is read from; empty: the one of its own name."""
+    aggregate: Literal["count", "rate"] | None = None
+    """user, item, instead of a column: how many events the entity had before the day, or their smoothed share of positive ones,
+    (positives + prior * prior_rows) / (events + prior_rows)."""
+    window_days: Count = 0
+    """aggregate: of the events of so many days before the row's only; 0: of all before it."""
+    prior: Share = 0.5
+    prior_rows: Positive = 10.0
+    clock: Literal["hour", "weekday"] | None = None
+    """context: what an event's timestamp says (UTC; weekday 0 is Monday), and a request's where it does not say it itself."""
+    period: PositiveCount | None = None
+    """cycle: how many values there are; known for a clock."""
+    minimum: float | None = None
+    maximum: float | None = None
+    """number: bounds of a value; one outside is refused."""
+    values: tuple[str, ...] = ()
+    """category, categories: the allowed ones; empty: those seen in training, and one that is not is unknown."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.aggregate and (self.entity == "context" or self.type != "number" or self.column):
+            raise ValueError(self._not("an aggregate must be a number of a user or an item, without a column"))
+        if self.window_days and not self.aggregate:
+            raise ValueError(self._not("window_days must be of an aggregate"))
+        if self.entity == "context" and (self.clock is None or self.type != "cycle"):
+            raise ValueError(self._not("a context feature must be a cycle with a clock"))
+        if self.entity != "context" and (self.clock or self.type == "cycle"):
+            raise ValueError(self._not("a clock and a cycle must be of the context"))
+        if (self.minimum is not None or self.maximum is not None) and (self.type != "number" or self.aggregate):
+            raise ValueError(self._not("minimum and maximum must be of a number that is no aggregate"))
+        if self.values and self.type not in ("category", "categories"):
+            raise ValueError(self._not("values must be of a category or categories"))
+        if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:
+            raise ValueError(self._not(f"period of the clock {self.clock} must be {_CLOCK_PERIODS[self.clock]}, or left out"))
+        return self
+
+    def _not(self, rule: str) -> str:
+        return f"{rule}; got the {self.type} {self.name} of {self.entity}; correct its declaration"
+
+    @property
+    def source_column(self) -> str:
+        """The catalogue's column."""
+        return self.column or self.name
+
+    @property
+    def num_steps(self) -> int:
+        """cycle: its period."""
+        return self.period or _CLOCK_PERIODS[self.clock or "hour"]
+
+    @property
+    def lowest(self) -> float | None:
+        """Least value there can be."""
+        return 0.0 if self.aggregate or self.type == "cycle" else self.minimum
+
+    @property
+    def highest(self) -> float | None:
+        if self.type == "cycle":
+            return float(self.num_steps - 1)
+        return 1.0 if self.aggregate == "rate" else self.maximum
+
+
+# What any table of events has.
+DEFAULT_FEATURES = (
+    FeatureConfig(entity="user", name="user_events", type="number", aggregate="count"),
+    FeatureConfig(entity="user", name="user_positive_rate", type="number", aggregate="rate"),
+    FeatureConfig(entity="item", name="item_events", type="number", aggregate="count"),
+    FeatureConfig(entity="item", name="item_positive_rate", type="number", aggregate="rate"),
+    FeatureConfig(entity="context", name="hour", type="cycle", clock="hour"),
+)

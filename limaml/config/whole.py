@@ -1,0 +1,145 @@
+"""The whole configuration, and how it is read."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from limaml.config.data import SourceConfig, StorageConfig
+from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
+from limaml.config.section import Section
+from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
+from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
+from limaml.config.training import EvaluationConfig, PromotionConfig, TrainingConfig
+from limaml.errors import ConfigError
+
+_WAITS = {"training": {"ray_start_timeout_s"}}
+"""How long is waited changes nothing that is computed: not part of a fingerprint."""
+_RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity")
+
+
+class Config(Section):
+    """Everything."""
+
+    storage: StorageConfig = StorageConfig()
+    source: SourceConfig
+    features: tuple[FeatureConfig, ...] = DEFAULT_FEATURES
+    task_kinds: tuple[TaskKindConfig, ...] = (TaskKindConfig(),)
+    model: ModelConfig = ModelConfig()
+    meta: MetaConfig = MetaConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    registry: RegistryConfig = RegistryConfig()
+    feast: FeastConfig = FeastConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    serving: ServingConfig = ServingConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    local: LocalConfig = LocalConfig()
+
+    @model_validator(mode="after")
+    def _task_kinds_are_distinct(self) -> Self:
+        names = [kind.name for kind in self.task_kinds]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_distinct(self) -> Self:
+        names = [feature.name for feature in self.features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"features must be declared once each, got {', '.join(twice)} more than once; rename or remove one"
+            )
+        taken = sorted(set(names) & set(_RESERVED))
+        if taken:
+            raise ValueError(f"features must not be named as the columns of events are, got {', '.join(taken)}; rename them")
+        return self
+
+    @property
+    def task_kind(self) -> TaskKindConfig:
+        """The first kind; models with several kinds iterate `task_kinds`."""
+        return self.task_kinds[0]
+
+    def fingerprint(self, *sections: str) -> str:
+        """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
+        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_WAITS)
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+
+
+def require_features(trained: Config, now: Config, version: str) -> None:
+    """Raises ConfigError where a model version was trained on other features than are declared now."""
+    before, after = ({feature.name: feature for feature in cfg.features} for cfg in (trained, now))
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise ConfigError(
+            f"features must be declared as version {version} was trained with, but {', '.join(changed)} changed; restore the "
+            "declaration, or train a new version in a storage.root of its own"
+        )
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check the configuration at `path` (TOML, or a resolved one as JSON).
+
+    `overrides` are `section.key=value` strings, values in TOML syntax.
+    Raises ConfigError naming the key, the rule, the value and the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist; name one with --config, e.g. configs/movielens.toml") from None
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise ConfigError(
+            f"configuration {path} must be UTF-8, got byte 0x{found:02x} at position {error.start}; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {path} must be a file that can be read, but: {error.strerror}; name one with --config"
+        ) from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} must hold sections, got a JSON {type(values).__name__}; see configs/")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"override must be section.key=value, got {override!r}; e.g. --set meta.inner_steps=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    section = values.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"override must name a key of a section, got {override!r}, but {parts[0]} is a {type(section).__name__}; "
+            "change it in the configuration file"
+        )
+    section[parts[1]] = value
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(whole)"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key (value {error['input']!r}); remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{key} is required; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")
