@@ -1,0 +1,324 @@
+"""Any table of events that duckdb reads, with users and items beside it or without: columns are mapped by SQL.
+
+Parquet is read a day at a time: bounds on the plain time column, or on the column of a partition folder, tell duckdb which row
+groups and files to leave alone. CSV and JSON have no such bounds: they are read once, into a database in a temporary folder.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from functools import cached_property
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limaml import schema, telemetry
+from limaml.config import SourceConfig
+from limaml.errors import ConfigError, DataError, UnreadableDayError
+from limaml.events import table_columns as tc
+from limaml.events import table_files as tf
+from limaml.events.parquet_source import longest_run
+from limaml.events.table_columns import Mapped
+
+_EVENTS = "events_table"
+_KEYS = ("user_id", "item_id", "timestamp")
+_log = telemetry.get_logger(__name__)
+
+
+class TableSource:
+    """Events, users and items in tables of any form."""
+
+    name = "table"
+
+    def __init__(self, cfg: SourceConfig, today: date) -> None:
+        """`today` (UTC) is not over, so it is no day of the source yet. Raises ConfigError if a mapping does not fit."""
+        self._cfg = cfg
+        self._today = today
+        self._ignored: set[str] = set()
+        if cfg.timezone:
+            _require_zone(cfg.timezone)
+        folder = tempfile.mkdtemp(prefix="limaml-table-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._connection = tf.connect(folder)
+        self._files = tf.find("source.events", cfg.events)
+        self._columns = self._open(_EVENTS, self._files, cfg.columns.user_id, cfg.columns.item_id, time=cfg.columns.timestamp)
+        self._mapped = {
+            name: self._map(f"source.columns.{name}", text)
+            for name, text in cfg.columns.model_dump().items()
+            if text or name in _KEYS
+        }
+        if "label" not in self._mapped:
+            raise ConfigError(
+                "source.columns.label must be mapped, got ''; set it to a boolean or 0/1 column or expression, "
+                'e.g. label = "stars >= 4"'
+            )
+        self._require_types()
+
+    # The protocol.
+
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:
+        end = schema.day_end(through) if through else None
+        users = self._known("users", "user_id", self._cfg.users, self._cfg.user_columns.user_id, end)
+        return users, self._known("items", "item_id", self._cfg.items, self._cfg.item_columns.item_id, end)
+
+    def days(self) -> list[date]:
+        days, left_out = self._calendar
+        if not days:
+            found = f", found only: {'; '.join(left_out)}" if left_out else ", found none"
+            raise DataError(f"source.events must hold rows of days before today ({self._today}){found}; deliver a day")
+        return [days[0] + timedelta(days=n) for n in range((days[-1] - days[0]).days + 1)]
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Rows of no day; rows far from the others once `days` was asked for, which reads the times of all rows."""
+        return self._calendar[1] if "_calendar" in self.__dict__ else self._without_day
+
+    def read_day(self, day: date) -> pa.Table | None:
+        where = self._where(schema.day_start(day), schema.day_end(day), day)
+        try:
+            table = self._run(self._select(where))
+        except duckdb.Error as error:
+            raise self._failed(error, where, day) from error
+        if not table.num_rows:
+            return None
+        return self._declared_columns(self._with_label(table))
+
+    def unread(self, day: date) -> Sequence[str]:  # noqa: ARG002
+        return ()
+
+    # Reading.
+
+    def _open(self, view: str, files: tf.TableFiles, *ids: str, time: str = "") -> dict[str, str]:
+        """Make a table visible as `view`; returns its columns with their types. What cannot be read in parts is read now."""
+        connection, decimal = self._connection, self._cfg.decimal
+        source = tf.relation(connection, files, {}, decimal, same=bool(self._cfg.columns.day) and view == _EVENTS)
+        columns = tf.columns_of(connection, source, files)
+        if not files.is_lazy:
+            # Guessed to be a number, '01' would be 1; and a time without a zone, among others with one, UTC's.
+            types = {name: "VARCHAR" for text in ids if (name := tc.find_column(columns, text)) and files.format == "csv"}
+            column = tc.find_column(columns, time)
+            if column and columns[column] == "TIMESTAMP WITH TIME ZONE":
+                types[column] = "VARCHAR"
+            source = tf.relation(connection, files, types, decimal)
+        kind = "VIEW" if files.is_lazy else "TABLE"
+        try:
+            connection.execute(f"CREATE {kind} {view} AS SELECT * FROM {source}")  # noqa: S608  paths are quoted
+        except duckdb.Error as error:
+            raise tf.unreadable(files, error) from error
+        return tf.columns_of(connection, view, files)
+
+    def _map(self, setting: str, text: str) -> Mapped:
+        return tc.map_column(self._connection, _EVENTS, self._columns, setting, text)
+
+    def _run(self, statement: str) -> pa.Table:
+        return self._connection.sql(statement).to_arrow_table()
+
+    def _first(self, statement: str) -> Any:
+        rows = self._connection.execute(statement).fetchall()
+        return rows[0][0] if rows else None
+
+    def _where(self, first: datetime | None, end: datetime | None, day: date | None = None) -> str:
+        where = tc.between_sql(self._mapped["timestamp"], self._cfg.timezone, first, end)
+        partition = self._mapped.get("day")
+        if partition is None or day is None:
+            return where
+        near = [f"DATE '{day + timedelta(days=n)}'" for n in (-1, 0, 1)]
+        return f"CAST({partition.sql} AS DATE) IN ({', '.join(near)}) AND {where}"
+
+    def _select(self, where: str) -> str:
+        columns = self._mapped
+        user, item = tc.id_sql(columns["user_id"]), tc.id_sql(columns["item_id"])
+        instant = tc.instant_sql(columns["timestamp"], self._cfg.timezone)
+        if "event_id" in columns:
+            event = tc.id_sql(columns["event_id"])
+        else:
+            # Rows that are equal in all columns are interchangeable; others are told apart by what else they hold.
+            rank = f"row_number() OVER (PARTITION BY {user}, {item}, {instant} ORDER BY {columns['label'].sql}, row_::VARCHAR)"
+            event = f"md5(concat_ws(chr(31), {user}, {item}, epoch_us({instant}), {rank}))"
+        label = columns["label"].sql if columns["label"].type == "BOOLEAN" else f"CAST({columns['label'].sql} AS DOUBLE)"
+        extras = "".join(f", {tf.quoted(name)}" for name in self._extras)
+        return (
+            f"SELECT {event} AS event_id, {user} AS user_id, {item} AS item_id, {instant} AS timestamp, "  # noqa: S608
+            f"{label} AS label{extras} FROM {_EVENTS} AS row_ WHERE {where}"
+        )
+
+    @cached_property
+    def _extras(self) -> list[str]:
+        """Columns that are not mapped as they are, under their own names."""
+        plain = {mapped.columns[0] for mapped in self._mapped.values() if mapped.is_plain}
+        taken = {name.casefold() for name in schema.EVENTS.names}
+        return [name for name in self._columns if name not in plain and name.casefold() not in taken]
+
+    def _declared_columns(self, table: pa.Table) -> pa.Table:
+        """The columns of events: what else the table has is dropped here, and named once."""
+        dropped = [name for name in table.column_names if name not in schema.EVENTS.names]
+        if set(dropped) - self._ignored:
+            _log.warning("columns_ignored", of="events", columns=dropped)
+            self._ignored |= set(dropped)
+        return table.drop_columns(dropped)
+
+    def _known(self, which: str, key: str, location: str, text: str, end: datetime | None) -> pa.Table:
+        """A table of users or items with its key under our name; without one, the ids that events before `end` name."""
+        if not location:
+            ident, where = tc.id_sql(self._mapped[key]), self._where(None, end)
+            statement = f"SELECT DISTINCT {ident} AS {key} FROM {_EVENTS} WHERE {where} AND {ident} IS NOT NULL ORDER BY 1"  # noqa: S608
+            return self._run(statement)
+        if which not in self._tables:
+            files = tf.find(f"source.{which}", location)
+            columns = self._open(f"{which}_table", files, text)
+            setting = f"source.{which[:-1]}_columns.{key}"
+            mapped = tc.map_column(self._connection, f"{which}_table", columns, setting, text)
+            self._require_id(f"{which}_table", mapped)
+            others = [name for name in columns if name.casefold() != key and not (mapped.is_plain and name in mapped.columns)]
+            selected = ", ".join([f"{tc.id_sql(mapped)} AS {key}", *map(tf.quoted, others)])
+            try:
+                self._tables[which] = self._run(f"SELECT {selected} FROM {which}_table")  # noqa: S608
+            except duckdb.Error as error:
+                found = tc.failing_row(self._connection, f"{which}_table", [(mapped, mapped.sql)], "true")
+                raise (DataError(_fails(*found)) if found else tf.unreadable(files, error)) from error
+        return self._tables[which]
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        return {}
+
+    # The calendar.
+
+    @cached_property
+    def _calendar(self) -> tuple[list[date], list[str]]:
+        """Days of the past with rows, ascending, and what is left out of them."""
+        instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
+        where = self._where(None, schema.day_start(self._today))
+        day = f"CAST(timezone('UTC', {instant}) AS DATE)"
+        try:
+            counts = self._run(f"SELECT {day} AS day, count(*) AS num_rows FROM {_EVENTS} WHERE {where} GROUP BY 1 ORDER BY 1")  # noqa: S608
+        except duckdb.Error as error:
+            raise self._failed(error, "true", None) from error
+        rows = dict(zip(counts["day"].to_pylist(), counts["num_rows"].to_pylist(), strict=True))
+        kept = longest_run(list(rows), self._cfg.max_gap_days)
+        far = [
+            f"{rows[day]} rows of {day}: must lie at most source.max_gap_days ({self._cfg.max_gap_days}) days from the others, "
+            f"{kept[0]} to {kept[-1]}; correct their times, or raise the setting"
+            for day in rows
+            if not kept[0] <= day <= kept[-1]
+        ]
+        return kept, [*self._without_day, *far]
+
+    @cached_property
+    def _without_day(self) -> list[str]:
+        """Rows that no day will ever hold, and those of days that are not over."""
+        instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
+        tomorrow = self._where(schema.day_end(self._today), None)
+        left_out = []
+        try:
+            future = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {tomorrow}")  # noqa: S608
+            nulls = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {instant} IS NULL")  # noqa: S608
+        except duckdb.Error as error:
+            raise self._failed(error, "true", None) from error
+        if future:
+            left_out.append(f"{future} rows: must not be after today ({self._today}); correct their times")
+        if nulls:
+            left_out.append(
+                f"{nulls} rows: must have a time, but source.columns.timestamp ({self._mapped['timestamp'].text!r}) is null; "
+                "correct them at the source"
+            )
+        return left_out
+
+    # What does not fit.
+
+    def _require_types(self) -> None:
+        for key in ("user_id", "item_id", "event_id"):
+            if key in self._mapped:
+                self._require_id(_EVENTS, self._mapped[key])
+        self._require_label(self._mapped["label"])
+        time = self._mapped["timestamp"]
+        if not (time.is_number or time.is_text or time.is_naive or time.has_zone):
+            value = self._first_value(_EVENTS, time)
+            raise ConfigError(
+                f"{time.setting} must be a time, got {time.text!r} of type {time.type}, the first value {value}; map one, e.g. "
+                'timestamp = "to_timestamp(seconds)"'
+            )
+        if self._cfg.timezone:
+            return
+        naive = "true" if time.is_naive else f"NOT regexp_matches({time.sql}, {tc.ZONED})"
+        if time.is_naive or time.is_text:
+            value = self._first_value(_EVENTS, time, naive)
+            if value is not None:
+                raise ConfigError(
+                    f"source.timezone must say where clocks showed the times of {time.setting} ({time.text!r}), which carry no "
+                    f'zone, got \'\' and the first value {value}; set it, e.g. timezone = "UTC" or "Europe/Berlin"'
+                )
+
+    def _require_id(self, view: str, mapped: Mapped) -> None:
+        if not mapped.is_id:
+            raise ConfigError(
+                f"{mapped.setting} must be whole numbers or text, got {mapped.text!r} of type {mapped.type}, the first value "
+                f"{self._first_value(view, mapped)}; map one, e.g. CAST({mapped.sql} AS BIGINT)"
+            )
+
+    def _require_label(self, label: Mapped) -> None:
+        if not (label.type == "BOOLEAN" or label.is_number):
+            raise ConfigError(
+                f"{label.setting} must be boolean or 0 and 1, got {label.text!r} of type {label.type}, the first value "
+                f"{self._first_value(_EVENTS, label)}; write a condition, e.g. label = \"{label.columns[0]} = 'yes'\""
+            )
+
+    def _first_value(self, view: str, mapped: Mapped, where: str = "true") -> str | None:
+        try:
+            value = self._first(
+                f"SELECT CAST({mapped.sql} AS VARCHAR) FROM {view} WHERE {mapped.sql} IS NOT NULL AND {where} LIMIT 1"  # noqa: S608
+            )
+        except duckdb.Error as error:
+            raise self._failed(error, "true", None) from error
+        return None if value is None else tc.cut(value)
+
+    def _with_label(self, table: pa.Table) -> pa.Table:
+        """The label as the schema has it. Raises UnreadableDayError with the first row whose label is neither 0 nor 1."""
+        label, mapped = table["label"], self._mapped["label"]
+        wrong = table.filter(pc.invert(pc.is_in(label.cast(pa.float64()), value_set=pa.array([0.0, 1.0]))))
+        if wrong.num_rows:
+            wrong = wrong.sort_by([(name, "ascending") for name in ("timestamp", "user_id", "item_id")])
+            value = wrong["label"][0].as_py()
+            raise _unreadable_day(
+                f"label must be boolean or 0 and 1 after mapping, got {'null' if value is None else f'{value:g}'} from "
+                f"{mapped.setting} ({mapped.text!r}) in the row {tc.described({k: wrong[k][0].as_py() for k in _KEYS})}; "
+                'correct the row, or write a condition, e.g. label = "stars >= 4"'
+            )
+        return table.set_column(table.schema.get_field_index("label"), "label", label.cast(pa.int8()))
+
+    def _failed(self, error: duckdb.Error, where: str, day: date | None) -> DataError:
+        """Why a query failed: an expression on a row where one can be found."""
+        time = self._mapped["timestamp"]
+        found = tc.failing_row(self._connection, _EVENTS, [(time, tc.instant_sql(time, self._cfg.timezone))], "true")
+        if found:  # Its rows are of no day, so every day fails.
+            return DataError(_fails(*found))
+        others = [(column, column.sql) for column in self._mapped.values() if column is not time]
+        found = tc.failing_row(self._connection, _EVENTS, others, where)
+        if found is None:
+            return tf.unreadable(self._files, error)
+        return _unreadable_day(_fails(*found)) if day else DataError(_fails(*found))
+
+
+def _fails(mapped: Mapped, row: dict[str, Any], message: str) -> str:
+    return (
+        f"{mapped.setting} must not fail on any row, got {mapped.text!r} on the row {tc.described(row)}: {message}; "
+        "correct the row, or write an expression that takes it, e.g. with TRY_CAST"
+    )
+
+
+def _unreadable_day(message: str) -> UnreadableDayError:
+    return UnreadableDayError(message, message.encode())
+
+
+def _require_zone(zone: str) -> None:
+    try:
+        ZoneInfo(zone)
+    except (KeyError, ValueError, OSError):
+        raise ConfigError(
+            f"source.timezone must be a name of the tz database, got {zone!r}; e.g. UTC or Europe/Berlin"
+        ) from None
