@@ -43,6 +43,15 @@ class ItemColumns(Section):
     item_id: str = "item_id"
 
 
+class NegativesConfig(Section):
+    """Rows that are sampled for a source that says only what happened."""
+
+    per_positive: PositiveCount = 4
+    by: Literal["uniform", "popularity"] = "uniform"
+    """Every item known on the day alike, or by its rows up to that day."""
+    seed: Count = 0
+
+
 class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
@@ -61,6 +70,8 @@ class SourceConfig(Section):
     columns: TableColumns = TableColumns()
     user_columns: UserColumns = UserColumns()
     item_columns: ItemColumns = ItemColumns()
+    negatives: NegativesConfig | None = None
+    """table, without a label: the rows that did not happen."""
     min_rows_ratio: Share = 0.1
     """A day must have at least this share of the median of the days before it (`rows_window_days`)."""
     rows_window_days: PositiveCount = 14

@@ -136,6 +136,13 @@ def id_sql(mapped: Mapped) -> str:
     return f"({mapped.sql} ->> '$')" if mapped.type == "JSON" else f"CAST({mapped.sql} AS VARCHAR)"
 
 
+def label_sql(mapped: Mapped | None) -> str:
+    """A label as a boolean or a number; without one, every row is positive."""
+    if mapped is None:
+        return "true"
+    return mapped.sql if mapped.type == "BOOLEAN" else f"CAST({mapped.sql} AS DOUBLE)"
+
+
 def instant_sql(mapped: Mapped, zone: str) -> str:
     """The instant that a time says. One that the clocks of `zone` skip counts from the hour before; of two, it is the later."""
     raw = mapped.sql

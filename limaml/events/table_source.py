@@ -22,6 +22,7 @@ from limaml.config import SourceConfig
 from limaml.errors import ConfigError, DataError, UnreadableDayError
 from limaml.events import table_columns as tc
 from limaml.events import table_files as tf
+from limaml.events.negatives import WEIGHT, with_negatives
 from limaml.events.parquet_source import longest_run
 from limaml.events.table_columns import Mapped
 
@@ -52,10 +53,10 @@ class TableSource:
             for name, text in cfg.columns.model_dump().items()
             if text or name in _KEYS
         }
-        if "label" not in self._mapped:
+        if ("label" in self._mapped) == (cfg.negatives is not None):
             raise ConfigError(
-                "source.columns.label must be mapped, got ''; set it to a boolean or 0/1 column or expression, "
-                'e.g. label = "stars >= 4"'
+                f"source must have one of columns.label and negatives, got {cfg.columns.label!r} and {cfg.negatives}; map a "
+                'boolean or 0/1 expression, e.g. label = "stars >= 4", or, where every row is positive, set negatives only'
             )
         self._require_types()
 
@@ -86,7 +87,8 @@ class TableSource:
             raise self._failed(error, where, day) from error
         if not table.num_rows:
             return None
-        return self._declared_columns(self._with_label(table))
+        table = self._with_label(table) if "label" in self._mapped else self._with_negatives(table, day)
+        return self._declared_columns(table)
 
     def unread(self, day: date) -> Sequence[str]:  # noqa: ARG002
         return ()
@@ -134,13 +136,13 @@ class TableSource:
         columns = self._mapped
         user, item = tc.id_sql(columns["user_id"]), tc.id_sql(columns["item_id"])
         instant = tc.instant_sql(columns["timestamp"], self._cfg.timezone)
+        label = tc.label_sql(columns.get("label"))
         if "event_id" in columns:
             event = tc.id_sql(columns["event_id"])
         else:
             # Rows that are equal in all columns are interchangeable; others are told apart by what else they hold.
-            rank = f"row_number() OVER (PARTITION BY {user}, {item}, {instant} ORDER BY {columns['label'].sql}, row_::VARCHAR)"
+            rank = f"row_number() OVER (PARTITION BY {user}, {item}, {instant} ORDER BY {label}, row_::VARCHAR)"
             event = f"md5(concat_ws(chr(31), {user}, {item}, epoch_us({instant}), {rank}))"
-        label = columns["label"].sql if columns["label"].type == "BOOLEAN" else f"CAST({columns['label'].sql} AS DOUBLE)"
         extras = "".join(f", {tf.quoted(name)}" for name in self._extras)
         return (
             f"SELECT {event} AS event_id, {user} AS user_id, {item} AS item_id, {instant} AS timestamp, "  # noqa: S608
@@ -235,7 +237,8 @@ class TableSource:
         for key in ("user_id", "item_id", "event_id"):
             if key in self._mapped:
                 self._require_id(_EVENTS, self._mapped[key])
-        self._require_label(self._mapped["label"])
+        if "label" in self._mapped:
+            self._require_label(self._mapped["label"])
         time = self._mapped["timestamp"]
         if not (time.is_number or time.is_text or time.is_naive or time.has_zone):
             value = self._first_value(_EVENTS, time)
@@ -290,6 +293,44 @@ class TableSource:
                 'correct the row, or write a condition, e.g. label = "stars >= 4"'
             )
         return table.set_column(table.schema.get_field_index("label"), "label", label.cast(pa.int8()))
+
+    def _with_negatives(self, positives: pa.Table, day: date) -> pa.Table:
+        """The day's events, all of which happened, and sampled ones that did not."""
+        assert self._cfg.negatives is not None
+        positives = positives.set_column(
+            positives.schema.get_field_index("label"), "label", pa.array([1] * positives.num_rows, pa.int8())
+        )
+        table = with_negatives(positives, self._items_by(day), self._cfg.negatives)
+        _log.info(
+            "negatives_sampled",
+            day=day.isoformat(),
+            positives=positives.num_rows,
+            negatives=table.num_rows - positives.num_rows,
+            weight=pc.mean(table[WEIGHT].slice(positives.num_rows)).as_py(),
+        )
+        return table
+
+    def _items_by(self, day: date) -> pa.Table:
+        """Items that events named by the end of a day, in how many rows; where items have a table, those in it."""
+        known = self._run(
+            f"SELECT item_id, sum(num_rows)::BIGINT AS num_rows FROM {self._item_days} WHERE day <= DATE '{day}' "  # noqa: S608
+            "GROUP BY 1 ORDER BY 1"
+        )
+        if not self._cfg.items:
+            return known
+        _, items = self.catalogue(day)
+        return known.filter(pc.is_in(known["item_id"], value_set=items["item_id"].combine_chunks()))
+
+    @cached_property
+    def _item_days(self) -> str:
+        """Table of the rows of every item on every day: one reading of these two columns."""
+        item, instant = tc.id_sql(self._mapped["item_id"]), tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
+        where = self._where(None, schema.day_start(self._today))
+        self._connection.execute(
+            f"CREATE TABLE item_days AS SELECT {item} AS item_id, CAST(timezone('UTC', {instant}) AS DATE) AS day, "  # noqa: S608
+            f"count(*) AS num_rows FROM {_EVENTS} WHERE {where} AND {item} IS NOT NULL GROUP BY 1, 2"
+        )
+        return "item_days"
 
     def _failed(self, error: duckdb.Error, where: str, day: date | None) -> DataError:
         """Why a query failed: an expression on a row where one can be found."""

@@ -4,9 +4,11 @@ import json
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from limaml import schema
 from limaml.config import Config
 from limaml.errors import ConfigError, DataError, GateError
 from limaml.events import ingest
@@ -140,6 +142,26 @@ def test_an_expression_that_fails_on_a_row_of_a_day_refuses_that_day(shop):
     with pytest.raises(GateError, match=r"source\.columns\.label must not fail on any row.*on the row grade 'A'") as caught:
         shop.day(FIRST + timedelta(days=1))
     assert caught.value.failed == ("day_to_be_readable",)
+
+
+def test_rows_that_did_not_happen_are_the_same_in_every_ingestion(tmp_path):
+    sampling = {"columns": {"user_id": "customer", "item_id": "sku", "timestamp": "at"}, "negatives": {"per_positive": 1}}
+    days = [FIRST + timedelta(days=n) for n in range(3)]
+    stored = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        shop = Shop(tmp_path / name, **sampling)
+        if name == "other":
+            shop.write(shop.rows(4)[::-1])
+        shop.history(days[1])
+        assert shop.day(days[2])["status"] == "ingested"
+        stored.append(EventStore(shop.storage).read(days))
+    assert stored[0].equals(stored[1])
+    negative = stored[0].filter(pc.equal(stored[0]["label"], 0))
+    assert 0 < negative.num_rows < stored[0].num_rows
+    # Items that first come on the last day are drawn on no earlier one.
+    early = negative.filter(pc.less(negative["timestamp"], pa.scalar(datetime(2026, 5, 2, tzinfo=UTC), schema.TIMESTAMP)))
+    assert set(early["item_id"].to_pylist()) <= {"s0", "s1", "s2"}
 
 
 def test_a_source_without_events_says_so(shop):

@@ -349,7 +349,7 @@ def test_a_url_is_read(tmp_path):
             {"label": "sku"},
             r"source\.columns\.label must be boolean or 0 and 1, got 'sku' of type VARCHAR, the first value 's0'",
         ),
-        ({"label": ""}, r"source\.columns\.label must be mapped, got ''"),
+        ({"label": ""}, r"source must have one of columns\.label and negatives, got '' and None"),
         ({"user_id": "price"}, r"source\.columns\.user_id must be whole numbers or text, got 'price' of type DOUBLE"),
         ({"timestamp": "stars > 1"}, r"source\.columns\.timestamp must be a time.*of type BOOLEAN, the first value 'false'"),
     ],
