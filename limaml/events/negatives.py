@@ -47,6 +47,8 @@ def with_negatives(positives: pa.Table, known: pa.Table, cfg: NegativesConfig) -
 def _draw(positives: pa.Table, known: pa.Table, cfg: NegativesConfig) -> tuple[Indices, Indices, Numbers]:
     """Row of the positive event, index of the item, and weight, of every sampled row."""
     num_items = known.num_rows
+    if not num_items:  # The table of items holds none of those that events name, which their gate then says.
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     chance = known["num_rows"].to_numpy().astype(np.float64) if cfg.by == "popularity" else np.ones(num_items)
     user = positives["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     mine = pc.index_in(positives["item_id"], value_set=known["item_id"].combine_chunks())

@@ -144,6 +144,43 @@ def test_an_expression_that_fails_on_a_row_of_a_day_refuses_that_day(shop):
     assert caught.value.failed == ("day_to_be_readable",)
 
 
+def with_users(shop, folder, ids):
+    """The shop with a table of users, whose key is text."""
+    pq.write_table(pa.table({"customer": pa.array(ids, pa.string())}), folder / "users.parquet")
+    source = shop.cfg.source.model_copy(
+        update={
+            "users": str(folder / "users.parquet"),
+            "user_columns": shop.cfg.source.user_columns.model_copy(update={"user_id": "customer"}),
+        }
+    )
+    shop.cfg = shop.cfg.model_copy(update={"source": source})
+
+
+def test_integer_ids_of_events_are_the_text_ids_of_users(shop, tmp_path):
+    with_users(shop, tmp_path, [str(n) for n in range(4)])
+    assert shop.history(FIRST)["ingested"] == 1
+
+
+def test_ids_with_a_leading_zero_are_unknown_with_a_hint(shop, tmp_path):
+    with_users(shop, tmp_path, [f"0{n}" for n in range(4)])
+    with pytest.raises(GateError, match=r"user_id must be one of the 4 in the catalogue, where '0' is '00': write ids alike"):
+        shop.history(FIRST)
+    assert [json.loads(shop.storage.read_bytes(path))["status"] for path in shop.files()] == ["quarantined"]
+
+
+def test_an_id_of_300_characters_is_refused_and_nothing_is_written(shop, tmp_path):
+    rows = [row | {"customer": str(row["customer"])} for row in shop.rows(1)]
+    rows[3]["customer"] = "c" * 300
+    shop.write(rows)
+    message = r"user_id must have 1 to 256 characters.*'c{80}'… \(300 characters\)"
+    with pytest.raises(GateError, match=rf"catalogue of users.*{message}"):
+        shop.history(FIRST)
+    assert shop.files() == []
+    with_users(shop, tmp_path, {row["customer"] for row in rows} - {"c" * 300})
+    with pytest.raises(GateError, match=r"events of 2026-05-01.*e\.g\. event_id [0-9a-f]{32}: 'c{80}'"):
+        shop.history(FIRST)
+
+
 def test_rows_that_did_not_happen_are_the_same_in_every_ingestion(tmp_path):
     sampling = {"columns": {"user_id": "customer", "item_id": "sku", "timestamp": "at"}, "negatives": {"per_positive": 1}}
     days = [FIRST + timedelta(days=n) for n in range(3)]
