@@ -70,6 +70,10 @@ class LoggedRequest:
     """Item feature -> one value a candidate."""
     items_at: Sequence[datetime | None] | None
     """Event timestamp of each candidate's row; None if they are not known."""
+    affinities_at: datetime | None
+    """Event timestamp of the user's entries by items' attributes; None if there are none."""
+    candidates: Mapping[str, Sequence[Any]]
+    """Column of `schema.Tables.of_candidates` -> one value a candidate."""
     embeddings: Sequence[LoggedEmbedding]
     scores: Sequence[float]
     """In the order of `item_ids`."""
@@ -177,6 +181,10 @@ def _row(request: LoggedRequest) -> dict[str, Any]:
         "items": [
             {"event_timestamp": stamp, **{name: values[at] for name, values in request.items.items()}}
             for at, stamp in enumerate(stamps)
+        ],
+        "affinities_at": request.affinities_at,
+        "candidates": [
+            {name: values[at] for name, values in request.candidates.items()} for at in range(len(request.item_ids))
         ],
         "embeddings": [
             {
