@@ -88,6 +88,11 @@ class FeatureConfig(Section):
         return self.column or self.name
 
     @property
+    def is_read(self) -> bool:
+        """Whether networks read it."""
+        return self.type != "text" and self.entity != "event"
+
+    @property
     def is_delivered(self) -> bool:
         """Whether a column of events holds it, and a request."""
         return self.entity in ("context", "event") and not self.clock

@@ -118,7 +118,7 @@ class Encoder:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError if a part is missing or of another shape."""
         features = tuple(FeatureConfig.model_validate(feature) for feature in values["features"])
-        read = [feature for feature in features if feature.type != "text"]
+        read = [feature for feature in features if feature.is_read]
         columns = {feature.name: column_from_dict(feature, values["columns"][feature.name]) for feature in read}
         return cls(features, tuple(values["items"]), tuple(values["entities"]), columns)
 
