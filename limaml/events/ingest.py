@@ -100,6 +100,7 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
         if not fresh:
             _let_windows_pass(places, known, missing)
         for day in missing:
+            places.lock.check()
             places.store.record_no_data(day)
         summary = {
             "status": "ingested" if fresh else "unchanged",
@@ -129,9 +130,12 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
         known = manifests.get(day)
         delivery = _read(places, day, known)
         if delivery is None:
-            if _is_open(known):
+            if known is None or _is_open(known):
                 _let_windows_pass(places, manifests, [day])
-            manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
+                places.lock.check()
+                manifest = places.store.record_no_data(day)
+            else:
+                manifest = known
             status = "no_data" if manifest.status == "no_data" else "unchanged"
             known_rows = {"revision": manifest.revision, "rows": manifest.rows}
             return {"status": status, "day": day.isoformat()} | known_rows | _left_out(places.source)
@@ -239,6 +243,7 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
     for day, content in contents.items():
         result = results[day]
         page = report_html(f"Refused: {result.what}", f"Nothing downstream ran on this day; {_REMEDY}.", [result])
+        places.lock.check()
         folder = places.store.quarantine(day, content, result.failed, result.result, page)
         _log.error("day_quarantined", day=day.isoformat(), failed=result.failed, folder=folder)
         messages.append(f"{result.what} failed its gate and is in {folder}: {result.explain()}")
@@ -249,7 +254,6 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
 def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, GateResult]) -> None:
     """Write events, catalogue changes, snapshots and logged features of days that passed, then their manifests."""
     assert all(conforms(d.table) for d in fresh), "a table that does not conform fails its gate"
-    places.lock.check()
     first, last = min(d.day for d in fresh), max(d.day for d in fresh)
     passed = places.store.days("passed")
     newest = max([last, *passed])
@@ -257,6 +261,7 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     catalogue_day = newest if passed else first - timedelta(days=1)
     kinds = catalogue.kinds(places.tables)
     for kind in kinds.values():
+        places.lock.check()
         catalogue.record(places.storage, kind, places.catalogue[kind.name], catalogue_day)
     for delivery in fresh:
         places.lock.check()
