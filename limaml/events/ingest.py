@@ -110,6 +110,7 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
         if not fresh:
             _let_windows_pass(places, known, missing)
         for day in missing:
+            places.lock.check()
             places.store.record_no_data(day)
         summary = {
             "status": "ingested" if fresh else "unchanged",
@@ -139,9 +140,12 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
         known = manifests.get(day)
         delivery = _read(places, day, known)
         if delivery is None:
-            if _is_open(known):
+            if known is None or _is_open(known):
                 _let_windows_pass(places, manifests, [day])
-            manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
+                places.lock.check()
+                manifest = places.store.record_no_data(day)
+            else:
+                manifest = known
             status = "no_data" if manifest.status == "no_data" else "unchanged"
             known_rows = {"revision": manifest.revision, "rows": manifest.rows}
             return {"status": status, "day": day.isoformat()} | known_rows | _left_out(places.source)
@@ -251,6 +255,7 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
     for day, content in contents.items():
         result = results[day]
         page = report_html(f"Refused: {result.what}", f"Nothing downstream ran on this day; {_REMEDY}.", [result])
+        places.lock.check()
         folder = places.store.quarantine(day, content, result.failed, result.result, page)
         _log.error("day_quarantined", day=day.isoformat(), failed=result.failed, folder=folder)
         messages.append(f"{result.what} failed its gate and is in {folder}: {result.explain()}")
@@ -270,6 +275,7 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     changed_from = min(first, catalogue_day)
     state.forget(places.storage, changed_from)
     for kind in catalogue.kinds(places.tables).values():
+        places.lock.check()
         catalogue.record(places.storage, kind, places.catalogue[kind.name], catalogue_day)
     for delivery in fresh:
         places.lock.check()
