@@ -158,7 +158,7 @@ class Champion:
                 lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, now)
                 _, context_F = loaded.encoder.encode_context({}, now)
                 candidate_RF = loaded.encoder.encode_candidates({}, size, now) if loaded.encoder.has_candidates else None
-                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F, candidate_RF, now)
+                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F, now, candidate_RF)
 
     def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
         """Items as they are now, and the end of the last published day."""

@@ -77,7 +77,7 @@ class Ranker:
         context, context_F = loaded.encoder.encode_context(dict(request.context), at)
         of_candidates = candidates.columns(self._tables, loaded, request, fetched)
         candidate_RF = candidates.encode(loaded, of_candidates, request, at)
-        scores = ranking.score(loaded, numbers, fetched, lookups, context_F, candidate_RF, at)
+        scores = ranking.score(loaded, numbers, fetched, lookups, context_F, at, candidate_RF)
         self._metrics.stage("features", read - started)
         self._metrics.stage("embedding", judged - read)
         self._metrics.stage("score", time.perf_counter() - judged)

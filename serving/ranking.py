@@ -42,8 +42,8 @@ def score(
     fetched: Fetched,
     lookups: Mapping[str, Lookup],
     context_F: Floats,
-    candidate_RF: Floats | None,
     at: datetime,
+    candidate_RF: Floats | None = None,
 ) -> Floats:
     """(R,) estimated probabilities of a positive label of the items with these numbers in the catalogue."""
     embeddings = {kind: loaded.prior[kind] if found.vector is None else found.vector for kind, found in lookups.items()}

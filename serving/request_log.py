@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from hashlib import blake2b
 from typing import Any
@@ -70,13 +70,13 @@ class LoggedRequest:
     """Item feature -> one value a candidate."""
     items_at: Sequence[datetime | None] | None
     """Event timestamp of each candidate's row; None if they are not known."""
-    affinities_at: datetime | None
-    """Event timestamp of the user's entries by items' attributes; None if there are none."""
-    candidates: Mapping[str, Sequence[Any]]
-    """Column of `schema.Tables.of_candidates` -> one value a candidate."""
     embeddings: Sequence[LoggedEmbedding]
     scores: Sequence[float]
     """In the order of `item_ids`."""
+    affinities_at: datetime | None = None
+    """Event timestamp of the user's entries by items' attributes; None if there are none."""
+    candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Column of `schema.Tables.of_candidates` -> one value a candidate."""
 
 
 class RequestLog:
