@@ -146,6 +146,8 @@ def test_catalogue_knows_all_households_and_every_promoted_kind(source, year):
         "product_type": "ADULT CEREAL",
         "brand": "Private",
     }
+    # 82 products of that type are ice cream, 14 bacon and 8 pasta sauce.
+    assert by_id["premium-private"]["product_category"] == "ICE CREAM/MILK/SHERBTS"
     assert Counter(row["brand"] for row in by_id.values()).keys() == {"National", "Private"}
     assert users.slice(0, 2).to_pylist() == [
         {
