@@ -42,7 +42,7 @@ YOUR_DATA = "Your own data"
 
 app = typer.Typer(
     help="LiMAML in production: meta-learned personalisation of a ranking network, from events to served scores.",
-    epilog="Settings: configs/*.toml, documented field by field in limaml/config.py. Exit codes: 2 usage or configuration, "
+    epilog="Settings: configs/*.toml, documented field by field in limaml/config/. Exit codes: 2 usage or configuration, "
     "65 data or gate, 99 nothing to do or refused, 1 anything a retry may cure.",
     no_args_is_help=True,
     add_completion=False,
@@ -365,9 +365,13 @@ def init(
     from limaml.local.init import Answers, init
 
     answers = Answers(user_id, item_id, timestamp, label, timezone)
-    ask = sys.stdin.isatty() and sys.stdout.isatty()
-    body = functools.partial(init, table, users, items, out, answers, ask)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    body = functools.partial(init, table, users, items, out, answers, _prompt if terminal else None)
     raise typer.Exit(_run("init", body, None, [], result, spoken=True))
+
+
+def _prompt(what: str, guess: str) -> str:
+    return str(typer.prompt(what, default=guess or None))
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 from limaml import registry, schema, telemetry
 from limaml.config import Config, require_features
 from limaml.errors import ConfigError, StoreError
+from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.models.network import LiMAML
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
 from serving.items import Items
@@ -144,7 +146,7 @@ class Champion:
             encoder=loaded.encoder,
             prior={kind: vector.numpy() for kind, vector in prior.items()},
             items=self._items,
-            scorer=CatalogueScorer(loaded.network.global_block, self._items.encode(loaded.encoder)),
+            scorer=_scorer(loaded.network, self._items, loaded.encoder),
             features=features,
         )
 
@@ -152,16 +154,18 @@ class Champion:
         """Score a few requests as they will come, so that the first real ones are not the slow ones."""
         for size in {1, min(len(loaded.items.catalogue), self._cfg.serving.max_candidates)} - {0}:
             for _ in range(_WARM_UP_REQUESTS):
-                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, datetime.now(UTC))
-                _, context_F = loaded.encoder.encode_context({}, datetime.now(UTC))
-                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F)
+                now = datetime.now(UTC)
+                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, now)
+                _, context_F = loaded.encoder.encode_context({}, now)
+                candidate_RF = loaded.encoder.encode_candidates({}, size, now) if loaded.encoder.has_candidates else None
+                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F, now, candidate_RF)
 
     def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
         """Items as they are now, and the end of the last published day."""
         self._read_items(current.features)
         scorer = current.scorer
         if self._items is not current.items:
-            scorer = CatalogueScorer(current.network.global_block, self._items.encode(current.encoder))
+            scorer = _scorer(current.network, self._items, current.encoder)
         self.loaded = replace(current, complete_through=complete_through, items=self._items, scorer=scorer)
         self._metrics.serving(current.version, current.slot, complete_through)
 
@@ -204,6 +208,10 @@ class Champion:
         if self._last_errors.get(event) != cause:
             log.error(event, error=message, serving=self.loaded.version if self.loaded else None, **fields)
         self._last_errors[event] = cause
+
+
+def _scorer(network: LiMAML, items: Items, encoder: Encoder) -> CatalogueScorer:
+    return CatalogueScorer(network.global_block, items.encode(encoder), encoder.dims.candidate)
 
 
 def _complete_through(champion: registry.ModelVersion) -> datetime | None:

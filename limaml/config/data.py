@@ -55,9 +55,10 @@ class NegativesConfig(Section):
 class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
-    kind: Literal["movielens", "synthetic", "parquet", "table"]
+    kind: Literal["movielens", "completejourney", "synthetic", "parquet", "table"]
     path: str = ""
-    """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens: the installed wheel if empty."""
+    """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
+    folder of their files; the installed wheel's if empty."""
     events: str = ""
     """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too."""
     users: str = ""
@@ -82,6 +83,8 @@ class SourceConfig(Section):
     max_label_rate: Share = 1.0
     min_rows_for_label_rate: PositiveCount = 30
     """Label rate is not judged on days with fewer rows: a rate of 5 rows says nothing."""
+    completejourney_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the households, by hash of the id, whose baskets are events; the catalogue knows all of them."""
     synthetic_users: PositiveCount = 200
     synthetic_items: PositiveCount = 100
     synthetic_days: PositiveCount = 30

@@ -14,6 +14,7 @@ from limaml import schema
 from limaml.config import Config, SourceConfig
 from limaml.errors import UnreadableDayError
 from limaml.events import catalogue, gates
+from limaml.events.casting import declared_events
 from limaml.events.day_store import canonical, conforms
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.sources import Source, open_source
@@ -103,7 +104,7 @@ def _days(
     cfg: Config, source: Source, days: Sequence[date], known: Mapping[str, pa.Table], report: Report, found: "_Found"
 ) -> Iterator[GateResult]:
     """The gates of all days, a batch at a time."""
-    window, batch = cfg.source.rows_window_days, dict[date, pa.Table]()
+    tables, unread, batch = schema.tables(cfg.features), dict[str, None](), dict[date, pa.Table]()
     ids = {name: _ids(table, f"{name}_id") for name, table in known.items()}
     for day in days:
         try:
@@ -114,13 +115,17 @@ def _days(
         if table is None:
             report.empty += 1
             continue
-        batch[day] = canonical(table) if conforms(table) else table
+        table, ignored = declared_events(tables, table)
+        unread.update(dict.fromkeys(ignored))
+        batch[day] = canonical(table, tables.events) if conforms(table, tables.events) else table
         found.count(day, batch[day], cfg.source.min_rows_for_label_rate)
         if sum(each.num_rows for each in batch.values()) >= _BATCH_ROWS:
-            yield from _gate(cfg.source, source, batch, ids, found.rows, window)
+            yield from _gate(cfg, source, batch, ids, found.rows)
             batch = {}
     if batch:
-        yield from _gate(cfg.source, source, batch, ids, found.rows, window)
+        yield from _gate(cfg, source, batch, ids, found.rows)
+    if unread:
+        report.ignored.append(f"events: {', '.join(unread)}")
     report.days, report.rows = len(days), sum(found.rows.values())
 
 
@@ -130,22 +135,22 @@ def _ids(table: pa.Table, key: str) -> pa.Array:
 
 
 def _gate(
-    cfg: SourceConfig,
+    cfg: Config,
     source: Source,
     batch: Mapping[date, pa.Table],
     ids: Mapping[str, pa.Array],
     rows: Mapping[date, int],
-    window: int,
 ) -> Iterator[GateResult]:
-    recent = {day: recent_rows(rows, day, window) for day in batch}
+    recent = {day: recent_rows(rows, day, cfg.source.rows_window_days) for day in batch}
     results = gates.check_days(
         batch,
         known_users=ids["user"],
         known_items=ids["item"],
         recent_rows=recent,
-        source=cfg,
+        source=cfg.source,
         strict_volume=frozenset(),
         unread={day: source.unread(day) for day in batch},
+        events=schema.tables(cfg.features).events,
     )
     yield from results.values()
 
@@ -160,7 +165,8 @@ class _Found:
 
     def count(self, day: date, table: pa.Table, min_rows: int) -> None:
         self.rows[day] = table.num_rows
-        if table.num_rows >= min_rows and conforms(table):
+        labelled = "label" in table.column_names and table.schema.field("label").type == pa.int8()
+        if table.num_rows >= min_rows and labelled and not table["label"].null_count:
             self.label_rates[day] = pc.mean(table["label"]).as_py()
 
     def add(self, result: GateResult) -> None:

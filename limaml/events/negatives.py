@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 def with_negatives(positives: pa.Table, known: pa.Table, cfg: NegativesConfig) -> pa.Table:
-    """A day's positive events and `per_positive` sampled rows for each: same user and time, label 0, other columns null.
+    """A day's positive events and `per_positive` sampled rows for each: another item, label 0, all else the same.
 
     `known` holds every item known that day, its `item_id` ascending and `num_rows`, its popularity. The column
     `sampling_weight` says for how many rows that did not happen a sampled one stands; it is 1 for a positive. An event whose
@@ -31,12 +31,10 @@ def with_negatives(positives: pa.Table, known: pa.Table, cfg: NegativesConfig) -
     event, item, weight = _draw(positives, known, cfg)
     drawn = positives.take(pa.array(event))
     items = known["item_id"].take(pa.array(item))
-    columns: dict[str, pa.Array] = {name: pa.nulls(len(event), drawn.schema.field(name).type) for name in drawn.column_names}
-    columns |= {
+    # What else the row has is the moment's, which is the same for all items; a null would tell the label.
+    columns = {name: drawn[name] for name in drawn.column_names} | {
         "event_id": pa.array([_digest(*pair) for pair in zip(drawn["event_id"].to_pylist(), items.to_pylist(), strict=True)]),
-        "user_id": drawn["user_id"],
         "item_id": items,
-        "timestamp": drawn["timestamp"],
         "label": pa.array(np.zeros(len(event), np.int8)),
         WEIGHT: pa.array(weight),
     }

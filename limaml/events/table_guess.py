@@ -1,8 +1,8 @@
 """What the columns of a table seem to be: keys, time, label and features, each guess with its reason."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from limaml.events import table_columns as tc
@@ -99,13 +99,14 @@ class Guess:
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature that a catalogue's column could be; no type where it should be left out."""
+    """A feature that a column could be; no type where it should be left out."""
 
     entity: str
     column: str
     type: str
     reason: str
-    extras: Mapping[str, str] = field(default_factory=dict)
+    is_certain: bool = True
+    """Otherwise its owner must know whether it is known before the event."""
 
 
 def profiles(connection: Any, location: str, setting: str, view: str, decimal: str = ".") -> list[Profile]:
@@ -300,3 +301,18 @@ def _feature_type(profile: Profile, entity: str, has_text: bool) -> tuple[str, s
             return "category", "its texts repeat"
         return "", "nearly every text is another one"
     return "", "its type makes no feature"
+
+
+def guess_event_features(columns: Sequence[Profile]) -> list[Feature]:
+    """What the other columns of events could be: numbers for aggregates; categories of the moment, if it knows them before."""
+    found = []
+    for profile in columns:
+        kind, reason = _feature_type(profile, "event", True)
+        if kind == "number":
+            found.append(Feature("event", profile.name, kind, f"a number of what happened, for means; {profile.text}"))
+        elif kind == "category":
+            why = f"a category; declare it if a request can say it; {profile.text}"
+            found.append(Feature("context", profile.name, kind, why, is_certain=False))
+        else:
+            found.append(Feature("event", profile.name, "", f"{reason}; {profile.text}"))
+    return found

@@ -40,7 +40,6 @@ class TableSource:
         """`today` (UTC) is not over, so it is no day of the source yet. Raises ConfigError if a mapping does not fit."""
         self._cfg = cfg
         self._today = today
-        self._ignored: set[str] = set()
         if cfg.timezone:
             _require_zone(cfg.timezone)
         folder = tempfile.mkdtemp(prefix="limaml-table-")
@@ -87,8 +86,7 @@ class TableSource:
             raise self._failed(error, where, day) from error
         if not table.num_rows:
             return None
-        table = self._with_label(table) if "label" in self._mapped else self._with_negatives(table, day)
-        return self._declared_columns(table)
+        return self._with_label(table) if "label" in self._mapped else self._with_negatives(table, day)
 
     def unread(self, day: date) -> Sequence[str]:  # noqa: ARG002
         return ()
@@ -155,14 +153,6 @@ class TableSource:
         plain = {mapped.columns[0] for mapped in self._mapped.values() if mapped.is_plain}
         taken = {name.casefold() for name in schema.EVENTS.names}
         return [name for name in self._columns if name not in plain and name.casefold() not in taken]
-
-    def _declared_columns(self, table: pa.Table) -> pa.Table:
-        """The columns of events: what else the table has is dropped here, and named once."""
-        dropped = [name for name in table.column_names if name not in schema.EVENTS.names]
-        if set(dropped) - self._ignored:
-            _log.warning("columns_ignored", of="events", columns=dropped)
-            self._ignored |= set(dropped)
-        return table.drop_columns(dropped)
 
     def _known(self, which: str, key: str, location: str, text: str, end: datetime | None) -> pa.Table:
         """A table of users or items with its key under our name; without one, the ids that events before `end` name."""

@@ -1,5 +1,7 @@
 """The catalogue's scorer gives what the network's own forward pass does, whatever the shape of the global block."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tests import declared
 
 USER = "much"
 HOUR = 21
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def scored(world, network, items, vector):
     }
     catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
-    user = world.encoder.encode_user(world.user_features[USER])
+    user = world.encoder.encode_user(world.user_features[USER], NOON)
     return scorer.score(catalogue.find(items), user, at_hour(world), {"user": vector})
 
 
@@ -94,6 +97,6 @@ def test_scoring_leaves_the_catalogue_as_it_was(world):
     }
     catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
-    user, numbers = world.encoder.encode_user(world.user_features[USER]), [3, 0, 7]
+    user, numbers = world.encoder.encode_user(world.user_features[USER], NOON), [3, 0, 7]
     once, again = (scorer.score(numbers, user, at_hour(world), {"user": np.ones(4, np.float32)}) for _ in range(2))
     np.testing.assert_array_equal(once, again)

@@ -114,9 +114,9 @@ def test_weights_undo_what_sampling_does_to_the_logit():
     assert np.log(odds) - np.log(rows[0]["sampling_weight"]) == pytest.approx(np.log(30 / (30 * 999)))
 
 
-def test_other_columns_of_a_row_that_did_not_happen_are_null():
-    table = events([(0, 1)]).append_column("price", pa.array([2.5]))
+def test_other_columns_of_a_row_that_did_not_happen_are_its_moments():
+    table = events([(0, 1)]).append_column("device", pa.array(["phone"]))
     rows = with_negatives(table, known(10), NegativesConfig(per_positive=2)).to_pylist()
-    assert [row["price"] for row in rows] == [2.5, None, None]
+    assert [row["device"] for row in rows] == ["phone"] * 3
     assert rows[0]["sampling_weight"] == 1.0
     assert {row["timestamp"] for row in rows} == {NOON}

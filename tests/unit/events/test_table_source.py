@@ -14,14 +14,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from limaml.config import SourceConfig
+from limaml import schema
+from limaml.config import DEFAULT_FEATURES, SourceConfig
 from limaml.errors import ConfigError, DataError, LimamlError, UnreadableDayError
+from limaml.events.casting import declared_events
 from limaml.events.day_store import canonical, conforms
 from limaml.events.table_source import TableSource
 
 TODAY = date(2026, 6, 1)
 FIRST = date(2026, 3, 1)
 COLUMNS = {"user_id": "customer", "item_id": "sku", "timestamp": "at", "label": "stars >= 4"}
+
+
+TABLES = schema.tables(DEFAULT_FEATURES)
+
+
+def events_of(day):
+    """A day as it is stored where nothing is declared of events."""
+    return canonical(declared_events(TABLES, day)[0], schema.EVENTS)
 
 
 def instants(num_rows, step=timedelta(hours=1)):
@@ -63,8 +73,10 @@ def text(folder, content, name="events.csv", encoding="utf-8"):
 
 
 def test_a_day_has_the_columns_of_events(tmp_path):
-    table = source(write(tmp_path)).read_day(FIRST + timedelta(days=1))
-    assert conforms(table)
+    table, ignored = declared_events(TABLES, source(write(tmp_path)).read_day(FIRST + timedelta(days=1)))
+    assert conforms(table, schema.EVENTS)
+    # Columns that are not mapped as they are come along, for features to be declared of them.
+    assert ignored == ["price", "stars"]
     assert table.num_rows == 24
     rows = table.select(["user_id", "item_id", "timestamp", "label"]).sort_by("timestamp").to_pylist()
     wanted = [
@@ -167,7 +179,7 @@ def test_ids_are_the_same_as_integers_and_as_text(tmp_path):
     as_text = table.set_column(0, "customer", table["customer"].cast(pa.string()))
     as_category = table.set_column(0, "customer", table["customer"].cast(pa.string()).dictionary_encode())
     days = [
-        canonical(source(write(tmp_path, t, f"{n}.parquet")).read_day(FIRST))
+        events_of(source(write(tmp_path, t, f"{n}.parquet")).read_day(FIRST))
         for n, t in enumerate((table, as_text, as_category))
     ]
     assert days[0].equals(days[1])
@@ -178,7 +190,7 @@ def test_ids_of_events_do_not_depend_on_the_order_of_rows(tmp_path):
     table = pa.concat_tables([purchases(48), purchases(48).slice(0, 5), purchases(48).slice(0, 5)])
     backwards = table.take(pa.array(range(table.num_rows - 1, -1, -1)))
     one, other = (
-        canonical(source(write(tmp_path, t, f"{n}.parquet")).read_day(FIRST)) for n, t in enumerate((table, backwards))
+        events_of(source(write(tmp_path, t, f"{n}.parquet")).read_day(FIRST)) for n, t in enumerate((table, backwards))
     )
     assert one.equals(other)
     assert len(set(one["event_id"].to_pylist())) == one.num_rows == 34

@@ -10,7 +10,6 @@ import pytest
 from limaml import config
 from limaml.errors import ConfigError
 from limaml.events.check import check
-from limaml.local import init as module
 from limaml.local.init import Answers, init
 
 TODAY = date(2026, 11, 1)
@@ -54,7 +53,7 @@ def shop(tmp_path):
     return tmp_path
 
 
-def run(folder, answers=None, events="events.parquet", items="items.parquet", ask=False):
+def run(folder, answers=None, events="events.parquet", items="items.parquet", ask=None):
     out = folder / "limaml.toml"
     init(str(folder / events), "", str(folder / items) if items else "", out, answers or Answers(), ask)
     return config.load(out)
@@ -76,11 +75,12 @@ def test_a_plain_table_needs_no_answer(shop, capsys):
         "item_id = 'sku': 100% of its values are in SKU of items_sample; BIGINT, 30 distinct, 0 null of 480, 0 to 29" in printed
     )
     assert "label = 'clicked': its only values are true and false; BOOLEAN, 2 distinct, 0 null" in printed
-    assert "event price: left out" in printed
+    assert "event price: number: a number of what happened, for means; DOUBLE" in printed
 
 
 def test_features_have_their_types_and_what_makes_none_is_said(shop, capsys):
-    declared = {f.name: (f.type, f.source_column) for f in run(shop).features if f.entity == "item" and not f.aggregate}
+    cfg = run(shop)
+    declared = {f.name: (f.type, f.source_column) for f in cfg.features if f.entity == "item" and not f.aggregate}
     assert declared == {
         "product_name": ("text", "Product Name"),
         "brand": ("category", "brand"),
@@ -88,6 +88,19 @@ def test_features_have_their_types_and_what_makes_none_is_said(shop, capsys):
         "tags": ("categories", "tags"),
         "group_id": ("category", "group_id"),
         "is_new": ("category", "is_new"),
+    }
+    rest = {f.name: (f.entity, f.aggregate, f.by or f.of) for f in cfg.features if f.entity != "item" and not f.clock}
+    assert rest == {
+        "stars": ("event", None, ""),
+        "price": ("event", None, ""),
+        "user_events": ("user", "count", ""),
+        "user_positive_rate": ("user", "rate", ""),
+        "user_item_events": ("user", "count", "item_id"),
+        "user_brand_rate": ("user", "rate", "brand"),
+        "user_group_id_rate": ("user", "rate", "group_id"),
+        "user_is_new_rate": ("user", "rate", "is_new"),
+        "user_mean_stars": ("user", "mean", "stars"),
+        "user_mean_price": ("user", "mean", "price"),
     }
     printed = capsys.readouterr().out
     for column, reason in (
@@ -123,12 +136,12 @@ def test_without_a_terminal_every_unsure_guess_names_its_flag(shop):
     assert check(cfg, TODAY).wrong == []
 
 
-def test_on_a_terminal_it_asks(shop, monkeypatch):
+def test_on_a_terminal_it_asks(shop):
     rows = [{k: v for k, v in row.items() if k != "clicked"} for row in purchases()]
     pq.write_table(pa.Table.from_pylist(rows), shop / "events.parquet")
     asked = []
-    monkeypatch.setattr(module.typer, "prompt", lambda text, default: asked.append((text, default)) or "stars > 3")
-    assert run(shop, ask=True).source.columns.label == "stars > 3"
+    cfg = run(shop, ask=lambda what, guess: asked.append((what, guess)) or "stars > 3")
+    assert cfg.source.columns.label == "stars > 3"
     # Three quarters of the way from 1 to 5.
     assert asked == [("label", "stars >= 4")]
 
@@ -173,3 +186,16 @@ def test_names_with_odd_characters_are_declared_and_read(shop):
     assert declared == {"item_hour": "hour", "gr_e_cm": "Größe (cm)", "item_2nd": "2nd"}
     report = check(cfg, TODAY)
     assert (report.wrong, report.ignored) == ([], [])
+
+
+def test_a_category_of_events_is_offered_not_declared(shop):
+    rows = [row | {"device": "phone" if n % 3 else "desk"} for n, row in enumerate(purchases())]
+    pq.write_table(pa.Table.from_pylist(rows), shop / "events.parquet")
+    cfg = run(shop)
+    assert "device" not in {feature.name for feature in cfg.features}
+    written = (shop / "limaml.toml").read_text()
+    offered = '# [[features]]\n# entity = "context"\n# name = "device"\n# type = "category"\n'
+    assert offered in written
+    (shop / "limaml.toml").write_text(written.replace(offered, offered.replace("# ", "")))
+    report = check(config.load(shop / "limaml.toml"), TODAY)
+    assert (report.wrong, report.ignored) == ([], ["items: note, same, since"])
