@@ -8,12 +8,13 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,9 +26,13 @@ from limaml.events import table_files as tf
 from limaml.events.negatives import WEIGHT, with_negatives
 from limaml.events.parquet_source import longest_run
 from limaml.events.table_columns import Mapped
+from limaml.events.table_types import require_id, require_types, require_zone
 
 _EVENTS = "events_table"
 _KEYS = ("user_id", "item_id", "timestamp")
+_INSTANT = '"limaml instant"'
+_AHEAD_ROWS, _AHEAD_DAYS = 100_000, 31
+"""Rows and days of a history that are read at once: a query a day costs 50 ms, mostly for the row groups around it."""
 _log = telemetry.get_logger(__name__)
 
 
@@ -40,8 +45,7 @@ class TableSource:
         """`today` (UTC) is not over, so it is no day of the source yet. Raises ConfigError if a mapping does not fit."""
         self._cfg = cfg
         self._today = today
-        if cfg.timezone:
-            _require_zone(cfg.timezone)
+        require_zone(cfg.timezone)
         folder = tempfile.mkdtemp(prefix="limaml-table-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._connection = tf.connect(folder)
@@ -57,7 +61,10 @@ class TableSource:
                 f"source must have one of columns.label and negatives, got {cfg.columns.label!r} and {cfg.negatives}; map a "
                 'boolean or 0/1 expression, e.g. label = "stars >= 4", or, where every row is positive, set negatives only'
             )
-        self._require_types()
+        require_types(self._connection, _EVENTS, self._mapped, cfg.timezone)
+        self._ahead: dict[date, pa.Table | None] = {}
+        if not self._files.is_lazy:
+            self._sort()
 
     # The protocol.
 
@@ -79,12 +86,10 @@ class TableSource:
         return self._calendar[1] if "_calendar" in self.__dict__ else self._without_day
 
     def read_day(self, day: date) -> pa.Table | None:
-        where = self._where(schema.day_start(day), schema.day_end(day), day)
-        try:
-            table = self._run(self._select(where))
-        except duckdb.Error as error:
-            raise self._failed(error, where, day) from error
-        if not table.num_rows:
+        if day not in self._ahead:
+            self._ahead = self._read_ahead(day)
+        table = self._ahead.pop(day)
+        if table is None:
             return None
         return self._with_label(table) if "label" in self._mapped else self._with_negatives(table, day)
 
@@ -92,6 +97,41 @@ class TableSource:
         return ()
 
     # Reading.
+
+    def _sort(self) -> None:
+        """Keep rows that were read whole in the order of their times, which are parsed once: a day is then a few row groups."""
+        time = self._mapped["timestamp"]
+        instant = tc.instant_sql(time, self._cfg.timezone)
+        try:
+            self._connection.execute(
+                f"CREATE TABLE sorted AS SELECT *, {instant} AS {_INSTANT} FROM {_EVENTS} ORDER BY {_INSTANT}"  # noqa: S608
+            )
+        except duckdb.Error as error:
+            raise self._failed(error, "true", None) from error
+        self._connection.execute(f"DROP TABLE {_EVENTS}")
+        self._connection.execute(f"ALTER TABLE sorted RENAME TO {_EVENTS}")
+        self._mapped["timestamp"] = replace(
+            time, sql=_INSTANT, type="TIMESTAMP WITH TIME ZONE", is_plain=True, columns=time.columns if time.is_plain else ()
+        )
+
+    def _read_ahead(self, day: date) -> dict[date, pa.Table | None]:
+        """A day's rows and, once the calendar is known, so that a history is being read, those of some days after it."""
+        for span in (self._span(day), [day]):
+            where = self._where(schema.day_start(span[0]), schema.day_end(span[-1]), span)
+            try:
+                return _by_day(self._run(self._select(where)), span)
+            except duckdb.Error as error:
+                if span == [day]:  # Otherwise it may be another day's fault.
+                    raise self._failed(error, where, day) from error
+        raise AssertionError("the day alone was read, or raised")
+
+    def _span(self, day: date) -> list[date]:
+        counts = self.__dict__.get("_counts", {})
+        span, rows = [day], counts.get(day, 0)
+        while counts and rows < _AHEAD_ROWS and len(span) < _AHEAD_DAYS and span[-1] < self._today - timedelta(days=1):
+            span.append(span[-1] + timedelta(days=1))
+            rows += counts.get(span[-1], 0)
+        return span
 
     def _open(self, view: str, files: tf.TableFiles, *ids: str, time: str = "") -> dict[str, str]:
         """Make a table visible as `view`; returns its columns with their types. What cannot be read in parts is read now."""
@@ -122,13 +162,13 @@ class TableSource:
         rows = self._connection.execute(statement).fetchall()
         return rows[0][0] if rows else None
 
-    def _where(self, first: datetime | None, end: datetime | None, day: date | None = None) -> str:
+    def _where(self, first: datetime | None, end: datetime | None, span: Sequence[date] = ()) -> str:
         where = tc.between_sql(self._mapped["timestamp"], self._cfg.timezone, first, end)
         partition = self._mapped.get("day")
-        if partition is None or day is None:
+        if partition is None or not span:
             return where
-        near = [f"DATE '{day + timedelta(days=n)}'" for n in (-1, 0, 1)]
-        return f"CAST({partition.sql} AS DATE) IN ({', '.join(near)}) AND {where}"
+        low, high = span[0] - timedelta(days=1), span[-1] + timedelta(days=1)
+        return f"CAST({partition.sql} AS DATE) BETWEEN DATE '{low}' AND DATE '{high}' AND {where}"
 
     def _select(self, where: str) -> str:
         columns = self._mapped
@@ -150,7 +190,7 @@ class TableSource:
     @cached_property
     def _extras(self) -> list[str]:
         """Columns that are not mapped as they are, under their own names."""
-        plain = {mapped.columns[0] for mapped in self._mapped.values() if mapped.is_plain}
+        plain = {mapped.columns[0] for mapped in self._mapped.values() if mapped.is_plain and mapped.columns}
         taken = {name.casefold() for name in schema.EVENTS.names}
         return [name for name in self._columns if name not in plain and name.casefold() not in taken]
 
@@ -165,7 +205,7 @@ class TableSource:
             columns = self._open(f"{which}_table", files, text)
             setting = f"source.{which[:-1]}_columns.{key}"
             mapped = tc.map_column(self._connection, f"{which}_table", columns, setting, text)
-            self._require_id(f"{which}_table", mapped)
+            require_id(self._connection, f"{which}_table", mapped)
             others = [name for name in columns if name.casefold() != key and not (mapped.is_plain and name in mapped.columns)]
             selected = ", ".join([f"{tc.id_sql(mapped)} AS {key}", *map(tf.quoted, others)])
             try:
@@ -184,14 +224,7 @@ class TableSource:
     @cached_property
     def _calendar(self) -> tuple[list[date], list[str]]:
         """Days of the past with rows, ascending, and what is left out of them."""
-        instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
-        where = self._where(None, schema.day_start(self._today))
-        day = f"CAST(timezone('UTC', {instant}) AS DATE)"
-        try:
-            counts = self._run(f"SELECT {day} AS day, count(*) AS num_rows FROM {_EVENTS} WHERE {where} GROUP BY 1 ORDER BY 1")  # noqa: S608
-        except duckdb.Error as error:
-            raise self._failed(error, "true", None) from error
-        rows = dict(zip(counts["day"].to_pylist(), counts["num_rows"].to_pylist(), strict=True))
+        rows = self._counts
         kept = longest_run(list(rows), self._cfg.max_gap_days)
         far = [
             f"{rows[day]} rows of {day}: must lie at most source.max_gap_days ({self._cfg.max_gap_days}) days from the others, "
@@ -200,6 +233,18 @@ class TableSource:
             if not kept[0] <= day <= kept[-1]
         ]
         return kept, [*self._without_day, *far]
+
+    @cached_property
+    def _counts(self) -> dict[date, int]:
+        """Rows of every day of the past, ascending: the times of all rows are read."""
+        instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
+        where = self._where(None, schema.day_start(self._today))
+        day = f"CAST(timezone('UTC', {instant}) AS DATE)"
+        try:
+            counts = self._run(f"SELECT {day} AS day, count(*) AS num_rows FROM {_EVENTS} WHERE {where} GROUP BY 1 ORDER BY 1")  # noqa: S608
+        except duckdb.Error as error:
+            raise self._failed(error, "true", None) from error
+        return dict(zip(counts["day"].to_pylist(), counts["num_rows"].to_pylist(), strict=True))
 
     @cached_property
     def _without_day(self) -> list[str]:
@@ -222,53 +267,6 @@ class TableSource:
         return left_out
 
     # What does not fit.
-
-    def _require_types(self) -> None:
-        for key in ("user_id", "item_id", "event_id"):
-            if key in self._mapped:
-                self._require_id(_EVENTS, self._mapped[key])
-        if "label" in self._mapped:
-            self._require_label(self._mapped["label"])
-        time = self._mapped["timestamp"]
-        if not (time.is_number or time.is_text or time.is_naive or time.has_zone):
-            value = self._first_value(_EVENTS, time)
-            raise ConfigError(
-                f"{time.setting} must be a time, got {time.text!r} of type {time.type}, the first value {value}; map one, e.g. "
-                'timestamp = "to_timestamp(seconds)"'
-            )
-        if self._cfg.timezone:
-            return
-        naive = "true" if time.is_naive else f"NOT regexp_matches({time.sql}, {tc.ZONED})"
-        if time.is_naive or time.is_text:
-            value = self._first_value(_EVENTS, time, naive)
-            if value is not None:
-                raise ConfigError(
-                    f"source.timezone must say where clocks showed the times of {time.setting} ({time.text!r}), which carry no "
-                    f'zone, got \'\' and the first value {value}; set it, e.g. timezone = "UTC" or "Europe/Berlin"'
-                )
-
-    def _require_id(self, view: str, mapped: Mapped) -> None:
-        if not mapped.is_id:
-            raise ConfigError(
-                f"{mapped.setting} must be whole numbers or text, got {mapped.text!r} of type {mapped.type}, the first value "
-                f"{self._first_value(view, mapped)}; map one, e.g. CAST({mapped.sql} AS BIGINT)"
-            )
-
-    def _require_label(self, label: Mapped) -> None:
-        if not (label.type == "BOOLEAN" or label.is_number):
-            raise ConfigError(
-                f"{label.setting} must be boolean or 0 and 1, got {label.text!r} of type {label.type}, the first value "
-                f"{self._first_value(_EVENTS, label)}; write a condition, e.g. label = \"{label.columns[0]} = 'yes'\""
-            )
-
-    def _first_value(self, view: str, mapped: Mapped, where: str = "true") -> str | None:
-        try:
-            value = self._first(
-                f"SELECT CAST({mapped.sql} AS VARCHAR) FROM {view} WHERE {mapped.sql} IS NOT NULL AND {where} LIMIT 1"  # noqa: S608
-            )
-        except duckdb.Error as error:
-            raise self._failed(error, "true", None) from error
-        return None if value is None else tc.cut(value)
 
     def _with_label(self, table: pa.Table) -> pa.Table:
         """The label as the schema has it. Raises UnreadableDayError with the first row whose label is neither 0 nor 1."""
@@ -335,6 +333,15 @@ class TableSource:
         return _unreadable_day(_fails(*found)) if day else DataError(_fails(*found))
 
 
+def _by_day(table: pa.Table, span: Sequence[date]) -> dict[date, pa.Table | None]:
+    table = table.sort_by("timestamp").combine_chunks()
+    edges = [pa.scalar(instant, schema.TIMESTAMP).value for instant in map(schema.day_start, span)]
+    at = [*np.searchsorted(table["timestamp"].cast(schema.TIMESTAMP).cast(pa.int64()).to_numpy(), edges), table.num_rows]
+    return {
+        day: table.slice(low, high - low) if high > low else None for day, low, high in zip(span, at[:-1], at[1:], strict=True)
+    }
+
+
 def _fails(mapped: Mapped, row: dict[str, Any], message: str) -> str:
     return (
         f"{mapped.setting} must not fail on any row, got {mapped.text!r} on the row {tc.described(row)}: {message}; "
@@ -344,12 +351,3 @@ def _fails(mapped: Mapped, row: dict[str, Any], message: str) -> str:
 
 def _unreadable_day(message: str) -> UnreadableDayError:
     return UnreadableDayError(message, message.encode())
-
-
-def _require_zone(zone: str) -> None:
-    try:
-        ZoneInfo(zone)
-    except (KeyError, ValueError, OSError):
-        raise ConfigError(
-            f"source.timezone must be a name of the tz database, got {zone!r}; e.g. UTC or Europe/Berlin"
-        ) from None

@@ -396,6 +396,27 @@ def test_an_expression_that_fails_on_one_row_names_the_row(tmp_path):
         opened.read_day(FIRST + timedelta(days=1))
 
 
+def test_a_history_is_read_in_few_queries_and_a_day_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    grades = ["5"] * 60 + ["five"] + ["5"] * 179
+    table = purchases().append_column("grade", pa.array(grades))
+    path = write(tmp_path, table)
+    opened = source(path, {"label": "CAST(grade AS INTEGER) >= 4"})
+    days = opened.days()
+    for day in days:
+        if day == FIRST + timedelta(days=2):
+            with pytest.raises(UnreadableDayError, match="on the row grade 'five'"):
+                opened.read_day(day)
+        else:
+            assert opened.read_day(day).num_rows == 24
+    one_by_one, ahead = source(path), source(path)
+    ahead.days()
+    queries = []
+    run = ahead._run
+    monkeypatch.setattr(ahead, "_run", lambda statement: queries.append(statement) or run(statement))
+    assert all(events_of(ahead.read_day(day)).equals(events_of(one_by_one.read_day(day))) for day in days)
+    assert len(queries) == 1
+
+
 def test_a_time_that_is_none_names_its_row(tmp_path):
     at = pa.array([*["2026-03-01T08:00:00Z"] * 5, "yesterday"])
     opened = source(write(tmp_path, purchases(6, at)), timezone="UTC")
