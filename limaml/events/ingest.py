@@ -314,7 +314,7 @@ def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span
     state.forget(places.storage, first)
     span = snapshots.advance(places.storage, places.tables, first, last)
     for name, subject in snapshots.subjects(places.tables).items():
-        result = gates.check_features(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
+        result = gates.check_snapshots(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
     snapshots.write(places.storage, places.tables, span)
     for name, number in span.num_dropped.items():
