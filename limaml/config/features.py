@@ -28,6 +28,8 @@ class FeatureConfig(Section):
     from the last one's to that of use."""
     of: str = ""
     """mean: a number of the event or the context."""
+    positive: bool = False
+    """days_since: of the last positive event, not of the last one."""
     by: str = ""
     """Aggregate of a user (count, rate, days_since): of the user's events with one item, `item_id`, or with items of one
     category, the name of an item's category. A candidate gets the entry of its own; a rate is shrunk to the candidate's own."""
@@ -57,6 +59,8 @@ class FeatureConfig(Section):
             raise ValueError(self._not("an aggregate must be a number of a user or an item, without a column"))
         if self.window_days and self.aggregate in (None, "days_since"):
             raise ValueError(self._not("window_days must be of a count, a rate or a mean"))
+        if self.positive and self.aggregate != "days_since":
+            raise ValueError(self._not("positive must be of days_since"))
         if bool(self.of) != (self.aggregate == "mean"):
             raise ValueError(self._not("a mean, and nothing else, must say what it is the mean of"))
         if self.by and (self.entity != "user" or self.aggregate not in ("count", "rate", "days_since")):
