@@ -58,6 +58,7 @@ def find(setting: str, location: str) -> TableFiles:
     """The files that `location`, the value of `setting`, names. Raises DataError if there are none, or of two formats."""
     if not location:
         raise ConfigError(f"{setting} must name {_WANTED}, got ''; set it to a file, folder, pattern or URL")
+    location = location.removeprefix("file://")
     paths = [path for path in _listed(location) if not _is_hidden(path, location)]
     formats = {path: form for path in paths if (form := _format(path))}
     if not formats:

@@ -66,10 +66,13 @@ def _require_time(connection: Any, view: str, time: Mapped, zone: str) -> None:
 
 def _first_value(connection: Any, view: str, mapped: Mapped, where: str = "true") -> str | None:
     """The first value for a message; None if there is none, or if an expression fails, which reading then says."""
+    connection.execute("SET preserve_insertion_order = true")  # Otherwise it would be anyone's value.
     try:
         rows = connection.execute(
             f"SELECT CAST({mapped.sql} AS VARCHAR) FROM {view} WHERE {mapped.sql} IS NOT NULL AND {where} LIMIT 1"  # noqa: S608
         ).fetchall()
     except duckdb.Error:
         return None
+    finally:
+        connection.execute("SET preserve_insertion_order = false")
     return tc.cut(rows[0][0]) if rows else None

@@ -1,7 +1,6 @@
 """Somebody else's tables in every form that duckdb reads, mapped by SQL."""
 
 import functools
-import gzip
 import http.server
 import re
 import threading
@@ -268,11 +267,13 @@ def test_csv_with_semicolons_a_byte_order_mark_and_decimal_commas(tmp_path):
     assert day["timestamp"][0].as_py() == datetime(2026, 3, 1, 7, tzinfo=UTC)
 
 
-def test_compressed_files_are_read(tmp_path):
+@pytest.mark.parametrize(("ending", "codec"), [("gz", "gzip"), ("zst", "zstd")])
+def test_compressed_files_are_read(tmp_path, ending, codec):
     plain = source(text(tmp_path, CSV), timezone="UTC", decimal=",").read_day(FIRST)
-    packed = tmp_path / "packed.csv.gz"
-    packed.write_bytes(gzip.compress(CSV.encode()))
-    assert source(packed, timezone="UTC", decimal=",").read_day(FIRST).equals(plain)
+    with pa.CompressedOutputStream(str(tmp_path / f"packed.csv.{ending}"), codec) as packed:
+        packed.write(CSV.encode())
+    opened = source(f"file://{tmp_path}/packed.csv.{ending}", timezone="UTC", decimal=",")
+    assert opened.read_day(FIRST).equals(plain)
 
 
 def test_a_csv_time_without_a_zone_among_others_with_one_is_refused(tmp_path):
