@@ -40,4 +40,6 @@ def _stored(feature: FeatureConfig) -> dict[str, Any]:
     parts = feature.model_dump(mode="json", include={"entity", "type", "aggregate", "window_days"}) | {
         "column": feature.source_column
     }
+    if feature.type == "vector":
+        parts |= {"width": feature.width, "encoder": feature.encoder}
     return parts | ({"prior": feature.prior, "prior_rows": feature.prior_rows} if feature.aggregate == "rate" else {})
