@@ -17,7 +17,9 @@ from pathlib import Path
 from limaml import registry, schema, telemetry
 from limaml.config import Config, require_features
 from limaml.errors import ConfigError, StoreError
+from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.models.network import LiMAML
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
 from serving.items import Items
@@ -144,7 +146,7 @@ class Champion:
             encoder=loaded.encoder,
             prior={kind: vector.numpy() for kind, vector in prior.items()},
             items=self._items,
-            scorer=CatalogueScorer(loaded.network.global_block, self._items.encode(loaded.encoder)),
+            scorer=self._scorer(loaded.network, loaded.encoder),
             features=features,
         )
 
@@ -161,9 +163,16 @@ class Champion:
         self._read_items(current.features)
         scorer = current.scorer
         if self._items is not current.items:
-            scorer = CatalogueScorer(current.network.global_block, self._items.encode(current.encoder))
+            scorer = self._scorer(current.network, current.encoder)
         self.loaded = replace(current, complete_through=complete_through, items=self._items, scorer=scorer)
         self._metrics.serving(current.version, current.slot, complete_through)
+
+    def _scorer(self, network: LiMAML, encoder: Encoder) -> CatalogueScorer:
+        """Of the items as last read. Vectors are read for it and not kept: it holds what the network makes of them."""
+        from limaml.events.catalogue import item_vectors
+
+        vectors = item_vectors(Storage(self._cfg.storage.root), schema.tables(self._cfg.features))
+        return CatalogueScorer(network.global_block, self._items.encode(encoder.with_items(vectors)))
 
     def _read_items(self, features: OnlineFeatures) -> None:
         """Catalogue and item features; what cannot be read stays as last read and is tried again at the next poll."""

@@ -9,14 +9,15 @@ profile is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig
@@ -24,12 +25,14 @@ from limaml.features.columns import (
     ColumnEncoder,
     Floats,
     Indices,
+    VectorEncoder,
     column_from_dict,
     distinct,
     fit_column,
     index_of,
     look_up,
 )
+from limaml.features.item_table import ItemTable
 
 _CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
 """Microseconds a step, steps from 1970 to the cycle's 0 (1970-01-01 was a Thursday), period."""
@@ -42,11 +45,38 @@ class EncodedRows:
     item_index: Indices
     """(R,) index into the item embedding; 0 is the unknown row."""
     item_dense: Floats
+    """Without vectors, which no row holds: `item_features` puts them in their place."""
     user_dense: Floats
     context: Floats
+    item_row: Indices | None = None
+    """(R,) row of `item_table`; None where no vector is declared, as the table."""
+    item_table: ItemTable | None = None
 
     def __len__(self) -> int:
         return len(self.item_index)
+
+    @property
+    def item_width(self) -> int:
+        """F of `item_features`."""
+        return int(self.item_dense.shape[1]) + (0 if self.item_table is None else self.item_table.width)
+
+    def item_features(self, at: Indices | slice = slice(None)) -> Floats:
+        """(..., F) all numbers of the items of rows `at`. Without a vector a slice is a view."""
+        if self.item_table is None or self.item_row is None:
+            return self.item_dense[at]
+        return self.item_table.beside(self.item_dense[at], self.item_row[at])
+
+    def take(self, at: Indices) -> Self:
+        """Rows `at`, in that order."""
+        row = None if self.item_row is None else self.item_row[at]
+        return replace(
+            self,
+            item_index=self.item_index[at],
+            item_dense=self.item_dense[at],
+            user_dense=self.user_dense[at],
+            context=self.context[at],
+            item_row=row,
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +89,7 @@ class EncoderDims:
     user_dense: int
     context: int
     item_static: int = 0
-    """Of `item_dense`, first: what does not change with time, and so says what an item is."""
+    """Of `item_dense`, first: what does not change with time, and so says what an item is; vectors are the last of it."""
     item_sets: int = 0
     """Of `item_static`, first: places of sets of categories."""
 
@@ -74,29 +104,52 @@ class Encoder:
     """Entities of the task kind seen in training; an unseen one has index 0."""
     columns: Mapping[str, ColumnEncoder]
     """Feature -> its encoder."""
+    item_table: ItemTable | None = field(default=None, compare=False, repr=False)
+    """Vectors of the known items (`with_items`): no part of what was learnt, and not in its JSON."""
 
     @classmethod
-    def fit(cls, logged: pa.Table, cfg: Config) -> Self:
-        """Learn vocabularies and constants from logged events (`schema.Tables.logged_events`)."""
-        tables = schema.tables(cfg.features)
+    def fit(cls, logged: pa.Table, cfg: Config, items: pa.Table | None = None) -> Self:
+        """Learn vocabularies and constants from logged events (`schema.Tables.logged_events`).
+
+        `items` holds the known items' vectors (`schema.Tables.item_vectors`), where one is declared; constants are those of the
+        items that have events.
+        """
+        tables, ids = schema.tables(cfg.features), distinct(logged["item_id"])
         columns = {
             feature.name: fit_column(feature, logged[feature.name])
             for entity in ("user", "item")
             for feature in tables.of(entity)
         }
         columns |= {feature.name: fit_column(feature, pa.chunked_array([[]])) for feature in tables.of("context")}
-        return cls(cfg.features, distinct(logged["item_id"]), distinct(logged[cfg.task_kind.entity_column]), columns)
+        if tables.vectors:
+            known = _declared_items(items)
+            seen = known.filter(pc.is_in(known["item_id"], value_set=pa.array(ids, pa.string())))
+            columns |= {feature.name: fit_column(feature, seen[feature.name]) for feature in tables.vectors}
+        return cls(cfg.features, ids, distinct(logged[cfg.task_kind.entity_column]), columns)
+
+    def with_items(self, items: pa.Table | None) -> Self:
+        """The encoder with the vectors of `items` (`schema.Tables.item_vectors`): rows are encoded with these and no other.
+
+        Without a declared vector it is as it was, and `items` may be None.
+        """
+        vectors = self._vectors
+        if not vectors:
+            return self
+        place = self._parts["item"].width_of(lambda feature: not feature.aggregate)
+        encoders = {feature.name: cast(VectorEncoder, self.columns[feature.name]) for feature in vectors}
+        return replace(self, item_table=ItemTable.build(vectors, encoders, _declared_items(items), place))
 
     @property
     def dims(self) -> EncoderDims:
         user, item, context = (self._parts[entity] for entity in ("user", "item", "context"))
+        vectors = sum(self.columns[feature.name].width for feature in self._vectors)
         return EncoderDims(
             num_items=len(self.items),
             num_entities=len(self.entities),
-            item_dense=item.width,
+            item_dense=item.width + vectors,
             user_dense=user.width,
             context=context.width,
-            item_static=item.width_of(lambda feature: not feature.aggregate),
+            item_static=item.width_of(lambda feature: not feature.aggregate) + vectors,
             item_sets=item.width_of(lambda feature: feature.type == "categories"),
         )
 
@@ -132,6 +185,10 @@ class Encoder:
         tables = schema.tables(self.features)
         return {entity: _Parts.of(tables.of(entity), self.columns) for entity in ("user", "item", "context")}
 
+    @cached_property
+    def _vectors(self) -> tuple[FeatureConfig, ...]:
+        return schema.tables(self.features).vectors
+
     def entity_index(self, entities: Sequence[str] | pa.Array | pa.ChunkedArray) -> Indices:
         """(R,) index of each entity, 0 where training never saw it."""
         return look_up(_strings(entities), self._entity_index)
@@ -140,13 +197,19 @@ class Encoder:
         """Encode `num_rows` rows of `columns`: item_id and the declared features.
 
         A column is a sequence or array of `num_rows` values, any of them None; one plain value stands for all rows, and a
-        column that is not there is None throughout. Raises ValueError for a column of another length.
+        column that is not there is None throughout. Raises ValueError for a column of another length, and where a vector is
+        declared and no items are there (`with_items`).
         """
+        item_ids = _column(columns, "item_id", pa.string(), num_rows)
+        if self._vectors and self.item_table is None:
+            raise ValueError("rows of items with vectors must be encoded with them, got none; encode with encoder.with_items")
         return EncodedRows(
-            item_index=look_up(_column(columns, "item_id", pa.string(), num_rows), self._item_index),
+            item_index=look_up(item_ids, self._item_index),
             item_dense=self._dense("item", columns, num_rows),
             user_dense=self._dense("user", columns, num_rows),
             context=self._dense("context", columns, num_rows),
+            item_row=None if self.item_table is None else self.item_table.rows(item_ids),
+            item_table=self.item_table,
         )
 
     def encode_table(self, logged: pa.Table | pa.RecordBatch) -> EncodedRows:
@@ -215,6 +278,12 @@ def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None)
     column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
     return values
+
+
+def _declared_items(items: pa.Table | None) -> pa.Table:
+    if items is None:
+        raise ValueError("items must hold the declared vectors, got none; read them with events.catalogue.item_vectors")
+    return items
 
 
 def _column(columns: Mapping[str, Any], name: str, kind: pa.DataType, num_rows: int) -> pa.Array:

@@ -11,7 +11,7 @@ import hashlib
 import re
 from pathlib import Path
 
-_CODE = ("config.py", "schema", "metrics.py", "events", "features", "tasks", "models", "meta", "training", "evaluation")
+_CODE = ("config", "schema", "metrics.py", "events", "features", "tasks", "models", "meta", "training", "evaluation")
 _SOURCES = (".py", ".c", ".h")
 # A literal is kept (group 1), in which // begins no comment; a comment goes.
 _LITERAL_OR_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|//[^\n]*|/\*.*?\*/""", re.DOTALL)

@@ -41,9 +41,9 @@ double sum(const double *x, long n) {
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """As small as one can be."""
-    for folder in ("schema", "events", "features", "tasks", "models", "meta", "training", "evaluation"):
+    for folder in ("config", "schema", "events", "features", "tasks", "models", "meta", "training", "evaluation"):
         (tmp_path / folder).mkdir()
-    for name in ("config.py", "schema/columns.py", "metrics.py", "models/block.py"):
+    for name in ("config/features.py", "schema/columns.py", "metrics.py", "models/block.py"):
         (tmp_path / name).write_text(MODULE)
     (tmp_path / "meta" / "kernel.c").write_text(KERNEL)
     return tmp_path
