@@ -5,6 +5,7 @@ named by LIMAML_CONFIG (the default one if unset). Relative paths are taken from
 live: Feast does not hold it on online reads, and freshness is judged by the service (contract 3).
 """
 
+import functools
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ _TYPES: dict[pa.DataType, FeastType] = {
     pa.float64(): Float64,
     schema.TIMESTAMP: UnixTimestamp,
     pa.list_(pa.string()): Array(String),
+    pa.list_(pa.int64()): Array(Int64),
 }
 
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
@@ -48,11 +50,19 @@ _EMBEDDINGS = {
 }
 
 
-def _snapshot_view(table: schema.Table, kind: str) -> FeatureView:
+def _snapshot_view(table: schema.Table, source: FileSource, *keys: str) -> FeatureView:
     fields = [Field(name=c.name, dtype=_TYPES[c.type]) for c in table.columns if c.name != "event_timestamp"]
-    source = _source(f"{kind}_snapshots", f"snapshots/{kind}/dt=*/part.parquet", "event_timestamp")
-    assert table.key is not None
-    return FeatureView(name=table.name, entities=[_ENTITIES[table.key]], schema=fields, source=source, ttl=timedelta(0))
+    return FeatureView(name=table.name, entities=[_entity(key) for key in keys], schema=fields, source=source, ttl=timedelta(0))
+
+
+@functools.cache
+def _snapshots(subject: str) -> FileSource:
+    return _source(f"{subject}_snapshots", f"snapshots/{subject}/dt=*/part.parquet", "event_timestamp")
+
+
+def _entity(key: str) -> Entity:
+    """One that is there, or of an item's category."""
+    return _ENTITIES.setdefault(key, Entity(name=key, join_keys=[key], value_type=ValueType.STRING))
 
 
 def _embedding_view(kind: config.TaskKindConfig, slot: str) -> FeatureView:
@@ -69,14 +79,22 @@ def _embedding_view(kind: config.TaskKindConfig, slot: str) -> FeatureView:
 
 
 _TABLES = schema.tables(_CONFIG.features)
-user_features = _snapshot_view(_TABLES.snapshots("user"), "user")
-item_features = _snapshot_view(_TABLES.snapshots("item"), "item")
+user_features = _snapshot_view(_TABLES.snapshots("user"), _snapshots("user"), "user_id")
+item_features = _snapshot_view(_TABLES.snapshots("item"), _snapshots("item"), "item_id")
 training = FeatureService(name=schema.TRAINING_SERVICE, features=[user_features, item_features])
+_features = [user_features, item_features]
 
 # Feast finds module-level objects only, and their names here do not matter to it.
+# By attributes of items: offline one row a user and key, online one a user, which is made of them.
+for _affinity in _TABLES.affinities:
+    globals()[_affinity.name] = _snapshot_view(_affinity.snapshots, _snapshots(_affinity.name), "user_id", _affinity.by)
+    globals()[f"entity_{_affinity.by}"] = _entity(_affinity.by)
+if _TABLES.affinities:
+    user_affinities = _snapshot_view(_TABLES.affinity_rows, _snapshots(_TABLES.affinities[0].name), "user_id")
+    _features.append(user_affinities)
 for _slot in schema.SLOTS:
     _views = [_embedding_view(_kind, _slot) for _kind in _CONFIG.task_kinds]
     globals().update({_view.name: _view for _view in _views})
     globals()[schema.ranking_service(_slot)] = FeatureService(
-        name=schema.ranking_service(_slot), features=[user_features, item_features, *_views]
+        name=schema.ranking_service(_slot), features=[*_features, *_views]
     )

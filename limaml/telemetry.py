@@ -20,6 +20,7 @@ CHAMPION_LOAD_FAILED = "limaml_champion_load_failed"  # gauge: 1 while the regis
 REGISTRY_POLL_SECONDS = "limaml_registry_poll_timestamp_seconds"  # gauge: last poll that was answered
 STORE_BREAKER_OPEN = "limaml_online_store_breaker_open"  # gauge: 1 while look-ups are not tried
 REQUESTS_TOTAL = "limaml_rank_requests_total"  # counter {code}
+UNKNOWN_CATEGORIES_TOTAL = "limaml_unknown_categories_total"  # counter {feature}: values that training never saw
 SCORE = "limaml_score"  # histogram
 RANK_SECONDS = "limaml_rank_seconds"  # histogram {stage}
 RANK_CANDIDATES = "limaml_rank_candidates"  # histogram

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from limaml import schema
 from limaml.errors import LimamlError
@@ -39,22 +39,30 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class _Context(_Strict):
+    """The moment of the request; what its time says is taken from it where it is not given."""
+
+    at: AwareDatetime | None = Field(default=None, description="When it is, with a zone; the service's clock if not given.")
+
+
 def _context_model(tables: schema.Tables) -> type[_Strict]:
-    python_types: dict[str, type] = {"int64": int, "double": float, "string": str}
-    fields: dict[str, Any] = {
-        column.name: (
-            python_types[str(column.type)] | None,
-            Field(default=None, ge=_whole(column.minimum), le=_whole(column.maximum)),
-        )
-        for column in tables.context.columns
-    }
-    model: type[_Strict] = create_model(
-        "RankContext",
-        __base__=_Strict,
-        __doc__="The moment of the request; what it does not say is taken from the service's clock (UTC).",
-        **fields,
-    )
+    fields: dict[str, Any] = {}
+    clocks = {feature.name for feature in tables.of("context") if feature.clock}
+    for column in tables.context(per_candidate=False).columns:
+        fields[column.name] = (_value(column), None if column.name in clocks else ...)
+    for column in tables.context(per_candidate=True).columns:
+        fields[column.name] = (list[_value(column)], Field(description="One value a candidate, in their order."))  # type: ignore[misc]
+    model: type[_Strict] = create_model("RankContext", __base__=_Context, __doc__=_Context.__doc__, **fields)
     return model
+
+
+def _value(column: schema.Column) -> Any:
+    """Type of a column's values in a request, null for what is not known."""
+    python_types: dict[str, type] = {"int64": int, "double": float, "string": str}
+    bounds = Field(
+        ge=_whole(column.minimum), le=_whole(column.maximum), allow_inf_nan=False if column.type == "double" else None
+    )
+    return Annotated[python_types[str(column.type)], bounds] | None
 
 
 def _whole(bound: float | None) -> float | None:
@@ -66,7 +74,7 @@ class RankRequest(_Strict):
 
     user_id: Id
     item_ids: list[Id] = Field(min_length=1, description="Candidates, each once, all from the catalogue.")
-    context: BaseModel
+    context: _Context
 
 
 class RankedItem(BaseModel):
@@ -122,7 +130,7 @@ def request_model(max_candidates: int, tables: schema.Tables) -> type[RankReques
         __base__=RankRequest,
         __doc__=RankRequest.__doc__,
         item_ids=(list[Id], items),
-        context=(context, Field(default_factory=context)),
+        context=(context, ... if any(field.is_required() for field in context.model_fields.values()) else context()),
     )
     return model
 
@@ -138,6 +146,15 @@ def parse_request(body: bytes, request_type: type[RankRequest]) -> RankRequest:
         raise RequestError(
             400, field="item_ids", rule="must name each item once", value=twice, remedy="send each candidate once"
         )
+    for name, values in request.context:
+        if isinstance(values, list) and len(values) != len(request.item_ids):
+            raise RequestError(
+                400,
+                field=f"context.{name}",
+                rule=f"must have one value a candidate, {len(request.item_ids)}",
+                value=f"list of {len(values)}",
+                remedy="send the values in the order of item_ids, null for what is not known",
+            )
     return request
 
 

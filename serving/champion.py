@@ -154,9 +154,11 @@ class Champion:
         """Score a few requests as they will come, so that the first real ones are not the slow ones."""
         for size in {1, min(len(loaded.items.catalogue), self._cfg.serving.max_candidates)} - {0}:
             for _ in range(_WARM_UP_REQUESTS):
-                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, datetime.now(UTC))
-                _, context_F = loaded.encoder.encode_context({}, datetime.now(UTC))
-                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F)
+                now = datetime.now(UTC)
+                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, now)
+                _, context_F = loaded.encoder.encode_context({}, now)
+                candidate_RF = loaded.encoder.encode_candidates({}, size, now) if loaded.encoder.has_candidates else None
+                ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F, now, candidate_RF)
 
     def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
         """Items as they are now, and the end of the last published day."""
@@ -172,7 +174,8 @@ class Champion:
         from limaml.events.catalogue import item_vectors
 
         vectors = item_vectors(Storage(self._cfg.storage.root), schema.tables(self._cfg.features))
-        return CatalogueScorer(network.global_block, self._items.encode(encoder.with_items(vectors)))
+        items = self._items.encode(encoder.with_items(vectors))
+        return CatalogueScorer(network.global_block, items, encoder.dims.candidate)
 
     def _read_items(self, features: OnlineFeatures) -> None:
         """Catalogue and item features; what cannot be read stays as last read and is tried again at the next poll."""

@@ -5,7 +5,7 @@ Rows are read by the bulk path of `limaml.features.online`: the bytes are Feast'
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ _FIELD = {
     pa.float32(): "float_val",
     pa.float64(): "double_val",
     pa.list_(pa.string()): "string_list_val",
+    pa.list_(pa.int64()): "int64_list_val",
 }
 _EMBEDDING_FIELDS = {
     "embedding": "float_list_val",
@@ -61,6 +62,9 @@ class Fetched:
     """False when the store did not answer: then both are empty."""
     user_at: datetime | None = None
     """Event timestamp of the user's row; None if there is none."""
+    affinities: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of `schema.Tables.affinity_rows`: keys, and their counts in the same order."""
+    affinities_at: datetime | None = None
 
 
 UNAVAILABLE = Fetched({}, {}, available=False)
@@ -74,6 +78,9 @@ class OnlineFeatures:
         self._cfg = cfg
         self._tables = schema.tables(cfg.features)
         self._user_fields = _fields(self._tables, "user")
+        self._affinity_fields = {
+            column.name: _FIELD[column.type] for affinity in self._tables.affinities for column in affinity.online
+        }
         self._kinds = [kind.name for kind in cfg.task_kinds]
         self._key_header = b""
         self._reader: EntityReader | None = None
@@ -91,7 +98,10 @@ class OnlineFeatures:
         store: Any = open_store(_with_timeouts(self._cfg))
         online, config = store.provider.online_store, store.config
         version = config.entity_key_serialization_version
-        views = [(store.get_feature_view(schema.USER_VIEW), self._tables.names("user"))] + [
+        views = [(store.get_feature_view(schema.USER_VIEW), self._tables.names("user"))]
+        if self._affinity_fields:
+            views.append((store.get_feature_view(schema.AFFINITY_VIEW), tuple(self._affinity_fields)))
+        views += [
             (store.get_feature_view(schema.embedding_view(kind, self.slot)), schema.EMBEDDING_FEATURE_NAMES)
             for kind in self._kinds
         ]
@@ -115,12 +125,15 @@ class OnlineFeatures:
         if self._reader is None:
             raise StoreError("the online store must be open before it is read; the poller tries again")
         text = user_id.encode()
-        user, *embeddings = await calls.call(self._reader.read, self._key_header + LENGTH.pack(len(text)) + text)
+        user, *rows = await calls.call(self._reader.read, self._key_header + LENGTH.pack(len(text)) + text)
+        affinities = rows.pop(0) if self._affinity_fields else None
         try:
             return Fetched(
                 user=_values(user, self._user_fields),
-                embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, embeddings, strict=True)},
+                embeddings={kind: _embedding(row) for kind, row in zip(self._kinds, rows, strict=True)},
                 user_at=_event_timestamp(user),
+                affinities=_values(affinities, self._affinity_fields),
+                affinities_at=_event_timestamp(affinities),
             )
         except StoreError as error:
             if str(error) != self._last_garbage:  # once for a series of equal errors
@@ -195,7 +208,7 @@ def _plain(value_type: Any, serialised: bytes, name: str, field: str) -> Any:
     plain = getattr(value, field)
     if field == "float_list_val":
         return np.array(plain.val, np.float32)
-    return list(plain.val) if field == "string_list_val" else plain
+    return list(plain.val) if field.endswith("_list_val") else plain
 
 
 def _embedding(row: Any) -> StoredEmbedding | None:

@@ -49,6 +49,7 @@ class _Pending:
     lag: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     inactivity: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stages: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    unknown: CountOf[str] = field(default_factory=CountOf)
     scores: list[Floats] = field(default_factory=list)
     """(R,) of every request."""
 
@@ -84,6 +85,12 @@ class Metrics:
         )
         self._lookups = Counter(
             telemetry.LOOKUPS_TOTAL, "Look-ups of meta embeddings by outcome.", ["kind", "status"], registry=registry
+        )
+        self._unknown = Counter(
+            telemetry.UNKNOWN_CATEGORIES_TOTAL,
+            "Categories of requests that the model which serves never saw in training, by feature.",
+            ["feature"],
+            registry=registry,
         )
         self._requests = Counter(telemetry.REQUESTS_TOTAL, "Ranking requests by status code.", ["code"], registry=registry)
         self._model = gauge(
@@ -140,6 +147,10 @@ class Metrics:
         """(R,) scores given to the candidates of one request."""
         self._pending.scores.append(scores)
 
+    def unknown_categories(self, feature: str, number: int) -> None:
+        """Values of a request that the serving model never saw in training."""
+        self._pending.unknown[feature] += number
+
     def stage(self, stage: str, seconds: float) -> None:
         self._pending.stages[stage].append(seconds)
 
@@ -148,6 +159,8 @@ class Metrics:
         pending, self._pending = self._pending, _Pending()
         for code, count in pending.codes.items():
             self._requests.labels(str(code)).inc(count)
+        for feature, count in pending.unknown.items():
+            self._unknown.labels(feature).inc(count)
         for labels, count in pending.lookups.items():
             self._lookups.labels(*labels).inc(count)
         for histogram, values in (

@@ -1,13 +1,15 @@
 """A checked request in, an answer out: one read of the store, one pass of the network, with every stage's time."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from limaml import schema
 from limaml.config import Config
 from limaml.features.columns import Floats
-from serving import ranking
+from serving import candidates, ranking
 from serving.api import RankRequest, RequestError
 from serving.champion import Champion
 from serving.features import UNAVAILABLE, Fetched
@@ -28,7 +30,9 @@ class Served:
     fetched: Fetched
     lookups: dict[str, Lookup]
     context: dict[str, Any]
-    """Context feature -> the value that was scored with."""
+    """Context feature -> the value that was scored with; `at` is the moment."""
+    candidates: dict[str, Sequence[Any]]
+    """`candidates.columns`."""
     scores: Floats
     """In the order of the request's candidates."""
 
@@ -38,6 +42,7 @@ class Ranker:
 
     def __init__(self, cfg: Config, metrics: Metrics, champion: Champion, calls: StoreCalls, log: RequestLog) -> None:
         self._cfg = cfg
+        self._tables = schema.tables(cfg.features)
         self._metrics = metrics
         self._champion = champion
         self._calls = calls
@@ -68,12 +73,15 @@ class Ranker:
         read = time.perf_counter()
         lookups = ranking.look_up(loaded, fetched, self._cfg, now)
         judged = time.perf_counter()
-        context, context_F = loaded.encoder.encode_context(dict(request.context), now)
-        scores = ranking.score(loaded, numbers, fetched, lookups, context_F)
+        at = request.context.at or now
+        context, context_F = loaded.encoder.encode_context(dict(request.context), at)
+        of_candidates = candidates.columns(self._tables, loaded, request, fetched)
+        candidate_RF = candidates.encode(loaded, of_candidates, request, at)
+        scores = ranking.score(loaded, numbers, fetched, lookups, context_F, at, candidate_RF)
         self._metrics.stage("features", read - started)
         self._metrics.stage("embedding", judged - read)
         self._metrics.stage("score", time.perf_counter() - judged)
-        return Served(request, now, loaded, fetched, lookups, context, scores)
+        return Served(request, now, loaded, fetched, lookups, {"at": at, **context}, of_candidates, scores)
 
     async def _fetch(self, loaded: Loaded, user_id: str) -> Fetched:
         """One read of the store; on a failure or a time-out the request goes on without the user (contract 6)."""
@@ -87,11 +95,13 @@ class Ranker:
         self._metrics.ranked(served.scores)
         for kind, lookup in served.lookups.items():
             self._metrics.looked_up(kind, lookup)
+        for feature, number in served.loaded.encoder.unknown({**served.fetched.user, **served.context, **served.candidates}):
+            self._metrics.unknown_categories(feature, number)
         if self._log.wants(served.request.user_id):
-            self._log.record(_logged(served))
+            self._log.record(_logged(served, self._tables))
 
 
-def _logged(served: Served) -> LoggedRequest:
+def _logged(served: Served, tables: schema.Tables) -> LoggedRequest:
     """The answer with the features it was scored from, which `limaml consistency` compares with the offline join."""
     loaded, fetched, items = served.loaded, served.fetched, served.loaded.items
     embeddings = []
@@ -111,6 +121,8 @@ def _logged(served: Served) -> LoggedRequest:
         item_ids=served.request.item_ids,
         items=items.values(served.request.item_ids),
         items_at=items.event_timestamps(served.request.item_ids),
+        affinities_at=fetched.affinities_at,
+        candidates={name: served.candidates[name] for name in tables.of_candidates.names},
         embeddings=embeddings,
         scores=served.scores.tolist(),
     )

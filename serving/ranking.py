@@ -36,10 +36,19 @@ def look_up(loaded: Loaded, fetched: Fetched, cfg: Config, now: datetime) -> dic
     }
 
 
-def score(loaded: Loaded, numbers: Sequence[int], fetched: Fetched, lookups: Mapping[str, Lookup], context_F: Floats) -> Floats:
+def score(
+    loaded: Loaded,
+    numbers: Sequence[int],
+    fetched: Fetched,
+    lookups: Mapping[str, Lookup],
+    context_F: Floats,
+    at: datetime,
+    candidate_RF: Floats | None = None,
+) -> Floats:
     """(R,) estimated probabilities of a positive label of the items with these numbers in the catalogue."""
     embeddings = {kind: loaded.prior[kind] if found.vector is None else found.vector for kind, found in lookups.items()}
-    return loaded.scorer.score(numbers, loaded.encoder.encode_user(fetched.user), context_F, embeddings)
+    user_F = loaded.encoder.encode_user(fetched.user, at)
+    return loaded.scorer.score(numbers, user_F, context_F, embeddings, candidate_RF)
 
 
 class _RankedItem(msgspec.Struct):

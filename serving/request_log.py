@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from hashlib import blake2b
 from typing import Any
@@ -73,6 +73,10 @@ class LoggedRequest:
     embeddings: Sequence[LoggedEmbedding]
     scores: Sequence[float]
     """In the order of `item_ids`."""
+    affinities_at: datetime | None = None
+    """Event timestamp of the user's entries by items' attributes; None if there are none."""
+    candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Column of `schema.Tables.of_candidates` -> one value a candidate."""
 
 
 class RequestLog:
@@ -177,6 +181,10 @@ def _row(request: LoggedRequest) -> dict[str, Any]:
         "items": [
             {"event_timestamp": stamp, **{name: values[at] for name, values in request.items.items()}}
             for at, stamp in enumerate(stamps)
+        ],
+        "affinities_at": request.affinities_at,
+        "candidates": [
+            {name: values[at] for name, values in request.candidates.items()} for at in range(len(request.item_ids))
         ],
         "embeddings": [
             {

@@ -25,10 +25,12 @@ _PART_ITEMS = 8192
 class CatalogueScorer:
     """Scores items by their number, their row in `items`."""
 
-    def __init__(self, block: GlobalBlock, items: EncodedRows) -> None:
+    def __init__(self, block: GlobalBlock, items: EncodedRows, num_candidate: int = 0) -> None:
+        """`num_candidate`: of a row's context, last, what a request has for every candidate (`EncoderDims.candidate`)."""
         first, *rest = [_parameters(layer) for layer in cast(Sequence[nn.Linear], block.layers)]
-        widths = items.item_width, items.user_dense.shape[1], items.context.shape[1]
-        by_item, by_user, by_context, by_embedding = np.split(first[0], np.cumsum(widths))
+        context = items.context.shape[1] - num_candidate
+        widths = items.item_width, items.user_dense.shape[1], context, num_candidate
+        by_item, by_user, by_context, by_candidate, by_embedding = np.split(first[0], np.cumsum(widths))
         self._kinds = block.kinds
         self._activate = _relu if block.has_concat else _silu
         self._rest = rest
@@ -36,12 +38,20 @@ class CatalogueScorer:
         self._item_IH = _joined([part.item_features() @ by_item + first[1] for part in parts])
         self._by_user_FH = by_user
         self._by_context_FH = by_context
+        self._by_candidate_FH = by_candidate
         self._by_embedding = by_embedding if block.has_concat else None
         with torch.inference_mode():
             vectors = [block.items(Rows.from_encoded(part))[0].numpy() for part in parts if block.has_product]
             self._vectors_IK = _joined(vectors) if vectors else None
 
-    def score(self, numbers: Sequence[int], user_F: Floats, context_F: Floats, embeddings: Mapping[str, Floats]) -> Floats:
+    def score(
+        self,
+        numbers: Sequence[int],
+        user_F: Floats,
+        context_F: Floats,
+        embeddings: Mapping[str, Floats],
+        candidate_RF: Floats | None = None,
+    ) -> Floats:
         """(R,) estimated probabilities of a positive label; `embeddings` maps each kind to (D,)."""
         at_R = np.array(numbers)
         beside_H = user_F @ self._by_user_FH + context_F @ self._by_context_FH
@@ -49,6 +59,8 @@ class CatalogueScorer:
             beside_H += np.concatenate([embeddings[kind] for kind in self._kinds]) @ self._by_embedding
         x = self._item_IH.take(at_R, axis=0)
         x += beside_H
+        if candidate_RF is not None:
+            x += candidate_RF @ self._by_candidate_FH
         for weight, bias in self._rest:
             x = self._activate(x) @ weight
             x += bias

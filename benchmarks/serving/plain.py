@@ -90,8 +90,9 @@ class Model:
 
     def _beside(self, user: UserRow, hour: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """User and context features, as the encoder has them."""
-        user_F = self._encoder.encode_user(user.features)
-        return np.concatenate([user_F, self._encoder.encode_context({"hour": hour}, datetime.now(UTC))[1]])
+        now = datetime.now(UTC)
+        user_F = self._encoder.encode_user(user.features, now)
+        return np.concatenate([user_F, self._encoder.encode_context({"hour": hour}, now)[1]])
 
 
 def make_app(model: Model, address: str, version: str) -> FastAPI:

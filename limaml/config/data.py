@@ -17,9 +17,10 @@ class StorageConfig(Section):
 class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
-    kind: Literal["movielens", "synthetic", "parquet"]
+    kind: Literal["movielens", "completejourney", "synthetic", "parquet"]
     path: str = ""
-    """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens: the installed wheel if empty."""
+    """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
+    folder of their files; the installed wheel's if empty."""
     min_rows_ratio: Share = 0.1
     """A day must have at least this share of the median of the days before it (`rows_window_days`)."""
     rows_window_days: PositiveCount = 14
@@ -30,6 +31,8 @@ class SourceConfig(Section):
     max_label_rate: Share = 1.0
     min_rows_for_label_rate: PositiveCount = 30
     """Label rate is not judged on days with fewer rows: a rate of 5 rows says nothing."""
+    completejourney_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the households, by hash of the id, whose baskets are events; the catalogue knows all of them."""
     synthetic_users: PositiveCount = 200
     synthetic_items: PositiveCount = 100
     synthetic_days: PositiveCount = 30

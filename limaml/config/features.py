@@ -12,7 +12,9 @@ _CLOCK_PERIODS = {"hour": 24, "weekday": 7}
 class FeatureConfig(Section):
     """One feature, declared once: its columns, gates, Feast fields, encoding, API fields, log and drift follow from it."""
 
-    entity: Literal["user", "item", "context"]
+    entity: Literal["user", "item", "context", "event"]
+    """context: of the moment and the place; it comes with an event, and with a request. event: what is known of an event only
+    once it has happened (what was paid, how long was watched); it is kept for aggregates, no network reads it."""
     name: Name
     type: Literal["number", "category", "categories", "cycle", "text", "vector"]
     """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
@@ -20,16 +22,28 @@ class FeatureConfig(Section):
     numbers of an item, what an encoder made of its text or picture, held once an item and never copied to an event. The vector
     of a known item never changes within one storage.root: what was trained and adapted with it would be another function."""
     column: str = ""
-    """user, item: the catalogue's column it is read from; empty: the one of its own name."""
-    aggregate: Literal["count", "rate"] | None = None
-    """user, item, instead of a column: how many events the entity had before the day, or their smoothed share of positive ones,
-    (positives + prior * prior_rows) / (events + prior_rows)."""
+    """The column it is read from, of the catalogue (user, item) or of the events (context, event); empty: the one of its own
+    name."""
+    aggregate: Literal["count", "rate", "mean", "days_since"] | None = None
+    """user, item, instead of a column, of the events that the entity had before the day. count: how many. rate: the smoothed
+    share of positive ones, (positives + prior * prior_rows) / (events + prior_rows). mean: of the number `of`. days_since: days
+    from the last one's to that of use."""
+    of: str = ""
+    """mean: a number of the event or the context."""
+    by: str = ""
+    """Aggregate of a user (count, rate, days_since): of the user's events with one item, `item_id`, or with items of one
+    category, the name of an item's category. A candidate gets the entry of its own; a rate is shrunk to the candidate's own."""
+    max_keys: PositiveCount = 256
+    """by: so many keys of a user are kept, those with the newest events; what is dropped starts anew when it comes again."""
     window_days: Count = 0
-    """aggregate: of the events of so many days before the row's only; 0: of all before it."""
+    """count, rate, mean: of the events of so many days before the row's only; 0: of all before it."""
     prior: Share = 0.5
     prior_rows: Positive = 10.0
     clock: Literal["hour", "weekday"] | None = None
-    """context: what an event's timestamp says (UTC; weekday 0 is Monday), and a request's where it does not say it itself."""
+    """context, instead of a column: what an event's timestamp says (UTC; weekday 0 is Monday), and a request's where it does
+    not say it itself."""
+    per_candidate: bool = False
+    """context: a request gives one value a candidate, in the order of its candidates, not one for all."""
     period: PositiveCount | None = None
     """cycle: how many values there are; known for a clock."""
     minimum: float | None = None
@@ -46,14 +60,25 @@ class FeatureConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.aggregate and (self.entity == "context" or self.type != "number" or self.column):
+        moment = self.entity in ("context", "event")
+        if self.aggregate and (moment or self.type != "number" or self.column):
             raise ValueError(self._not("an aggregate must be a number of a user or an item, without a column"))
-        if self.window_days and not self.aggregate:
-            raise ValueError(self._not("window_days must be of an aggregate"))
-        if self.entity == "context" and (self.clock is None or self.type != "cycle"):
-            raise ValueError(self._not("a context feature must be a cycle with a clock"))
-        if self.entity != "context" and (self.clock or self.type == "cycle"):
-            raise ValueError(self._not("a clock and a cycle must be of the context"))
+        if self.window_days and self.aggregate in (None, "days_since"):
+            raise ValueError(self._not("window_days must be of a count, a rate or a mean"))
+        if bool(self.of) != (self.aggregate == "mean"):
+            raise ValueError(self._not("a mean, and nothing else, must say what it is the mean of"))
+        if self.by and (self.entity != "user" or self.aggregate not in ("count", "rate", "days_since")):
+            raise ValueError(self._not("by must be of a user's count, rate or days_since"))
+        if self.clock and (self.entity != "context" or self.type != "cycle" or self.column or self.per_candidate):
+            raise ValueError(self._not("a clock must be a cycle of the context, without a column, one for all candidates"))
+        if self.type == "cycle" and (self.entity != "context" or not (self.clock or self.period)):
+            raise ValueError(self._not("a cycle must be of the context, and have a clock or a period"))
+        if moment and self.type in ("categories", "text"):
+            raise ValueError(self._not("what comes with an event must be a number, a category or a cycle"))
+        if self.entity == "event" and self.type != "number":
+            raise ValueError(self._not("a feature of the event must be a number, for aggregates"))
+        if self.per_candidate and self.entity != "context":
+            raise ValueError(self._not("per_candidate must be of the context"))
         if (self.minimum is not None or self.maximum is not None) and (self.type != "number" or self.aggregate):
             raise ValueError(self._not("minimum and maximum must be of a number that is no aggregate"))
         if self.values and self.type not in ("category", "categories"):
@@ -72,8 +97,18 @@ class FeatureConfig(Section):
 
     @property
     def source_column(self) -> str:
-        """The catalogue's column."""
+        """The catalogue's or the events' column."""
         return self.column or self.name
+
+    @property
+    def is_read(self) -> bool:
+        """Whether networks read it."""
+        return self.type != "text" and self.entity != "event"
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether a column of events holds it, and a request."""
+        return self.entity in ("context", "event") and not self.clock
 
     @property
     def num_steps(self) -> int:
@@ -83,6 +118,8 @@ class FeatureConfig(Section):
     @property
     def lowest(self) -> float | None:
         """Least value there can be."""
+        if self.aggregate == "mean":
+            return None
         return 0.0 if self.aggregate or self.type == "cycle" else self.minimum
 
     @property

@@ -20,7 +20,7 @@ from limaml.errors import ConfigError
 
 _WAITS = {"training": {"ray_start_timeout_s"}}
 """How long is waited changes nothing that is computed: not part of a fingerprint."""
-_RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity")
+_RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
 
 
 class Config(Section):
@@ -60,7 +60,33 @@ class Config(Section):
         taken = sorted(set(names) & set(_RESERVED))
         if taken:
             raise ValueError(f"features must not be named as the columns of events are, got {', '.join(taken)}; rename them")
+        for feature in self.features:
+            self._refers_to_declared(feature)
         return self
+
+    def _refers_to_declared(self, feature: FeatureConfig) -> None:
+        """What an aggregate is `of` or `by` must be declared, and fit."""
+        declared = {other.name: other for other in self.features}
+        of, by = declared.get(feature.of), declared.get(feature.by)
+        if feature.of and (of is None or not of.is_delivered or of.type != "number"):
+            known = [other.name for other in self.features if other.is_delivered and other.type == "number"]
+            raise ValueError(
+                f"features: the mean {feature.name} must be of a number of the event or the context, one of {known}, got "
+                f"{feature.of!r}{'' if of is None else f', a {of.type} of the {of.entity}'}; declare it, or name another"
+            )
+        if not feature.by:
+            return
+        if feature.by != "item_id" and (by is None or by.entity != "item" or by.type != "category"):
+            known = ["item_id", *(other.name for other in self.features if other.entity == "item" and other.type == "category")]
+            raise ValueError(
+                f"features: {feature.name} must be by item_id or a category of the item, one of {known}, got {feature.by!r}; "
+                "declare it, or name another"
+            )
+        sizes = sorted({other.max_keys for other in self.features if other.by == feature.by})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"features by {feature.by} share one map and must have one max_keys, got {sizes}; set the same one on each"
+            )
 
     @property
     def task_kind(self) -> TaskKindConfig:

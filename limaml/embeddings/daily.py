@@ -146,7 +146,7 @@ def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -
 
     First the corrections of days that it is complete for, then the days after them. Raises DataError for a day that is missing.
     """
-    manifests = EventStore(places.storage).manifests()
+    manifests = EventStore(places.storage, places.tables.events).manifests()
     steps = [*_corrections(places, manifests, version), *_new_days(places, manifests, version, through)]
     if steps:
         _adapt(places, steps)
@@ -215,13 +215,13 @@ def _step(
 ) -> Step:
     revisions = {day.isoformat(): _revision(m) for day, m in manifests.items() if schema.day_start(day) < as_of}
     digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
-    store = EventStore(places.storage)
+    store = EventStore(places.storage, places.tables.events)
     return Step(store, version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
 
 
 def _manifests(places: Places, day: date) -> Manifests:
     """What is known of every day. Raises DataError if `day` has not passed its gate."""
-    manifests = EventStore(places.storage).manifests()
+    manifests = EventStore(places.storage, places.tables.events).manifests()
     found = manifests.get(day)
     if found is None or found.status == "quarantined":
         raise DataError(
@@ -295,10 +295,12 @@ def _adapted(places: Places, step: Step, kind: TaskKindConfig) -> pa.Table | Non
 
 def _day_features(places: Places, step: Step) -> dict[str, pa.Table]:
     """Snapshots stamped with the day's end; of a corrected day, the newest of every entity it changed."""
+    last, kinds = step.as_of.date() - _ONE_DAY, places.kinds.items()
     if step.is_new:
-        return {name: snapshots.changed(places.storage, kind, step.day) for name, kind in places.kinds.items()}
-    last = step.as_of.date() - _ONE_DAY
-    return {name: snapshots.latest(places.storage, kind, last, step.changed[kind.key]) for name, kind in places.kinds.items()}
+        rows = {name: snapshots.changed(places.storage, kind, step.day) for name, kind in kinds}
+    else:
+        rows = {name: snapshots.latest(places.storage, kind, last, step.changed[kind.key]) for name, kind in kinds}
+    return rows | places.affinities(rows["user"], last)
 
 
 def _path(places: Places, step: Step, kind: TaskKindConfig) -> str:

@@ -34,6 +34,7 @@ from limaml.embeddings.partition import (
 from limaml.embeddings.publish import OnlineView, publish, require_published, sample
 from limaml.errors import BusyError, DataError, NothingToDo, StoreError
 from limaml.events import snapshots
+from limaml.events.affinity_maps import maps
 from limaml.events.catalogue import Kind, kinds
 from limaml.events.day_store import EventStore
 from limaml.io.lease import Held, holder_name, lease
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
 
 FILLING, READY, RETIRED = "filling", "ready", "retired"
-_SNAPSHOT_VIEWS = {"user": schema.USER_VIEW, "item": schema.ITEM_VIEW}
+AFFINITIES = "affinities"
+_VIEWS = {"user": schema.USER_VIEW, "item": schema.ITEM_VIEW, AFFINITIES: schema.AFFINITY_VIEW}
 _log = get_logger(__name__)
 
 
@@ -85,6 +87,10 @@ class Places:
             found = load(self.registry.download(version, folder), parts=("refit",))
         require_features(found.config, self.cfg, version)
         return found
+
+    def affinities(self, users: pa.Table, through: date) -> dict[str, pa.Table]:
+        """What is kept of users, whose snapshot rows these are, by attributes of items; nothing where none is declared."""
+        return {AFFINITIES: maps(self.storage, self.tables, users, through)} if self.tables.affinities else {}
 
     def store(self) -> "FeatureStore":
         from limaml.features.feature_store import open_store
@@ -125,6 +131,7 @@ def plan_fill(cfg: Config, version: str, through: date, run: str) -> dict[str, A
             held.check()
             OnlineView(store, schema.embedding_view(plan.kind.name, slot)).clear()
         features = {name: snapshots.latest(places.storage, kind, day) for name, kind in places.kinds.items()}
+        features |= places.affinities(features["user"], day)
         written = publish_features(places, store, features, held)
         # The state is the last of them: a slot that was not emptied to the end cannot be filled.
         places.tag(held, version, _filling_tags(slot, day, run))
@@ -173,7 +180,7 @@ def publish_features(places: Places, store: "FeatureStore", tables: dict[str, pa
     """Publish snapshot rows of users and items, read what was written back; returns the number of rows written."""
     settings, total = places.cfg.embeddings, 0
     for kind, table in tables.items():
-        view = OnlineView(store, _SNAPSHOT_VIEWS[kind])
+        view = OnlineView(store, _VIEWS[kind])
         written = publish(view, table, held, settings.write_batch_rows)
         require_published(view, written, settings.write_batch_rows)
         total += written.num_rows

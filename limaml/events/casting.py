@@ -6,6 +6,16 @@ import pyarrow.compute as pc
 from limaml import schema
 
 
+def declared_events(tables: schema.Tables, delivered: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Delivered events in the declared columns and, where that loses nothing, types; and columns that no feature reads."""
+    source = {feature.name: feature.source_column for feature in tables.features if feature.is_delivered}
+    wanted = {name: source.get(name, name) for name in tables.events.names}
+    there = {name: column for name, column in wanted.items() if column in delivered.column_names}
+    ignored = sorted(set(delivered.column_names) - set(there.values()))
+    table = pa.Table.from_arrays([delivered[column] for column in there.values()], names=list(there))
+    return with_types(table, tables.events), ignored
+
+
 def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
     """The table with the schema's type for every column that holds the same values in another form; other columns stay.
 

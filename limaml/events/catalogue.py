@@ -22,6 +22,7 @@ from limaml import schema
 from limaml.config import FeatureConfig
 from limaml.errors import DataError
 from limaml.events.casting import with_types
+from limaml.events.day_store import partition_day
 from limaml.features.columns import vector_values
 from limaml.io.storage import Storage
 
@@ -142,35 +143,40 @@ def _file(kind: str) -> str:
     return f"catalogue/{kind}s.parquet"
 
 
-def history(storage: Storage, kind: Kind) -> pa.Table:
-    """Every catalogue row ever delivered, with `day` (days since the epoch) of its delivery."""
+def history(storage: Storage, kind: Kind, since: int | None = None) -> pa.Table:
+    """Every catalogue row delivered (from the day `since` on), with `day` (days since the epoch) of its delivery."""
     base = f"catalogue_history/{kind.name}"
     tables = [
         table.append_column("day", pa.array([_number(name)] * table.num_rows, pa.int64()))
         for name in storage.list(base)
+        if since is None or _number(name) >= since
         for table in [storage.read_table(f"{base}/{name}")]
     ]
     empty = kind.catalogue.arrow.append(pa.field("day", pa.int64())).empty_table()
     return pa.concat_tables([empty, *[table.cast(empty.schema) for table in tables]])
 
 
+def first_day(storage: Storage, kind: Kind) -> date | None:
+    """The day under which the first delivery is recorded; None before it."""
+    names = storage.list(f"catalogue_history/{kind.name}")
+    return partition_day(names[0]) if names else None
+
+
 def record(storage: Storage, kind: Kind, delivered: pa.Table, day: date) -> bool:
     """Keep a delivered catalogue and, under `day`, its rows that are new or changed; returns whether there were any.
 
-    Idempotent: what is already known is not recorded again.
+    New or changed is what was not delivered like this before it. Idempotent: what is recorded stays as it is.
     """
     if _vector_names(kind):
         _record_vectors(storage, kind, delivered, day)
     delivered = delivered.select(kind.catalogue.names).cast(kind.catalogue.arrow)
-    known = history(storage, kind)
+    known = storage.read_table(kind.file) if storage.exists(kind.file) else kind.catalogue.arrow.empty_table()
     with duckdb.connect() as connection:
         connection.register("delivered", delivered)
         connection.register("known", known)
         columns = ", ".join(kind.catalogue.names)
         changed = connection.sql(
-            f"SELECT {columns} FROM delivered EXCEPT SELECT {columns} FROM"  # noqa: S608  names come from the schema
-            f" (SELECT * FROM known QUALIFY row_number() OVER (PARTITION BY {kind.key} ORDER BY day DESC) = 1)"
-            f" ORDER BY {kind.key}"
+            f"SELECT {columns} FROM delivered EXCEPT SELECT {columns} FROM known ORDER BY {kind.key}"
         ).to_arrow_table()
     if changed.num_rows:
         path = f"catalogue_history/{kind.name}/dt={day.isoformat()}.parquet"
@@ -185,4 +191,4 @@ def record(storage: Storage, kind: Kind, delivered: pa.Table, day: date) -> bool
 
 
 def _number(name: str) -> int:
-    return (date.fromisoformat(name.removeprefix("dt=").removesuffix(".parquet")) - date(1970, 1, 1)).days
+    return (partition_day(name) - date(1970, 1, 1)).days

@@ -52,17 +52,17 @@ def partition_day(name: str) -> date:
     return date.fromisoformat(name.removeprefix("dt=")[:10])
 
 
-def conforms(table: pa.Table) -> bool:
-    """Whether a table has exactly the schema's columns, with their types and without forbidden nulls."""
-    return sorted(table.column_names) == sorted(schema.EVENTS.names) and all(
+def conforms(table: pa.Table, events: schema.Table) -> bool:
+    """Whether a table has exactly the columns of `events`, with their types and without forbidden nulls."""
+    return sorted(table.column_names) == sorted(events.names) and all(
         table.schema.field(column.name).type == column.type and (column.nullable or not table[column.name].null_count)
-        for column in schema.EVENTS.columns
+        for column in events.columns
     )
 
 
-def canonical(table: pa.Table) -> pa.Table:
-    """A table that conforms, in the schema's columns and the store's row order; rows in any order give the same."""
-    return table.select(schema.EVENTS.names).cast(schema.EVENTS.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
+def canonical(table: pa.Table, events: schema.Table) -> pa.Table:
+    """A table that conforms, with its columns and rows in the store's order; rows in any order give the same."""
+    return table.select(events.names).cast(events.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
 
 
 def content_hash(table: pa.Table) -> str:
@@ -76,8 +76,10 @@ def content_hash(table: pa.Table) -> str:
 class EventStore:
     """Day partitions of events under one storage root."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, events: schema.Table = schema.EVENTS) -> None:
+        """`events` says which columns are read of them."""
         self._storage = storage
+        self._events = events
 
     def manifest(self, day: date) -> DayManifest | None:
         path = f"days/{partition(day)}.json"
@@ -104,7 +106,7 @@ class EventStore:
     def read(self, days: Iterable[date]) -> pa.Table:
         """Events of the given days, in the store's row order; days without a partition contribute nothing."""
         paths = [path for day in days for path in self.paths(first=day, through=day)]
-        return self._storage.dataset(paths, schema.EVENTS.arrow).to_table().sort_by(schema.EVENT_ORDER)
+        return self._storage.dataset(paths, self._events.arrow).to_table().sort_by(schema.EVENT_ORDER)
 
     def place(self, day: date, table: pa.Table, revision: int) -> None:
         """Write a day's events as `revision`; an older revision is moved aside first. `commit` makes the day count."""
@@ -163,7 +165,8 @@ class EventStore:
             return {column: pa.array([], pa.string()) for column in _ENTITIES}
         rows = self.read([day])
         if since > 0:
-            before = self._storage.read_table(f"events_superseded/{partition(day)}/events-r{since:04d}.parquet")
+            path = f"events_superseded/{partition(day)}/events-r{since:04d}.parquet"
+            before = self._storage.read_table(path).select(self._events.names)
             old, new = ({tuple(row.values()): row for row in table.to_pylist()} for table in (before, rows))
             differing = [row for key, row in (old | new).items() if (key in old) != (key in new)]
             rows = pa.Table.from_pylist(differing, rows.schema)

@@ -49,13 +49,14 @@ def check_days(
     source: SourceConfig,
     strict_volume: AbstractSet[date],
     unread: Mapping[date, Sequence[str]] | None = None,
+    events: schema.Table = schema.EVENTS,
 ) -> dict[date, GateResult]:
-    """Gate days of events; `recent_rows` holds the row counts of the days before each, none meaning no judgement.
+    """Gate days of `events`; `recent_rows` holds the row counts of the days before each, none meaning no judgement.
 
     `unread` names what lies with a day's files and was not read: a warning. Well-formed days are validated together, since a
     validation takes 0.1 s whatever its size.
     """
-    rows = _check_rows(deliveries, known_users, known_items)
+    rows = _check_rows(deliveries, events, known_users, known_items)
     volume = _check_volume(deliveries, recent_rows, source, strict_volume)
     return {
         day: GateResult(
@@ -71,11 +72,13 @@ def _unread(names: Sequence[str]) -> Finding:
     )
 
 
-def _check_rows(deliveries: Mapping[date, pa.Table], users: pa.Array, items: pa.Array) -> dict[date, tuple[Finding, ...]]:
+def _check_rows(
+    deliveries: Mapping[date, pa.Table], events: schema.Table, users: pa.Array, items: pa.Array
+) -> dict[date, tuple[Finding, ...]]:
     def check(days: Sequence[date]) -> tuple[Finding, ...]:
-        return _check_span(days[0], days[-1], pa.concat_tables([deliveries[day] for day in days]), users, items)
+        return _check_span(days[0], days[-1], pa.concat_tables([deliveries[day] for day in days]), events, users, items)
 
-    together = [day for day in sorted(deliveries) if _is_well_formed(day, deliveries[day])]
+    together = [day for day in sorted(deliveries) if _is_well_formed(day, deliveries[day], events)]
     alone = [day for day in deliveries if day not in set(together)]
     return _each(together, check) | {day: check([day]) for day in alone}
 
@@ -91,9 +94,9 @@ def _each(days: Sequence[date], check: Callable[[Sequence[date]], tuple[Finding,
     return _each(days[:half], check) | _each(days[half:], check)
 
 
-def _is_well_formed(day: date, table: pa.Table) -> bool:
+def _is_well_formed(day: date, table: pa.Table, events: schema.Table) -> bool:
     """Whether the day may be validated with others: the schema's types, and no row of another day."""
-    if not table.schema.equals(schema.EVENTS.arrow) or table["timestamp"].null_count or not table.num_rows:
+    if not table.schema.equals(events.arrow) or table["timestamp"].null_count or not table.num_rows:
         return False
     # As numbers: an instant may lie beyond the years that Python knows.
     bounds = pc.min_max(table["timestamp"].cast(pa.int64()))
@@ -101,8 +104,10 @@ def _is_well_formed(day: date, table: pa.Table) -> bool:
     return bool(bounds["min"].as_py() >= first and bounds["max"].as_py() < end)
 
 
-def _check_span(first: date, last: date, table: pa.Table, users: pa.Array, items: pa.Array) -> tuple[Finding, ...]:
-    suite, derived = table_expectations(schema.EVENTS, table), {}
+def _check_span(
+    first: date, last: date, table: pa.Table, events: schema.Table, users: pa.Array, items: pa.Array
+) -> tuple[Finding, ...]:
+    suite, derived = table_expectations(events, table), {}
     if _has_type(table, "timestamp", schema.TIMESTAMP):
         bounds = {"min_value": schema.day_start(first), "max_value": schema.day_end(last), "strict_max": True}
         suite.append(Expectation(BETWEEN, "timestamp", bounds))
@@ -112,7 +117,7 @@ def _check_span(first: date, last: date, table: pa.Table, users: pa.Array, items
             derived[name] = _only_where(pc.invert(pc.is_in(table[column], value_set=known)), table[column])
             rule = f"{column} must be one of the {len(known)} in the catalogue"
             suite.append(Expectation(NULL, name, rule=rule))
-    return type_findings(schema.EVENTS, table) + validate(table, suite, derived)
+    return type_findings(events, table) + validate(table, suite, derived)
 
 
 def _only_where(wrong: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -169,7 +174,7 @@ def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateRe
     """Gate a table of entity features (or of the catalogue): columns, types, nulls, ranges, one row a key and instant."""
     suite = table_expectations(expected, table)
     keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
-    if len(keys) > 1 and set(keys) <= set(table.column_names):
+    if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
         suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
     vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and _is_vectors(table, c.name)]
     typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))

@@ -7,10 +7,10 @@ where unusual volume is a warning (unless the day was refused for it before).
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,18 +18,17 @@ import pyarrow.compute as pc
 from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.errors import ConfigError, DataError, GateError, UnreadableDayError
-from limaml.events import catalogue, gates, snapshots
+from limaml.events import catalogue, gates, snapshots, state
+from limaml.events.casting import declared_events
 from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash
 from limaml.events.declared import require_declared
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
 from limaml.events.logged import keep_logged_features, logged_path, write_logged
+from limaml.events.point_in_time import join
 from limaml.events.sources import Source, open_source
 from limaml.io.locks import Lock, exclusive
 from limaml.io.storage import Storage
-
-if TYPE_CHECKING:
-    from feast import FeatureStore
 
 _JOIN_ROWS = 2_000_000
 """Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
@@ -50,6 +49,17 @@ class _Places:
     source: Source
     lock: Lock
     tables: schema.Tables
+    ignored: set[str] = field(default_factory=set)
+    """Columns of events that no feature reads, as they were first seen."""
+
+    def declared_events(self, day: date, delivered: pa.Table) -> pa.Table:
+        """A day's events in the declared columns; what no feature reads is logged once."""
+        table, ignored = declared_events(self.tables, delivered)
+        new = sorted(set(ignored) - self.ignored)
+        if new:
+            _log.warning("columns_ignored", of="events", first_seen=day.isoformat(), columns=new)
+            self.ignored.update(new)
+        return table
 
     @cached_property
     def catalogue(self) -> dict[str, pa.Table]:
@@ -100,6 +110,7 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
         if not fresh:
             _let_windows_pass(places, known, missing)
         for day in missing:
+            places.lock.check()
             places.store.record_no_data(day)
         summary = {
             "status": "ingested" if fresh else "unchanged",
@@ -129,9 +140,12 @@ def ingest_day(cfg: Config, day: date, today: date) -> dict[str, Any]:
         known = manifests.get(day)
         delivery = _read(places, day, known)
         if delivery is None:
-            if _is_open(known):
+            if known is None or _is_open(known):
                 _let_windows_pass(places, manifests, [day])
-            manifest = places.store.record_no_data(day) if known is None or _is_open(known) else known
+                places.lock.check()
+                manifest = places.store.record_no_data(day)
+            else:
+                manifest = known
             status = "no_data" if manifest.status == "no_data" else "unchanged"
             known_rows = {"revision": manifest.revision, "rows": manifest.rows}
             return {"status": status, "day": day.isoformat()} | known_rows | _left_out(places.source)
@@ -190,8 +204,9 @@ def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | 
         _refuse(places, {day: error.raw}, {day: result})
     if table is None:
         return None
-    if conforms(table):  # Otherwise it stays as it came, and its gate says what is wrong with it.
-        table = canonical(table)
+    table = places.declared_events(day, table)
+    if conforms(table, places.tables.events):  # Otherwise it stays as it came, and its gate says what is wrong with it.
+        table = canonical(table, places.tables.events)
     return _Delivery(day, table, known, content_hash(table))
 
 
@@ -227,6 +242,7 @@ def _gate(
         source=places.cfg.source,
         strict_volume=frozenset(strict),
         unread={d.day: places.source.unread(d.day) for d in fresh},
+        events=places.tables.events,
     )
     failing = {day: result for day, result in results.items() if not result.success}
     if failing:
@@ -240,6 +256,7 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
     for day, content in contents.items():
         result = results[day]
         page = report_html(f"Refused: {result.what}", f"Nothing downstream ran on this day; {_REMEDY}.", [result])
+        places.lock.check()
         folder = places.store.quarantine(day, content, result.failed, result.result, page)
         _log.error("day_quarantined", day=day.isoformat(), failed=result.failed, folder=folder)
         messages.append(f"{result.what} failed its gate and is in {folder}: {result.explain()}")
@@ -249,15 +266,17 @@ def _refuse(places: _Places, contents: Mapping[date, pa.Table | bytes], results:
 
 def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, GateResult]) -> None:
     """Write events, catalogue changes, snapshots and logged features of days that passed, then their manifests."""
-    assert all(conforms(d.table) for d in fresh), "a table that does not conform fails its gate"
+    assert all(conforms(d.table, places.tables.events) for d in fresh), "a table that does not conform fails its gate"
     places.lock.check()
     first, last = min(d.day for d in fresh), max(d.day for d in fresh)
     passed = places.store.days("passed")
     newest = max([last, *passed])
     # The first catalogue is known when the first day starts; a later change when its delivery's day ends, as it is online.
     catalogue_day = newest if passed else first - timedelta(days=1)
-    kinds = catalogue.kinds(places.tables)
-    for kind in kinds.values():
+    changed_from = min(first, catalogue_day)
+    state.forget(places.storage, changed_from)
+    for kind in catalogue.kinds(places.tables).values():
+        places.lock.check()
         catalogue.record(places.storage, kind, places.catalogue[kind.name], catalogue_day)
     for delivery in fresh:
         places.lock.check()
@@ -266,9 +285,8 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     # they are what those rows were served with.
     places.lock.check()
     recorded = max([newest, *places.store.days("no_data")])
-    snapshots.write(places.storage, kinds, min(first, catalogue_day), recorded)
-    _check_snapshots(places, min(first, catalogue_day), recorded)
-    _log_features(places, fresh)
+    span = _write_snapshots(places, changed_from, recorded)
+    _log_features(places, fresh, span)
     for delivery in fresh:
         result = results[delivery.day]
         rows = delivery.table.num_rows
@@ -281,31 +299,33 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
 
 def _let_windows_pass(places: _Places, known: Mapping[date, DayManifest], days: Sequence[date]) -> None:
     """Snapshots of days without data, on which events leave windows; before the first day that passed there are none."""
-    kinds = catalogue.kinds(places.tables)
     first = min((day for day, manifest in known.items() if manifest.status == "passed"), default=None)
     for day in days:
-        if snapshots.has_windows(kinds) and first is not None and day > first:
+        if snapshots.has_windows(places.tables) and first is not None and day > first:
             places.lock.check()
-            snapshots.write(places.storage, kinds, day, day)
-            _check_snapshots(places, day, day)
+            _write_snapshots(places, day, day)
 
 
-def _check_snapshots(places: _Places, first: date, last: date) -> None:
-    for kind in catalogue.kinds(places.tables).values():
-        table = snapshots.between(places.storage, kind, first, last)
-        result = gates.check_features(table, kind.snapshots, f"{kind.name} snapshots of {first} to {last}")
+def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span:
+    """Write what changed in a span of days, once it has passed its gate."""
+    state.forget(places.storage, first)
+    span = snapshots.advance(places.storage, places.tables, first, last)
+    for name, subject in snapshots.subjects(places.tables).items():
+        result = gates.check_features(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
+    snapshots.write(places.storage, places.tables, span)
+    for name, number in span.num_dropped.items():
+        if number:
+            _log.info("affinity_keys_dropped", affinity=name, keys=number, first=first.isoformat(), through=last.isoformat())
+    return span
 
 
-def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
+def _log_features(places: _Places, fresh: Sequence[_Delivery], span: snapshots.Span) -> None:
     """Join features to the fresh days' events, in as few joins as memory allows, and write them day by day."""
-    from limaml.features.feature_store import join_features, open_store
-
-    store: FeatureStore = open_store(places.cfg)
     group: list[_Delivery] = []
     for delivery in (*fresh, None):
         if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > _JOIN_ROWS):
-            joined = join_features(store, pa.concat_tables([d.table for d in group]), places.tables)
+            joined = join(pa.concat_tables([d.table for d in group]), places.tables, span)
             days = joined["timestamp"].cast(pa.date32())
             for member in group:
                 rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
@@ -320,7 +340,7 @@ def _log_features(places: _Places, fresh: Sequence[_Delivery]) -> None:
 
 def _require_its_events(delivery: _Delivery, logged: pa.Table) -> None:
     """Raises DataError unless a day's logged rows are its events, all of them and nothing else."""
-    if not logged.select(schema.EVENTS.names).equals(delivery.table):
+    if not logged.select(delivery.table.column_names).equals(delivery.table):
         raise DataError(
             f"logged rows of {delivery.day} must be its {delivery.table.num_rows} events, got {logged.num_rows} rows"
             f"{'' if logged.num_rows != delivery.table.num_rows else ' that differ from them'}; "

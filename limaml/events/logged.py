@@ -58,7 +58,7 @@ def keep_logged_features(storage: Storage, tables: schema.Tables, day: date, joi
         return joined
     row_of = {key: at for at, key in enumerate(_keys(before))}
     take = pa.array([row_of.get(key, before.num_rows + at) for at, key in enumerate(_keys(joined))], pa.int64())
-    own = joined.select(schema.EVENTS.names)
+    own = joined.select(tables.events.names)
     names = [column.name for column in tables.joined]
     features = pa.concat_tables([before.select(names), joined.select(names)]).take(take)
     for name in names:

@@ -14,13 +14,11 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limaml import schema, telemetry
+from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import ConfigError, DataError, UnreadableDayError
 from limaml.events.casting import with_types
 from limaml.io.storage import Storage
-
-_log = telemetry.get_logger(__name__)
 
 _PARTITION = re.compile(r"dt=(\d{4}-\d{2}-\d{2})")
 
@@ -37,7 +35,6 @@ class ParquetSource:
         self._storage = Storage(cfg.path)
         self._max_gap_days = cfg.max_gap_days
         self._today = today
-        self._ignored: set[str] = set()
 
     def catalogue(self) -> tuple[pa.Table, pa.Table]:
         return self._catalogue("users"), self._catalogue("items")
@@ -128,11 +125,7 @@ class ParquetSource:
             raise UnreadableDayError(f"{path} must be a readable Parquet file: {error}; deliver it again", raw) from error
         except DataError as error:
             raise UnreadableDayError(str(error), raw) from None
-        ignored = set(table.column_names) - set(schema.EVENTS.names)
-        if ignored - self._ignored:
-            _log.warning("columns_ignored", of="events", first_seen=path, columns=sorted(ignored - self._ignored))
-            self._ignored |= ignored
-        return with_types(table.drop_columns(sorted(ignored)), schema.EVENTS)
+        return with_types(table, schema.EVENTS)
 
 
 def _folder(day: date) -> str:

@@ -1,62 +1,133 @@
-"""Daily snapshots of entities: their static features and aggregates over events before the day's end.
+"""Daily snapshots: what was known of users and items at the end of each day, and of users by attributes of items.
 
-`snapshots/{user,item}/dt=D/part.parquet` holds a row for every entity that changed on day D (an event, one that leaves a
-window, or a catalogue row that is new or different; events that a correction took away count, so that what they left online is
-replaced), stamped with the end of D. The catalogue as first delivered is stamped with the start of the first day, that is the
-end of the day before it. Everything is a pure function of the events and the catalogue's history, so writing a day again gives
-the same bytes.
+`snapshots/<subject>/dt=D/part.parquet` holds a row for everything that changed on day D, stamped with the end of D. A subject
+is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window, with a
+catalogue row that is new or different, and with events that a correction took away, so that what they left online is replaced.
+The catalogue as first delivered is stamped with the start of the first day, that is the end of the day before it.
+
+A day's rows follow from the state at the end of the day before and from the day's events (limaml.events.state); from wherever
+one starts, they are the same, to the byte. Of an affinity the keys with the newest events stay, so many a user (of one day the
+later ones in the order of text). A key that is dropped has a row of nulls, and starts anew with its next event.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from limaml import schema
-from limaml.config import FeatureConfig
-from limaml.events import catalogue
+from limaml.events import catalogue, state
 from limaml.events.catalogue import Kind
-from limaml.events.day_store import EventStore, partition, partition_files
+from limaml.events.day_store import partition, partition_files
+from limaml.events.dropped import dropped_keys
+from limaml.events.state import Subject
 from limaml.io.storage import Storage
 
 _DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
 
-# steps: what each day added to an entity; a catalogue change, a superseded event and one that leaves a window add nothing.
-# state: the running sums, of all days and of windows.
-# The rate's prior is fixed by configuration, not estimated from other entities: a row depends on its entity's rows alone.
+# steps: what each day added to a key. due: the days on which a key gets a row. Running sums start from the base's, sums of a
+# window from the days before the span that reach into it. A key's life ends when it is dropped: sums do not reach beyond it.
 _QUERY = """
-WITH seen AS (
-    SELECT {key}, epoch_us("timestamp") // {day_us} AS day, count(*) AS n, sum(label) AS p FROM events GROUP BY ALL
+WITH known AS (
+    FROM steps WHERE day >= $first
     UNION ALL
-    SELECT DISTINCT {key}, epoch_us("timestamp") // {day_us} AS day, 0 AS n, 0 AS p FROM superseded
-), steps AS (
-    FROM seen
+    SELECT steps.* FROM steps JOIN base USING ({keys}) WHERE steps.day < $first AND steps.day >= base.since
+), lives AS (
+    SELECT known.*, coalesce(dropped.day, -1) AS life
+    FROM known ASOF LEFT JOIN dropped ON {same_dropped} AND known.day > dropped.day
+), marks AS (
+    SELECT {keys}, day, life FROM lives WHERE day >= $first{leaving}
     UNION ALL
-    SELECT {key}, day, 0 AS n, 0 AS p FROM history{leaving}
-), touched AS (
-    SELECT DISTINCT {key} FROM steps WHERE day BETWEEN $first AND $through
+    SELECT {keys}, day, -1 AS life FROM touched
+), due AS (
+    SELECT DISTINCT {keys}, day, life FROM marks WHERE day BETWEEN $first AND $through
 ), days AS (
-    SELECT {key}, day, sum(n) AS n, sum(p) AS p FROM steps SEMI JOIN touched USING ({key}) GROUP BY ALL
-), state AS (
-    SELECT {key}, day, {sums} FROM days
+    SELECT {keys}, life, day, {day_sums}
+    FROM (
+        SELECT {keys}, life, day, {sums} FROM lives SEMI JOIN due USING ({keys}, life)
+        UNION ALL
+        SELECT {keys}, life, day, {zeros} FROM due
+    ) GROUP BY ALL
+), running AS (
+    SELECT {keys}, life, day, {running},
+        max(day) FILTER (n > 0) OVER so_far AS last_event, min(day) FILTER (n > 0) OVER so_far AS first_event
+    FROM days WINDOW so_far AS (PARTITION BY {keys}, life ORDER BY day)
+), counted AS (
+    SELECT {running_keys}, running.day, {totals}, coalesce(last_event, base.last_day) AS last_day,
+        coalesce(base.since, first_event) AS since{static}
+    FROM running SEMI JOIN due USING ({keys}, day, life) LEFT JOIN base ON {same_base} AND running.life = -1{history}
 )
-SELECT state.{key}, (state.day + 1) * {day_us} AS event_timestamp{static}{aggregates}
-FROM state ASOF LEFT JOIN history ON state.{key} = history.{key} AND state.day >= history.day
-WHERE state.day BETWEEN $first AND $through
-ORDER BY event_timestamp, state.{key}
+SELECT *, false AS dropped FROM counted ANTI JOIN dropped USING ({keys}, day)
+UNION ALL BY NAME
+SELECT *, true AS dropped FROM dropped
+ORDER BY day, {keys}
 """
 
 
-def write(storage: Storage, kinds: Mapping[str, Kind], first: date, through: date) -> dict[str, int]:
-    """Compute and write the snapshots of all days from `first` to `through` with one query a kind; returns rows written."""
-    return {kind.name: _write_kind(storage, kind, first, through) for kind in kinds.values()}
+@dataclass(frozen=True)
+class Span:
+    """What changed in some days on end: of each subject the state before them, and a row for every change."""
+
+    first: date
+    through: date
+    before: Mapping[str, pa.Table]
+    """`Subject.state` at the end of the day before."""
+    changes: Mapping[str, pa.Table]
+    """`Subject.state` of all that changed, and whether it was dropped, by (day, key)."""
+
+    @property
+    def num_dropped(self) -> dict[str, int]:
+        """Subject -> keys dropped in these days."""
+        return {name: int(pc.sum(table["dropped"]).as_py() or 0) for name, table in self.changes.items()}
+
+    def rows(self, subject: Subject, *, before: bool = False) -> pa.Table:
+        """Snapshot rows of the days, by (event_timestamp, key); `before` has those of the state before them, too."""
+        with duckdb.connect() as connection:
+            connection.register("changes", self.changes[subject.name])
+            source = "changes"
+            if before:
+                connection.register("before", self.before[subject.name])
+                source = "(SELECT *, false AS dropped FROM before UNION ALL BY NAME FROM changes)"
+            return subject.snapshot_rows(connection.sql(f"SELECT {subject.projection} FROM {source} ORDER BY ALL"))
 
 
-def has_windows(kinds: Mapping[str, Kind]) -> bool:
-    """Whether entities change on days without an event of theirs, as one leaves a window."""
-    return any(feature.window_days for kind in kinds.values() for feature in kind.features)
+def subjects(tables: schema.Tables) -> dict[str, Subject]:
+    """Everything that has snapshots: users, items, and what is kept of users by attributes of items."""
+    entities = [Subject.of_kind(kind) for kind in catalogue.kinds(tables).values()]
+    return {subject.name: subject for subject in (*entities, *map(Subject.of_affinity, tables.affinities))}
+
+
+def has_windows(tables: schema.Tables) -> bool:
+    """Whether something changes on days without an event of its own, as one leaves a window."""
+    return any(subject.windows != (0,) for subject in subjects(tables).values())
+
+
+def write(storage: Storage, tables: schema.Tables, span: Span) -> None:
+    """Write a span's rows, and the state at its end; no state of a day in it may be kept (`state.forget`)."""
+    for subject in subjects(tables).values():
+        _write_days(storage, subject, span.rows(subject))
+        state.keep(storage, subject, span.through, _after(subject, span))
+
+
+def advance(storage: Storage, tables: schema.Tables, first: date, through: date) -> Span:
+    """Compute what changed from `first` to `through`, from the newest state that is kept of a day before them."""
+    every = subjects(tables)
+    start, before = state.newest_before(storage, every.values(), first)
+    if start is not None and start < first - timedelta(days=1):
+        gap = _advance(storage, tables, before, start + timedelta(days=1), first - timedelta(days=1))
+        before = {name: _after(subject, gap) for name, subject in every.items()}
+    elif start is None:
+        days = [day for kind in catalogue.kinds(tables).values() if (day := catalogue.first_day(storage, kind)) is not None]
+        beginning = min([*days, first])
+        if beginning < first:
+            gap = _advance(storage, tables, before, beginning, first - timedelta(days=1))
+            before = {name: _after(subject, gap) for name, subject in every.items()}
+    return _advance(storage, tables, before, first, through)
 
 
 def changed(storage: Storage, kind: Kind, day: date) -> pa.Table:
@@ -80,61 +151,135 @@ def latest(storage: Storage, kind: Kind, through: date, entities: Sequence[str] 
             connection.register("wanted", pa.table({key: pa.array(entities, pa.string())}))
             semi_join = f"SEMI JOIN wanted USING ({key})"
         rows = connection.sql(
-            f"SELECT * FROM snapshots {semi_join} QUALIFY row_number() OVER"  # noqa: S608  names come from the schema
+            f"SELECT * FROM snapshots {semi_join} QUALIFY row_number() OVER"
             f" (PARTITION BY {key} ORDER BY event_timestamp DESC) = 1 ORDER BY {key}"
         ).to_arrow_table()
     return rows.cast(kind.snapshots.arrow)
 
 
-def _write_kind(storage: Storage, kind: Kind, first: date, through: date) -> int:
-    rows = _compute(storage, kind, first, through)
+def _advance(storage: Storage, tables: schema.Tables, before: Mapping[str, pa.Table], first: date, through: date) -> Span:
+    every = subjects(tables).values()
+    changes = {each.name: _changes(storage, tables, each, before[each.name], first, through) for each in every}
+    return Span(first, through, before, changes)
+
+
+def _changes(storage: Storage, tables: schema.Tables, subject: Subject, base: pa.Table, first: date, through: date) -> pa.Table:
+    """`Span.changes` of one subject."""
+    longest = max(subject.windows)
+    earliest = first - timedelta(days=longest) if longest else first
+    dates = {"first": _number(first), "through": _number(through)}
+    with duckdb.connect() as connection:
+        connection.register("base", base)
+        for name, folder, start in (("events", "events", earliest), ("superseded", "events_superseded", first)):
+            files = partition_files(storage, folder, first=start, through=through)
+            connection.register(name, storage.dataset(files, tables.events.arrow))
+        _prepare(connection, storage, tables, subject, dates)
+        connection.register("dropped", dropped_keys(connection, subject, dates["first"]))
+        rows = connection.sql(_query(subject), params=dates).to_arrow_table()
+    return rows.select(subject.changes.names).cast(subject.changes)
+
+
+def _prepare(connection: Any, storage: Storage, tables: schema.Tables, subject: Subject, dates: Mapping[str, int]) -> None:
+    """Make `steps` of the events, and `touched` and, of entities, `history` of what else makes a row due."""
+    keys = ", ".join(subject.keys)
+    source, history = "events", f'(SELECT *, epoch_us("timestamp") // {_DAY_US} AS day FROM events)'
+    if subject.kind is None and subject.keys[1] != "item_id":
+        items = catalogue.kinds(tables)["item"]
+        connection.register("items", catalogue.history(storage, items))
+        history = (
+            f"(SELECT events.*, items.{subject.keys[1]} FROM {history} AS events"
+            f" ASOF JOIN items ON events.item_id = items.item_id AND events.day >= items.day)"
+        )
+    sums = ", ".join(f"{expression} AS {name}" for name, expression in subject.sums.items())
+    connection.execute(
+        f"CREATE TEMP TABLE steps AS SELECT {keys}, day, {sums} FROM {history} AS {source}"
+        f" WHERE {subject.keys[-1]} IS NOT NULL GROUP BY ALL"
+    )
+    if subject.kind is None:
+        connection.execute("CREATE TEMP TABLE touched AS SELECT *, 0 AS day FROM base WHERE false")
+        return
+    connection.register("history", catalogue.history(storage, subject.kind, since=dates["first"]))
+    connection.execute(
+        f"CREATE TEMP TABLE touched AS SELECT {keys}, day FROM history UNION"
+        f' SELECT {keys}, epoch_us("timestamp") // {_DAY_US} AS day FROM superseded'
+    )
+
+
+def _query(subject: Subject) -> str:
+    keys = subject.keys
+
+    def same(left: str, right: str) -> str:
+        return " AND ".join(f"{left}.{key} = {right}.{key}" for key in keys)
+
+    running = ", ".join(
+        f"coalesce(sum({name}) FILTER (day >= $first) OVER so_far, 0) AS {name}0"
+        if not days
+        else f"sum({name}) OVER (PARTITION BY {', '.join(keys)}, life ORDER BY day"
+        f" RANGE BETWEEN {days - 1} PRECEDING AND CURRENT ROW) AS {name}{days}"
+        for name in subject.sums
+        for days in subject.windows
+    )
+    totals = ", ".join(
+        f"(running.{name}{days}{f' + coalesce(base.{name}0, 0)' if not days else ''})::{subject.sql_type(name)} AS {name}{days}"
+        for name in subject.sums
+        for days in subject.windows
+    )
+    # An event leaves a window on the day that many days later, unless its key was dropped meanwhile.
+    leaving = "".join(
+        f" UNION ALL SELECT {', '.join(f'gone.{key}' for key in keys)}, gone.day, gone.life FROM"
+        f" (SELECT {', '.join(keys)}, day + {days} AS day, life FROM lives) AS gone ASOF LEFT JOIN dropped"
+        f" ON {same('gone', 'dropped')} AND gone.day > dropped.day WHERE coalesce(dropped.day, -1) = gone.life"
+        for days in subject.windows
+        if days
+    )
+    static, history = "", ""
+    if subject.kind is not None:
+        changed = "history.day IS NOT NULL"
+        static = "".join(f", CASE WHEN {changed} THEN history.{n} ELSE base.{n} END AS {n}" for n in subject.static)
+        history = f" ASOF LEFT JOIN history ON {same('running', 'history')} AND running.day >= history.day"
+    return _QUERY.format(
+        keys=", ".join(keys),
+        same_dropped=same("known", "dropped"),
+        same_base=same("running", "base"),
+        running_keys=", ".join(f"running.{key}" for key in keys),
+        leaving=leaving,
+        day_sums=", ".join(f"sum({name}) AS {name}" for name in subject.sums),
+        sums=", ".join(subject.sums),
+        zeros=", ".join(f"0 AS {name}" for name in subject.sums),
+        running=running,
+        totals=totals,
+        static=static,
+        history=history,
+    )
+
+
+def _after(subject: Subject, span: Span) -> pa.Table:
+    """The state at the end of a span: the newest row of each key, those that were dropped left out."""
+    keys = ", ".join(subject.keys)
+    with duckdb.connect() as connection:
+        connection.register("before", span.before[subject.name])
+        connection.register("changes", span.changes[subject.name])
+        newest = f"FROM changes QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY day DESC) = 1"
+        rows = connection.sql(
+            f"WITH newest AS ({newest}) SELECT * EXCLUDE (dropped) FROM newest WHERE NOT dropped"
+            f" UNION ALL BY NAME SELECT * FROM before ANTI JOIN newest USING ({keys}) ORDER BY {keys}"
+        ).to_arrow_table()
+    return rows.select(subject.state.names).cast(subject.state)
+
+
+def _write_days(storage: Storage, subject: Subject, rows: pa.Table) -> None:
     stamps = rows["event_timestamp"].cast(pa.int64()).to_numpy()
     position = 0
     while position < rows.num_rows:
         end = int(stamps.searchsorted(stamps[position], side="right"))
         day = (datetime.fromtimestamp(int(stamps[position]) / 1e6, tz=UTC) - timedelta(days=1)).date()
-        storage.write_table(f"snapshots/{kind.name}/{partition(day)}/part.parquet", rows.slice(position, end - position))
+        storage.write_table(f"snapshots/{subject.name}/{partition(day)}/part.parquet", rows.slice(position, end - position))
         position = end
-    return int(rows.num_rows)
-
-
-def _compute(storage: Storage, kind: Kind, first: date, through: date) -> pa.Table:
-    """Snapshot rows of all entities that changed within the span, sorted by (event_timestamp, entity)."""
-    events = storage.dataset(EventStore(storage).paths(through=through), schema.EVENTS.arrow)
-    superseded = storage.dataset(partition_files(storage, "events_superseded", through=through), schema.EVENTS.arrow)
-    windows = sorted({feature.window_days for feature in kind.features if feature.window_days})
-    query = _QUERY.format(
-        key=kind.key,
-        day_us=_DAY_US,
-        static="".join(f", history.{name}" for name in kind.static),
-        leaving="".join(f" UNION ALL SELECT {kind.key}, day + {days}, 0, 0 FROM seen" for days in windows),  # noqa: S608
-        sums=", ".join(_sum(value, days, kind.key) for value in "np" for days in (0, *windows)),
-        aggregates="".join(f", {_aggregate(feature)} AS {feature.name}" for feature in kind.features if feature.aggregate),
-    )
-    values = {"first": (first - _EPOCH).days, "through": (through - _EPOCH).days}
-    with duckdb.connect() as connection:
-        connection.register("events", events)
-        connection.register("superseded", superseded)
-        connection.register("history", catalogue.history(storage, kind))
-        rows = connection.sql(query, params=values).to_arrow_table()
-    micros = rows["event_timestamp"].cast(schema.TIMESTAMP)
-    rows = rows.set_column(rows.schema.get_field_index("event_timestamp"), "event_timestamp", micros)
-    return rows.select(kind.snapshots.names).cast(kind.snapshots.arrow).combine_chunks()
-
-
-def _sum(value: str, window_days: int, key: str) -> str:
-    """SQL: the running sum of a value over an entity's days, or over so many of them; its name says which."""
-    span = f" RANGE BETWEEN {window_days - 1} PRECEDING AND CURRENT ROW" if window_days else ""
-    return f"sum({value}) OVER (PARTITION BY {key} ORDER BY day{span}) AS {value}{window_days}"
-
-
-def _aggregate(feature: FeatureConfig) -> str:
-    """SQL over an entity's running sums: n events, p of them positive."""
-    n, p = (f"{value}{feature.window_days}" for value in "np")
-    if feature.aggregate == "count":
-        return f"{n}::BIGINT"
-    return f"(({p} + {feature.prior * feature.prior_rows!r}) / ({n} + {feature.prior_rows!r}))::FLOAT"
 
 
 def _read(storage: Storage, kind: Kind, files: list[str]) -> pa.Table:
     return storage.dataset(files, kind.snapshots.arrow).to_table().sort_by(kind.key)
+
+
+def _number(day: date) -> int:
+    return (day - _EPOCH).days

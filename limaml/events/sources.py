@@ -1,4 +1,4 @@
-"""Where events come from: one protocol, three sources, and the calendar on which recorded data is replayed."""
+"""Where events come from: one protocol, four sources, and the calendar on which recorded data is replayed."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -65,6 +65,10 @@ def open_source(cfg: Config, today: date) -> Source:
         from limaml.events.movielens import MovieLensSource
 
         source = MovieLensSource(cfg.source.path)
+    elif cfg.source.kind == "completejourney":
+        from limaml.events.completejourney import CompleteJourneySource
+
+        source = CompleteJourneySource(cfg.source.path, cfg.source.completejourney_share)
     else:
         from limaml.events.synthetic import SyntheticSource
 

@@ -21,6 +21,7 @@ Indices = npt.NDArray[np.int64]
 
 UNKNOWN = 0
 _PIECE_ROWS = 8192
+_SCALES = {"count": "log", "days_since": "log", "rate": "logit"}
 
 
 class ColumnEncoder(Protocol):
@@ -54,7 +55,7 @@ class NumberEncoder:
 
     @classmethod
     def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
-        scale = {"count": "log", "rate": "logit", None: "plain"}[feature.aggregate]
+        scale = _SCALES.get(feature.aggregate or "", "plain")
         numbers, known = _known(column.combine_chunks())
         scaled = _scaled(scale, numbers)[known]
         if not len(scaled):
@@ -110,6 +111,11 @@ class CategoryEncoder:
             index = self._index.get(one, UNKNOWN)
             if index != UNKNOWN:
                 out_F[at + index - 1] = 1.0
+
+    def num_unknown(self, given: Any) -> int:
+        """Values, of one or of several, that are none of those seen; what is not there is none."""
+        values = (given,) if isinstance(given, str) else given or ()
+        return sum(value is not None and value not in self._index for value in values)
 
     def to_dict(self) -> dict[str, Any]:
         return {"values": list(self.values)}

@@ -5,10 +5,13 @@ features there are, and in which order, their declarations say. An item that is 
 index 0, the trained unknown row; an entity likewise. A null profile (no snapshot knows the entity) is all zeros, which no known
 profile is.
 
+A row's context holds what a request has once, and behind it what it has for every candidate: the context of one, what the user
+did with its item, and the days since an item's last event.
+
     R rows, F features
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -22,6 +25,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import Config, FeatureConfig
 from limaml.features.columns import (
+    CategoryEncoder,
     ColumnEncoder,
     Floats,
     Indices,
@@ -32,6 +36,7 @@ from limaml.features.columns import (
     index_of,
     look_up,
 )
+from limaml.features.derived import Derived, column_of, one_array
 from limaml.features.item_table import ItemTable
 
 _CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
@@ -88,6 +93,8 @@ class EncoderDims:
     item_dense: int
     user_dense: int
     context: int
+    candidate: int = 0
+    """Of `context`, last: what a request has for every candidate."""
     item_static: int = 0
     """Of `item_dense`, first: what does not change with time, and so says what an item is; vectors are the last of it."""
     item_sets: int = 0
@@ -116,11 +123,9 @@ class Encoder:
         """
         tables, ids = schema.tables(cfg.features), distinct(logged["item_id"])
         columns = {
-            feature.name: fit_column(feature, logged[feature.name])
-            for entity in ("user", "item")
-            for feature in tables.of(entity)
+            feature.name: fit_column(feature, pa.chunked_array([values]))
+            for feature, values in _values(schema.tables(cfg.features), logged)
         }
-        columns |= {feature.name: fit_column(feature, pa.chunked_array([[]])) for feature in tables.of("context")}
         if tables.vectors:
             known = _declared_items(items)
             seen = known.filter(pc.is_in(known["item_id"], value_set=pa.array(ids, pa.string())))
@@ -132,7 +137,7 @@ class Encoder:
 
         Without a declared vector it is as it was, and `items` may be None.
         """
-        vectors = self._vectors
+        vectors = self._tables.vectors
         if not vectors:
             return self
         place = self._parts["item"].width_of(lambda feature: not feature.aggregate)
@@ -141,14 +146,15 @@ class Encoder:
 
     @property
     def dims(self) -> EncoderDims:
-        user, item, context = (self._parts[entity] for entity in ("user", "item", "context"))
-        vectors = sum(self.columns[feature.name].width for feature in self._vectors)
+        user, item, context, candidate = (self._parts[part] for part in PARTS)
+        vectors = sum(self.columns[feature.name].width for feature in self._tables.vectors)
         return EncoderDims(
             num_items=len(self.items),
             num_entities=len(self.entities),
             item_dense=item.width + vectors,
             user_dense=user.width,
-            context=context.width,
+            context=context.width + candidate.width,
+            candidate=candidate.width,
             item_static=item.width_of(lambda feature: not feature.aggregate) + vectors,
             item_sets=item.width_of(lambda feature: feature.type == "categories"),
         )
@@ -166,7 +172,7 @@ class Encoder:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError if a part is missing or of another shape."""
         features = tuple(FeatureConfig.model_validate(feature) for feature in values["features"])
-        read = [feature for feature in features if feature.type != "text"]
+        read = [feature for feature in features if feature.is_read]
         columns = {feature.name: column_from_dict(feature, values["columns"][feature.name]) for feature in read}
         return cls(features, tuple(values["items"]), tuple(values["entities"]), columns)
 
@@ -182,77 +188,95 @@ class Encoder:
 
     @cached_property
     def _parts(self) -> dict[str, "_Parts"]:
-        tables = schema.tables(self.features)
-        return {entity: _Parts.of(tables.of(entity), self.columns) for entity in ("user", "item", "context")}
+        return {part: _Parts.of(_features_of(self._tables, part), self.columns) for part in PARTS}
 
     @cached_property
-    def _vectors(self) -> tuple[FeatureConfig, ...]:
-        return schema.tables(self.features).vectors
+    def _tables(self) -> schema.Tables:
+        return schema.tables(self.features)
+
+    @cached_property
+    def _derived(self) -> Derived:
+        return Derived(self._tables)
 
     def entity_index(self, entities: Sequence[str] | pa.Array | pa.ChunkedArray) -> Indices:
         """(R,) index of each entity, 0 where training never saw it."""
         return look_up(_strings(entities), self._entity_index)
 
-    def encode(self, columns: Mapping[str, Any], num_rows: int) -> EncodedRows:
-        """Encode `num_rows` rows of `columns`: item_id and the declared features.
+    def encode(self, columns: Mapping[str, Any], num_rows: int, day: Indices | int | None = None) -> EncodedRows:
+        """Encode `num_rows` rows of `columns`: item_id and the declared features, as they are stored.
 
-        A column is a sequence or array of `num_rows` values, any of them None; one plain value stands for all rows, and a
-        column that is not there is None throughout. Raises ValueError for a column of another length, and where a vector is
-        declared and no items are there (`with_items`).
+        `day` (since 1970-01-01) is that of each row, or of all, from which days since an event count. A column is a sequence
+        or array of `num_rows` values, any of them None; one plain value stands for all rows, and a column that is not there is
+        None throughout. Raises ValueError for a column of another length, and where a vector is declared and no items are
+        there (`with_items`).
         """
-        item_ids = _column(columns, "item_id", pa.string(), num_rows)
-        if self._vectors and self.item_table is None:
+        item_ids = column_of(columns, "item_id", pa.string(), num_rows)
+        if self.item_table is None and self._tables.vectors:
             raise ValueError("rows of items with vectors must be encoded with them, got none; encode with encoder.with_items")
         return EncodedRows(
             item_index=look_up(item_ids, self._item_index),
-            item_dense=self._dense("item", columns, num_rows),
-            user_dense=self._dense("user", columns, num_rows),
-            context=self._dense("context", columns, num_rows),
+            item_dense=self._dense(("item",), columns, num_rows, day),
+            user_dense=self._dense(("user",), columns, num_rows, day),
+            context=self._dense(("context", "candidate"), columns, num_rows, day),
             item_row=None if self.item_table is None else self.item_table.rows(item_ids),
             item_table=self.item_table,
         )
 
     def encode_table(self, logged: pa.Table | pa.RecordBatch) -> EncodedRows:
         """Encode logged events; the context is the timestamp's. Strings may be dictionary-encoded."""
-        columns = {name: logged[name] for name in logged.schema.names}
-        return self.encode(columns | self.context_columns(logged), logged.num_rows)
+        columns, day = _with_clocks(self._tables, logged)
+        return self.encode(columns, logged.num_rows, day)
 
-    def context_columns(self, logged: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
-        """Context features of logged events."""
-        time_us, found = timestamps_us(logged), {}
-        for feature, _, _ in self._parts["context"].places:
-            assert feature.clock is not None
-            step_us, ahead, period = _CLOCKS[feature.clock]
-            found[feature.name] = pa.array((time_us // step_us + ahead) % period)
-        return found
+    def values(self, logged: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
+        """Every feature of logged events with its values, as numbers and categories are made of them."""
+        return {feature.name: values for feature, values in _values(self._tables, logged)}
 
-    def encode_user(self, user: Mapping[str, Any]) -> Floats:
+    def encode_user(self, user: Mapping[str, Any], at: datetime) -> Floats:
         """(F,) what `encode` makes of one user's features, without a column for each: 6 us of a request instead of 400."""
-        return self._one("user", user)
+        return self._one("user", user, _day(at))
 
-    def encode_context(self, given: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], Floats]:
-        """A request's context: its values, those of the clock where it gives none, and (F,) what `encode` makes of them."""
+    def encode_context(self, given: Mapping[str, Any], at: datetime) -> tuple[dict[str, Any], Floats]:
+        """What a request has once: its values, those of the clock where it gives none, and (F,) what `encode` makes of them."""
         context = {
-            feature.name: schema.clock_value(str(feature.clock), now)
-            if given.get(feature.name) is None
-            else given[feature.name]
+            feature.name: schema.clock_value(feature.clock, at)
+            if feature.clock and given.get(feature.name) is None
+            else given.get(feature.name)
             for feature, _, _ in self._parts["context"].places
         }
-        return context, self._one("context", context)
+        return context, self._one("context", context, _day(at))
 
-    def _one(self, entity: str, values: Mapping[str, Any]) -> Floats:
-        parts = self._parts[entity]
+    def unknown(self, given: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """Of features with values that training never saw, the name and how many; `given` has one value each, or several."""
+        for part in ("user", "context", "candidate"):
+            for feature, encoder, _ in self._parts[part].places:
+                if isinstance(encoder, CategoryEncoder) and (number := encoder.num_unknown(given.get(feature.name))):
+                    yield feature.name, number
+
+    @cached_property
+    def has_candidates(self) -> bool:
+        """Whether anything is declared that a request has for every candidate."""
+        return bool(self._parts["candidate"].places)
+
+    def encode_candidates(self, columns: Mapping[str, Any], num_rows: int, at: datetime) -> Floats:
+        """(R, F) what `encode` makes of a request's candidates, behind its context."""
+        return self._dense(("candidate",), columns, num_rows, _day(at))
+
+    def _one(self, part: str, values: Mapping[str, Any], day: int) -> Floats:
+        parts = self._parts[part]
         dense = [0.0] * parts.width
         for feature, encoder, at in parts.places:
-            encoder.encode_one(values.get(feature.name), dense, at)
+            encoder.encode_one(self._derived.value(feature, values.get(feature.name), day), dense, at)
         return np.array(dense, np.float32)
 
-    def _dense(self, entity: str, columns: Mapping[str, Any], num_rows: int) -> Floats:
-        parts = self._parts[entity]
-        dense = np.zeros((num_rows, parts.width), np.float32)
-        for feature, encoder, at in parts.places:
-            column = _column(columns, feature.name, schema.arrow_type(feature), num_rows)
-            encoder.encode(column, dense[:, at : at + encoder.width])
+    def _dense(self, wanted: Sequence[str], columns: Mapping[str, Any], num_rows: int, day: Indices | int | None) -> Floats:
+        parts = [self._parts[part] for part in wanted]
+        dense = np.zeros((num_rows, sum(part.width for part in parts)), np.float32)
+        start = 0
+        for part in parts:
+            for feature, encoder, at in part.places:
+                column = self._derived.values(feature, columns, num_rows, day)
+                encoder.encode(column, dense[:, start + at : start + at + encoder.width])
+            start += part.width
         return dense
 
 
@@ -273,6 +297,47 @@ class _Parts:
         return sum(encoder.width for feature, encoder, _ in self.places if wanted(feature))
 
 
+PARTS = ("user", "item", "context", "candidate")
+"""Where features stand among what a network reads."""
+
+
+def _features_of(tables: schema.Tables, part: str) -> tuple[FeatureConfig, ...]:
+    """Features of a part, in their order."""
+    if part == "item":
+        return tuple(feature for feature in tables.of("item") if feature.aggregate != "days_since")
+    if part == "context":
+        return tuple(feature for feature in tables.of("context") if not feature.per_candidate)
+    if part == "candidate":
+        context = tuple(feature for feature in tables.of("context") if feature.per_candidate)
+        affinities = tuple(feature for affinity in tables.affinities for feature in affinity.features)
+        return (*context, *(feature for feature in tables.of("item") if feature.aggregate == "days_since"), *affinities)
+    return tables.of(part)
+
+
+def _values(tables: schema.Tables, logged: pa.Table | pa.RecordBatch) -> Iterator[tuple[FeatureConfig, pa.Array]]:
+    """Every feature of logged events with its values."""
+    derived, (columns, day) = Derived(tables), _with_clocks(tables, logged)
+    for part in PARTS:
+        for feature in _features_of(tables, part):
+            yield feature, derived.values(feature, columns, logged.num_rows, day)
+
+
+def _with_clocks(tables: schema.Tables, logged: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], Indices]:
+    """Columns of logged events, what their timestamps say among them, and the day of each."""
+    time_us = timestamps_us(logged)
+    columns = {name: logged[name] for name in logged.schema.names}
+    for feature in tables.of("context"):
+        if feature.clock:
+            step_us, ahead, period = _CLOCKS[feature.clock]
+            columns[feature.name] = pa.array((time_us // step_us + ahead) % period)
+    return columns, time_us // _CLOCKS["weekday"][0]
+
+
+def _day(at: datetime) -> int:
+    """Days since 1970-01-01."""
+    return int(at.timestamp() // 86_400)
+
+
 def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None) -> Indices:
     """(R,) microseconds since 1970 (UTC); `missing` for a null, if one is given."""
     column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
@@ -286,34 +351,7 @@ def _declared_items(items: pa.Table | None) -> pa.Table:
     return items
 
 
-def _column(columns: Mapping[str, Any], name: str, kind: pa.DataType, num_rows: int) -> pa.Array:
-    value = columns.get(name)
-    if value is None:
-        return pa.nulls(num_rows, kind)
-    if isinstance(value, pa.ChunkedArray):
-        value = _one_array(value)
-    if isinstance(value, pa.Array):
-        array = value if _is_coded(value.type) else value.cast(kind)
-    elif isinstance(value, (str, int, float)):
-        array = pa.repeat(pa.scalar(value, kind), num_rows)
-    else:
-        array = pa.array(value, kind, from_pandas=True)
-    if len(array) != num_rows:
-        raise ValueError(f"column {name} must hold {num_rows} values, one a row, got {len(array)}; pad it with None")
-    return array
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    # combine_chunks would copy the only chunk.
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _is_coded(kind: pa.DataType) -> bool:
-    """Whether a column is dictionary-encoded strings, or lists of them; other columns are cast to their type."""
-    return bool(pa.types.is_dictionary(kind.value_type if pa.types.is_list(kind) else kind))
-
-
 def _strings(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
-        return _one_array(values)
+        return one_array(values)
     return values if isinstance(values, pa.Array) else pa.array(values, pa.string())

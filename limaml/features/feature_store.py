@@ -211,18 +211,10 @@ def join_features(store: "FeatureStore", events: pa.Table, tables: schema.Tables
     logged = tables.logged_events
     if not events.num_rows:
         return logged.arrow.empty_table()
-    frame = events.select(schema.EVENTS.names).rename_columns(
-        ["event_timestamp" if name == "timestamp" else name for name in schema.EVENTS.names]
-    )
-    service = store.get_feature_service(schema.TRAINING_SERVICE)
-    with warnings.catch_warnings():
-        # ibis 12 still calls duckdb's older name for to_arrow_table.
-        warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
-        try:
-            joined = store.get_historical_features(frame.to_pandas(), service).to_arrow()
-        finally:
-            _close_backend()
-    joined = joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
+    joined = historical(store, events.select(tables.events.names), store.get_feature_service(schema.TRAINING_SERVICE))
+    for affinity in tables.affinities:
+        wanted = [f"{affinity.name}:{name}" for name in affinity.counts]
+        joined = historical(store, joined, wanted)
     joined = joined.select(logged.names).cast(logged.arrow).sort_by(schema.EVENT_ORDER).combine_chunks()
     if not joined["event_id"].equals(events.sort_by(schema.EVENT_ORDER)["event_id"]):
         unique = len(pc.unique(joined["event_id"]))
@@ -231,6 +223,19 @@ def join_features(store: "FeatureStore", events: pa.Table, tables: schema.Tables
             f"of {unique} events; look for snapshots with equal key and timestamp"
         )
     return joined
+
+
+def historical(store: "FeatureStore", rows: pa.Table, features: Any) -> pa.Table:
+    """Feast's own point-in-time join of rows that have a `timestamp`."""
+    frame = rows.rename_columns(["event_timestamp" if name == "timestamp" else name for name in rows.column_names])
+    with warnings.catch_warnings():
+        # ibis 12 still calls duckdb's older name for to_arrow_table.
+        warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
+        try:
+            joined = store.get_historical_features(frame.to_pandas(), features).to_arrow()
+        finally:
+            _close_backend()
+    return joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
 
 
 def _close_backend() -> None:

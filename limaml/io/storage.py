@@ -129,6 +129,10 @@ class Storage:
         self._fs.create_dir(os.path.dirname(absolute), recursive=True)
         self._fs.move(f"{self._base}/{source}", absolute)
 
+    def delete(self, relative: str) -> None:
+        """Delete a file that is there."""
+        self._fs.delete_file(f"{self._base}/{relative}")
+
     def delete_dir(self, relative: str) -> None:
         if self.exists(relative):
             self._fs.delete_dir(f"{self._base}/{relative}")

@@ -19,7 +19,7 @@ day rewrites the snapshots that requests before it rightly saw.
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.errors import GateError, NothingToDo
 from limaml.events.day_store import partition
-from limaml.features.feature_store import join_features, open_store
+from limaml.features.feature_store import historical, open_store
 from limaml.io.storage import Storage
 from limaml.monitoring.comparison import EXAMPLES, PRESENT, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
@@ -71,6 +71,8 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         num_requests += part.num_rows
         _compare_users(offline, tallies[schema.USER_VIEW], part)
         _compare_items(offline, tallies[schema.ITEM_VIEW], part)
+        for affinity in offline.tables.affinities:
+            _compare_entries(offline, tallies[affinity.name], part, affinity)
         _compare_embeddings(storage, tallies, part)
     views = [tallies[view].row(view) for view in sorted(tallies)]
     folder = f"consistency/{partition(day)}"
@@ -127,19 +129,13 @@ class _Offline:
     store: "FeatureStore"
     tables: schema.Tables
 
-    def features(self, logged: pa.Table, entity: str) -> pa.Table:
-        """Features of each row's entity at its instant, and whether there is a row."""
-        number = [f"{at:09d}" for at in range(logged.num_rows)]
-        other = pa.array([""] * logged.num_rows)
-        values = {
-            "event_id": pa.array(number, pa.string()),
-            "user_id": logged["entity"] if entity == "user" else other,
-            "item_id": logged["entity"] if entity == "item" else other,
-            "timestamp": logged["compared_at"],
-            "label": pa.array([0] * logged.num_rows, pa.int8()),
-        }
-        joined = join_features(self.store, pa.table(values).cast(schema.EVENTS.arrow), self.tables).sort_by("event_id")
-        names = self.tables.names(entity)
+    def rows(self, logged: pa.Table, view: str, columns: Sequence[schema.Column], *keys: str) -> pa.Table:
+        """`columns` of a view for the keys of each row at its instant, and whether there is a row."""
+        number = pa.array([f"{at:09d}" for at in range(logged.num_rows)], pa.string())
+        wanted = pa.table({"row": number, "timestamp": logged["compared_at"], **{key: logged[key] for key in keys}})
+        joined = historical(self.store, wanted, [f"{view}:{column.name}" for column in columns]).sort_by("row")
+        names = [column.name for column in columns]
+        joined = joined.select(names).cast(pa.schema([(column.name, column.type) for column in columns]))
         return pa.table({name: _comparable(joined[name]) for name in names} | {PRESENT: _present(joined, names)})
 
 
@@ -154,21 +150,41 @@ def _compare_users(offline: _Offline, tally: Tally, part: pa.Table) -> None:
     part = part.filter(part["user"].is_valid())
     fetched = _fields(part["user"])
     due = _instant(part, fetched["event_timestamp"], part["complete_through"])
-    names = offline.tables.names("user")
-    logged = _distinct(part["user_id"], due, fetched, names)
-    compare_features(tally, schema.USER_VIEW, logged, offline.features(logged, "user"), names)
+    columns = offline.tables.features_of("user")
+    logged = _distinct({"user_id": part["user_id"]}, due, fetched, columns)
+    _compare(tally, schema.USER_VIEW, logged, offline.rows(logged, schema.USER_VIEW, columns, "user_id"), "user_id")
 
 
 def _compare_items(offline: _Offline, tally: Tally, part: pa.Table) -> None:
     request = pc.list_parent_indices(part["items"])
     fetched = _fields(pc.list_flatten(part["items"]))
     through = part["complete_through"].take(request)
-    names = offline.tables.names("item")
-    stamp_unknown = pc.and_(fetched["event_timestamp"].is_null(), _present(fetched, names))
+    columns = offline.tables.features_of("item")
+    stamp_unknown = pc.and_(fetched["event_timestamp"].is_null(), _present(fetched, [column.name for column in columns]))
     earlier = pc.subtract(through, pa.scalar(_ITEMS_MAY_LAG, pa.duration("us")))
     due = _instant(part.take(request), fetched["event_timestamp"], pc.if_else(stamp_unknown, through, earlier))
-    logged = _distinct(pc.list_flatten(part["item_ids"]), due, fetched, names)
-    compare_features(tally, schema.ITEM_VIEW, logged, offline.features(logged, "item"), names)
+    logged = _distinct({"item_id": pc.list_flatten(part["item_ids"])}, due, fetched, columns)
+    _compare(tally, schema.ITEM_VIEW, logged, offline.rows(logged, schema.ITEM_VIEW, columns, "item_id"), "item_id")
+
+
+def _compare_entries(offline: _Offline, tally: Tally, part: pa.Table, affinity: schema.Affinity) -> None:
+    """What was read of users by an attribute of items; a candidate without a key has no entry."""
+    part = part.filter(part["user"].is_valid())
+    request = pc.list_parent_indices(part["candidates"])
+    fetched = _fields(pc.list_flatten(part["candidates"]))
+    items = _fields(pc.list_flatten(part["items"])).append_column("item_id", pc.list_flatten(part["item_ids"]))
+    due = _instant(part.take(request), part["affinities_at"].take(request), part["complete_through"].take(request))
+    keys = {"user_id": part["user_id"].take(request), affinity.by: items[affinity.by]}
+    logged = _distinct(keys, due, fetched, affinity.joined)
+    logged = logged.filter(logged[affinity.by].is_valid())
+    _compare(tally, affinity.name, logged, offline.rows(logged, affinity.name, affinity.joined, *keys), *keys)
+
+
+def _compare(tally: Tally, view: str, logged: pa.Table, offline: pa.Table, *keys: str) -> None:
+    """`compare_features`, with the keys as the entity that examples name."""
+    entity = pc.binary_join_element_wise(*(logged[key] for key in keys), " ")
+    names = [name for name in offline.column_names if name != PRESENT]
+    compare_features(tally, view, logged.append_column("entity", entity), offline, names)
 
 
 def _fields(column: pa.ChunkedArray) -> pa.Table:
@@ -184,10 +200,13 @@ def _instant(part: pa.Table, stamp: pa.ChunkedArray, due: pa.ChunkedArray) -> pa
     return pc.coalesce(latest.cast(schema.TIMESTAMP), part["logged_at"])
 
 
-def _distinct(entity: pa.ChunkedArray, at: pa.ChunkedArray, fetched: pa.Table, names: tuple[str, ...]) -> pa.Table:
-    """Logged rows with `entity`, `compared_at` and the features, equal ones once with their number in `rows`."""
-    columns = {name: _comparable(fetched[name]) for name in names} | {PRESENT: _present(fetched, names)}
-    table = pa.table({"entity": entity, "compared_at": at, **columns})
+def _distinct(
+    keys: Mapping[str, pa.ChunkedArray], at: pa.ChunkedArray, fetched: pa.Table, columns: Sequence[schema.Column]
+) -> pa.Table:
+    """Logged rows with their keys, `compared_at` and the features, equal ones once with their number in `rows`."""
+    names = [column.name for column in columns]
+    values = {name: _comparable(fetched[name]) for name in names if name not in keys} | {PRESENT: _present(fetched, names)}
+    table = pa.table({**keys, "compared_at": at, **values})
     counted = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
     return counted.rename_columns([*table.column_names, "rows"])
 

@@ -141,5 +141,4 @@ def _features(storage: Storage, bundle: "Bundle", first: date, through: date) ->
     """What the network reads of a span's rows: every feature with its values."""
     tables = schema.tables(bundle.config.features)
     rows = _sampled(storage, tables, first=first, through=through, limit=MAX_ROWS)
-    context = {name: pa.chunked_array([column]) for name, column in bundle.encoder.context_columns(rows).items()}
-    return {column.name: rows[column.name] for column in tables.joined} | context
+    return {name: pa.chunked_array([values]) for name, values in bundle.encoder.values(rows).items()}

@@ -1,6 +1,8 @@
 """Which columns there are: those that every data set has, and those that the declared features make."""
 
+from limaml.schema.affinities import Affinity
 from limaml.schema.columns import (
+    AFFINITY_VIEW,
     EMBEDDING_FEATURE_NAMES,
     EVENT_ORDER,
     EVENTS,
@@ -21,6 +23,7 @@ from limaml.schema.columns import (
 from limaml.schema.declared import Tables, arrow_type, clock_value, rate_feature, tables
 
 __all__ = [
+    "AFFINITY_VIEW",
     "EMBEDDING_FEATURE_NAMES",
     "EVENTS",
     "EVENT_ORDER",
@@ -30,6 +33,7 @@ __all__ = [
     "TIMESTAMP",
     "TRAINING_SERVICE",
     "USER_VIEW",
+    "Affinity",
     "Column",
     "Table",
     "Tables",

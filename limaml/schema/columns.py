@@ -97,6 +97,8 @@ def ranking_service(slot: str) -> str:
 
 TRAINING_SERVICE = "training"
 USER_VIEW, ITEM_VIEW = "user_features", "item_features"
+AFFINITY_VIEW = "user_affinities"
+"""A user's row of what is kept by an attribute of the items: one entry a key."""
 
 
 def day_start(day: date) -> datetime:

@@ -9,7 +9,18 @@ from typing import Literal
 import pyarrow as pa
 
 from limaml.config import FeatureConfig
-from limaml.schema.columns import EVENTS, FETCHED_EMBEDDING, ITEM_VIEW, SLOTS, TIMESTAMP, USER_VIEW, Column, Table
+from limaml.schema.affinities import Affinity, affinities
+from limaml.schema.columns import (
+    AFFINITY_VIEW,
+    EVENTS,
+    FETCHED_EMBEDDING,
+    ITEM_VIEW,
+    SLOTS,
+    TIMESTAMP,
+    USER_VIEW,
+    Column,
+    Table,
+)
 
 _STAMP = Column("event_timestamp", TIMESTAMP)
 """A snapshot row is an entity's state at this instant, the end of a day, over events before it only."""
@@ -20,7 +31,8 @@ _TYPES = {
     "cycle": pa.int64(),
     "text": pa.string(),
 }
-_AGGREGATES = {"count": pa.int64(), "rate": pa.float32()}
+# days_since: the day of the last event (since 1970-01-01), of which a moment of use makes a number of days.
+_AGGREGATES = {"count": pa.int64(), "rate": pa.float32(), "mean": pa.float32(), "days_since": pa.int64()}
 
 
 def arrow_type(feature: FeatureConfig) -> pa.DataType:
@@ -38,9 +50,9 @@ class Tables:
 
     def of(self, entity: str) -> tuple[FeatureConfig, ...]:
         """What networks read of one entity, in its order in every table and in the encoder: what does not change with time
-        first, sets of categories before the rest. Vectors are held apart (`vectors`).
+        first, sets of categories before the rest. Not what is kept of a user by an attribute of items, nor vectors (`vectors`).
         """
-        mine = [feature for feature in self.features if feature.entity == entity and feature.type not in ("text", "vector")]
+        mine = [f for f in self.features if f.entity == entity and f.type not in ("text", "vector") and not f.by]
         order = {"categories": 0, "category": 1}
         return tuple(sorted(mine, key=lambda feature: (feature.aggregate is not None, order.get(feature.type, 2))))
 
@@ -62,6 +74,17 @@ class Tables:
         """The catalogue's column that people know items by, if one is declared."""
         return next((feature.name for feature in self.features if feature.entity == "item" and feature.type == "text"), None)
 
+    @functools.cached_property
+    def affinities(self) -> tuple[Affinity, ...]:
+        """What is kept of a user by an attribute of items."""
+        return affinities(self.features)
+
+    @functools.cached_property
+    def events(self) -> Table:
+        """An event: what every data set has, and its columns that features are declared of, by the features' names."""
+        mine = (_column(feature, nullable=True) for feature in self.features if feature.is_delivered)
+        return Table("events", (*EVENTS.columns, *mine))
+
     def names(self, entity: str) -> tuple[str, ...]:
         return tuple(feature.name for feature in self.of(entity))
 
@@ -78,28 +101,49 @@ class Tables:
 
     def snapshots(self, entity: Literal["user", "item"]) -> Table:
         """An entity's state at the end of a day: its catalogue columns and its aggregates."""
-        columns = [_column(feature, nullable=not feature.aggregate) for feature in self.of(entity)]
+        columns = [_column(feature, nullable=feature.aggregate not in ("count", "rate")) for feature in self.of(entity)]
         return Table(_VIEWS[entity], (Column(f"{entity}_id", pa.string()), _STAMP, *columns), key=f"{entity}_id")
 
     @property
     def joined(self) -> tuple[Column, ...]:
         """Features that an event is joined with; null where no snapshot knows the entity."""
-        return tuple(_column(feature, nullable=True) for entity in ("user", "item") for feature in self.of(entity))
+        return (
+            *self.features_of("user"),
+            *self.features_of("item"),
+            *(column for affinity in self.affinities for column in affinity.joined),
+        )
+
+    def features_of(self, entity: str) -> tuple[Column, ...]:
+        """The features of one entity as columns of an event, or of a request."""
+        return tuple(_column(feature, nullable=True) for feature in self.of(entity))
 
     @property
     def logged_events(self) -> Table:
         """An event with the features it was logged with: what training and adaptation read."""
-        return Table("logged_events", (*EVENTS.columns, *self.joined))
+        return Table("logged_events", (*self.events.columns, *self.joined))
 
     def support_columns(self, entity_column: str) -> list[str]:
         """What adaptation reads of `logged_events`, the entity first."""
-        names = ("item_id", "timestamp", "label", *(column.name for column in self.joined))
+        context = (f.name for f in self.of("context") if f.is_delivered)
+        names = ("item_id", "timestamp", "label", *context, *(column.name for column in self.joined))
         return [entity_column, *(name for name in names if name != entity_column)]
 
     @property
-    def context(self) -> Table:
-        """What a request may say of its moment."""
-        return Table("context", tuple(_column(feature, nullable=True) for feature in self.of("context")))
+    def affinity_rows(self) -> Table:
+        """A user's maps as they are online."""
+        columns = (column for affinity in self.affinities for column in affinity.online)
+        return Table(AFFINITY_VIEW, (Column("user_id", pa.string()), _STAMP, *columns), key="user_id")
+
+    def context(self, *, per_candidate: bool) -> Table:
+        """What a request says of its moment, or of each candidate's."""
+        mine = (feature for feature in self.of("context") if feature.per_candidate == per_candidate)
+        return Table("context", tuple(_column(feature, nullable=True) for feature in mine))
+
+    @property
+    def of_candidates(self) -> Table:
+        """What a request was scored from beside an item's features, a candidate: its context, and the user's entries for it."""
+        entries = (column for affinity in self.affinities for column in affinity.joined)
+        return Table("candidates", (*self.context(per_candidate=True).columns, *entries))
 
     @property
     def request_log(self) -> Table:
@@ -113,23 +157,36 @@ class Tables:
                 Column("slot", pa.string(), allowed=SLOTS),
                 # End of the last day that the server knew to be published whole.
                 Column("complete_through", TIMESTAMP, nullable=True),
-                Column("context", pa.struct([(column.name, column.type) for column in self.context.columns])),
+                Column("context", _struct((Column("at", TIMESTAMP), *self.context(per_candidate=False).columns))),
                 # Null: the store did not answer.
                 Column("user", self._fetched("user"), nullable=True),
                 Column("item_ids", pa.list_(pa.string())),
                 Column("items", pa.list_(self._fetched("item"))),
+                *self._logged_candidates,
                 Column("embeddings", pa.list_(FETCHED_EMBEDDING)),
                 Column("scores", pa.list_(pa.float64())),
             ),
         )
 
+    @property
+    def _logged_candidates(self) -> tuple[Column, ...]:
+        """Of a candidate beside its item; nothing where nothing is declared of it."""
+        if not self.of_candidates.columns:
+            return ()
+        # The end of the day that the user's entries are of, null where there are none.
+        entries_at = Column("affinities_at", TIMESTAMP, nullable=True)
+        return (entries_at, Column("candidates", pa.list_(_struct(self.of_candidates.columns))))
+
     def _fetched(self, entity: str) -> pa.DataType:
         """A row of a view as a server fetched it; all null where the store has none. A null timestamp: not known."""
-        columns = [_column(feature, nullable=True) for feature in self.of(entity)]
-        return pa.struct([pa.field(_STAMP.name, TIMESTAMP), *(pa.field(c.name, c.type) for c in columns)])
+        return pa.struct([pa.field(_STAMP.name, TIMESTAMP), *(pa.field(c.name, c.type) for c in self.features_of(entity))])
 
 
 _VIEWS = {"user": USER_VIEW, "item": ITEM_VIEW}
+
+
+def _struct(columns: Sequence[Column]) -> pa.DataType:
+    return pa.struct([(column.name, column.type) for column in columns])
 
 
 @functools.cache
@@ -140,7 +197,8 @@ def tables(features: tuple[FeatureConfig, ...]) -> Tables:
 
 def rate_feature(features: Sequence[FeatureConfig], entity: str) -> FeatureConfig | None:
     """The entity's smoothed rate of positive events, if one is declared."""
-    return next((feature for feature in features if feature.entity == entity and feature.aggregate == "rate"), None)
+    rates = (feature for feature in features if feature.aggregate == "rate" and not feature.by)
+    return next((feature for feature in rates if feature.entity == entity), None)
 
 
 def clock_value(clock: str, instant: datetime) -> int:

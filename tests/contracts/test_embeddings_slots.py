@@ -21,7 +21,7 @@ from limaml.embeddings.daily import adapt_day, publish_day
 from limaml.embeddings.publish import OnlineView
 from limaml.embeddings.slots import Places, fill_shard, plan_fill
 from limaml.embeddings.switch import cut_over
-from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
+from limaml.errors import BusyError, ConfigError, DataError, GateError, NothingToDo, StoreError
 from limaml.events.ingest import ingest_day
 from limaml.events.logged import read_logged
 from limaml.registry import Registry
@@ -367,3 +367,32 @@ def test_a_row_that_changed_behind_the_fill_stops_the_cut_over(world: World, wit
     with pytest.raises(StoreError, match=rf"view {view} must hold the published rows, .* entity {user} is missing"):
         cut_over(world.cfg, version, "run-7")
     assert world.champion().version == champion
+
+
+def test_a_version_is_not_adapted_for_other_features_than_it_was_trained_on(world: World) -> None:
+    version = world.champion().version
+    age_band = next(feature for feature in world.cfg.features if feature.name == "age_band")
+    other = age_band.model_copy(update={"values": age_band.values[1:]})
+    features = tuple(other if feature is age_band else feature for feature in world.cfg.features)
+    with pytest.raises(ConfigError, match=f"as version {version} was trained with, but age_band changed; restore the decl"):
+        Places.of(world.cfg.model_copy(update={"features": features})).bundle(version)
+
+
+def test_a_planned_entity_that_its_partition_lost_stops_the_cut_over(
+    world: World, with_settings: Callable[..., Config]
+) -> None:
+    champion, version = world.champion().version, world.new_version(seed=7)
+    plan = plan_fill(with_settings(fill_timeout_s=1e-6), version, world.last, "run-8")
+    for shard in plan["shards"]:
+        fill_shard(world.cfg, version, shard, "run-8")
+    path = f"embeddings/kind=user/version={version}/dt={world.last}/shard-001.parquet"
+    whole = world.storage.read_table(path)
+    world.storage.write_table(path, whole.slice(1))
+    with pytest.raises(
+        StoreError,
+        match=f"must hold its {plan['entities']} planned entities, 1 are missing, e.g. {whole['user_id'][0]}; fill its shards",
+    ):
+        cut_over(world.cfg, version, "run-8")
+    assert world.champion().version == champion
+    fill_shard(world.cfg, version, 1, "run-8")
+    assert cut_over(world.cfg, version, "run-8")["status"] == "cut_over"

@@ -1,16 +1,17 @@
-"""Contract 7: published through day D, the service scores every row of day D+1 as the as-served evaluation does.
+"""Contract 7: published through day D, the service scores every row of day D+1 as the as-served evaluation does; on three days.
 
 Offline takes its features from the logged rows (the point-in-time join) and its embeddings from a history that ends with D;
-online, everything was fetched from the feature store over HTTP. The features fetched are compared too.
+online, everything was fetched from the feature store over HTTP. The features fetched are compared too; they are of every kind.
 """
 
 import asyncio
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -46,7 +47,8 @@ def feature(entity, name, kind, **how):
     return FeatureConfig(entity=entity, name=name, type=kind, **how)
 
 
-# The generated columns under other names, two of them left out, and a context of two: nothing may know what films have.
+# The generated columns under other names, two of them left out, columns of events, and a context: nothing may know what films
+# have. A user's maps hold fewer keys than users have.
 FEATURES = (
     feature("item", "price", "number", column="year", minimum=0.0),
     feature("user", "segment", "category", column="age_band"),
@@ -58,8 +60,19 @@ FEATURES = (
     feature("user", "buys", "number", aggregate="rate"),
     feature("user", "buys_lately", "number", aggregate="rate", window_days=1),
     feature("item", "shown_lately", "number", aggregate="count", window_days=3),
+    feature("user", "paid", "number", aggregate="mean", of="paid_price", window_days=2),
+    feature("user", "away", "number", aggregate="days_since"),
+    feature("item", "segment_of", "category", column="segment"),
+    feature("item", "unsold", "number", aggregate="days_since"),
+    feature("user", "same", "number", aggregate="count", by="item_id", max_keys=4, window_days=2),
+    feature("user", "same_rate", "number", aggregate="rate", by="item_id", max_keys=4, prior_rows=2.0),
+    feature("user", "same_away", "number", aggregate="days_since", by="item_id", max_keys=4),
+    feature("user", "likes", "number", aggregate="rate", by="segment_of", max_keys=3),
+    feature("context", "page", "category", per_candidate=True),
+    feature("context", "temperature", "number"),
     feature("context", "hour_of_day", "cycle", clock="hour"),
     feature("context", "day_of_week", "cycle", clock="weekday"),
+    feature("event", "paid_price", "number"),
 )
 TABLES = schema.tables(FEATURES)
 
@@ -69,7 +82,8 @@ def make_config(folder):
         {
             "features": FEATURES,
             "source": {
-                "kind": "synthetic",
+                "kind": "parquet",
+                "path": str(folder / "delivered"),
                 "synthetic_users": 60,
                 "synthetic_items": 30,
                 "synthetic_days": 12,
@@ -98,16 +112,40 @@ def make_config(folder):
     )
 
 
-class Chain:
-    """Filled and cut over through day D-1, day D published by a daily run, day D+1 ingested but never published.
+def deliver(cfg, folder):
+    """Generated days as a source's files, with columns of events and a category of items beside them; returns the days."""
+    plain = SyntheticSource(cfg.source)
+    source = plain.moved(week_shift(plain.days()[-1], TODAY))
+    users, items = source.catalogue()
+    segments = [("a", "b", "c", "d", None)[at % 5] for at in range(items.num_rows)]
+    write(folder / "users.parquet", users)
+    write(folder / "items.parquet", items.append_column("segment", pa.array(segments)))
+    for day in source.days():
+        table = source.read_day(day)
+        pages = [("front", "back", None)[at % 3] for at in range(table.num_rows)]
+        degrees = [None if at % 7 == 0 else at % 11 - 3.5 for at in range(table.num_rows)]
+        prices = [None if at % 4 == 0 else at % 13 / 8 for at in range(table.num_rows)]
+        for name, column in (("page", pages), ("temperature", degrees), ("paid_price", prices)):
+            table = table.append_column(name, pa.array(column))
+        write(folder / "events" / f"dt={day}" / "part.parquet", table)
+    return source.days()
 
-    D+1 is chosen so that users arrive on it who were never seen before; the encoder has not seen every item.
+
+def write(path, table):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+class Chain:
+    """Filled and cut over through the day before the first of three, which daily runs then publish one by one.
+
+    Of each the next day is ingested, but not published. Users arrive on them who were never seen before; the encoder has not
+    seen every item.
     """
 
     def __init__(self, cfg, folder):
-        days = SyntheticSource(cfg.source).days()
-        shift = week_shift(days[-1], TODAY)
-        self.day_before, self.day, self.next_day = (day + shift for day in days[6:9])
+        days = deliver(cfg, folder / "delivered")
+        self.day_before, *self.days = days[5:10]
         self.cfg = cfg
         self.folder = folder
         self.storage = Storage(cfg.storage.root)
@@ -117,10 +155,13 @@ class Chain:
         apply(self.cfg)
         ingest_history(self.cfg, self.day_before, TODAY)
         self._promote()
-        ingest_day(self.cfg, self.day, TODAY)
-        daily.adapt_day(self.cfg, self.day)
-        daily.publish_day(self.cfg, self.day, RUN)
-        ingest_day(self.cfg, self.next_day, TODAY)
+
+    def publish(self, day):
+        """Publish `day`, and take the next one in."""
+        ingest_day(self.cfg, day, TODAY)
+        daily.adapt_day(self.cfg, day)
+        daily.publish_day(self.cfg, day, RUN)
+        ingest_day(self.cfg, day + timedelta(days=1), TODAY)
 
     def _promote(self):
         logged = read_logged(self.storage, TABLES, through=self.day_before)
@@ -139,18 +180,18 @@ class Chain:
         switch.cut_over(self.cfg, version, RUN)
         self.version = version
 
-    def offline(self, support_through=None):
-        """Logged rows of D+1 and their as-served scores, in one order.
+    def offline(self, next_day, support_through=None):
+        """Logged rows of a day and their as-served scores, in one order.
 
         `support_through` leaves later days out of the supports, as if they had not been published.
         """
-        logged = read_logged(self.storage, TABLES, through=self.next_day)
+        logged = read_logged(self.storage, TABLES, through=next_day)
         if support_through is not None:
             end = pa.scalar(schema.day_end(support_through), schema.TIMESTAMP)
-            start = pa.scalar(schema.day_start(self.next_day), schema.TIMESTAMP)
+            start = pa.scalar(schema.day_start(next_day), schema.TIMESTAMP)
             logged = logged.filter(pc.or_(pc.less(logged["timestamp"], end), pc.greater_equal(logged["timestamp"], start)))
         rows = TaskRows.from_logged(logged, self.model.encoder, self.cfg.task_kind)
-        start_us = int(schema.day_start(self.next_day).timestamp() * 1e6)
+        start_us = int(schema.day_start(next_day).timestamp() * 1e6)
         specs = as_served(rows, from_us=start_us, support_rows=self.cfg.meta.support_rows)
         queries = query_rows(rows, specs)
         return logged.take(rows.source_row[queries.rows]), score_specs(self.model.network, rows, specs), queries
@@ -168,74 +209,112 @@ def chain(tmp_path_factory, start_server):
     return chain
 
 
-def context_of(instant):
-    return {"hour_of_day": instant.hour, "day_of_week": instant.weekday()}
+def context_of(row):
+    return {"at": row["timestamp"].isoformat(), "temperature": row["temperature"], "page": [row["page"]]}
+
+
+class Day:
+    """Answers of the service for every row of the day after a published one, asked at the row's time; and what was fetched."""
+
+    def __init__(self, chain, day):
+        self.day, self.next_day = day, day + timedelta(days=1)
+        chain.publish(day)
+        # The server reads the moved `complete_through` at its next poll; the age of any embedding shows that it has.
+        lag_s = (datetime.now(UTC) - schema.day_end(day)).total_seconds()
+        anything = {"temperature": None, "page": [None]}
+        chain.server.ranked_when(
+            lambda answer: answer["embeddings"]["user"]["age_s"] < lag_s + 3600, "u0", ["i0"], context=anything
+        )
+        self.logged, self.offline, self.queries = chain.offline(self.next_day)
+        self.rows = self.logged.to_pylist()
+        self.answers = [chain.server.ranked(row["user_id"], [row["item_id"]], context=context_of(row)) for row in self.rows]
+        self.mismatches = differing(chain, self.rows)
+
+
+def differing(chain, rows):
+    """Values fetched from the online store now that are not those the rows were logged with."""
+    online = OnlineFeatures(chain.cfg, chain.registry.get(chain.version).tags[registry.SLOT])
+    online.open()
+    calls, found = StoreCalls(ServingConfig(store_timeout_s=4.0)), []
+    for row in rows:
+        [item] = online.read_items([row["item_id"]]).values()
+        fetched = asyncio.run(online.read_user(row["user_id"], calls))
+        values = {**fetched.user, **dict(zip(TABLES.names("item"), item.values, strict=True))}
+        for affinity in TABLES.affinities:
+            key = row["item_id"] if affinity.by == "item_id" else row[affinity.by]
+            keys = fetched.affinities[affinity.keys_column] or []
+            for name in affinity.counts:
+                values[name] = fetched.affinities[name][keys.index(key)] if key in keys else None
+        found += [(row["event_id"], name) for name, value in values.items() if value != row[name]]
+    return found
 
 
 @pytest.fixture(scope="module")
-def served(chain):
-    """Answer of the service for every row of D+1, each asked at the row's hour and weekday."""
-    # The server reads the moved `complete_through` at its next poll; the age of any embedding shows that it has.
-    lag_s = (datetime.now(UTC) - schema.day_end(chain.day)).total_seconds()
-    chain.server.ranked_when(lambda answer: answer["embeddings"]["user"]["age_s"] < lag_s + 3600, "u0", ["i0"], context={})
-    logged, _, _ = chain.offline()
-    return [
-        chain.server.ranked(row["user_id"], [row["item_id"]], context=context_of(row["timestamp"]))
-        for row in logged.select(["user_id", "item_id", "timestamp"]).to_pylist()
-    ]
+def asked(chain):
+    return [Day(chain, day) for day in chain.days[:3]]
 
 
 def scores(answers):
     return np.array([answer["items"][0]["score"] for answer in answers])
 
 
-def test_every_row_of_the_next_day_is_scored_alike(chain, served):
-    logged, offline, queries = chain.offline()
-    assert logged.num_rows == len(served) > 100
-    assert {answer["model_version"] for answer in served} == {chain.version}
-    assert np.abs(scores(served) - offline).max() <= TOLERANCE
+def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
+    for day in asked:
+        assert day.logged.num_rows == len(day.answers) > 100
+        assert {answer["model_version"] for answer in day.answers} == {chain.version}
+        assert np.abs(scores(day.answers) - day.offline).max() <= TOLERANCE
+        assert day.offline.std() > 0.05
     # The rows are worth comparing: with and without history, known and unknown items, and scores that differ.
-    assert (queries.support_sizes == 0).any()
-    assert (queries.support_sizes > 0).any()
-    known = set(chain.model.encoder.items)
-    assert 0 < sum(item in known for item in logged["item_id"].to_pylist()) < logged.num_rows
-    assert offline.std() > 0.05
+    sizes = np.concatenate([day.queries.support_sizes for day in asked])
+    assert (sizes == 0).any()
+    assert (sizes > 0).any()
+    items = [item for day in asked for item in day.logged["item_id"].to_pylist()]
+    assert 0 < sum(item in set(chain.model.encoder.items) for item in items) < len(items)
 
 
-def test_the_service_says_missing_exactly_for_users_without_history(chain, served):
-    _, _, queries = chain.offline()
-    fallbacks = [answer["embeddings"]["user"]["fallback"] for answer in served]
-    assert fallbacks == ["missing" if size == 0 else None for size in queries.support_sizes]
+def test_the_service_says_missing_exactly_for_users_without_history(asked):
+    for day in asked:
+        fallbacks = [answer["embeddings"]["user"]["fallback"] for answer in day.answers]
+        assert fallbacks == ["missing" if size == 0 else None for size in day.queries.support_sizes]
 
 
-def test_the_comparison_sees_a_day_that_was_not_published(chain, served):
-    _, behind, _ = chain.offline(support_through=chain.day_before)
-    assert np.abs(scores(served) - behind).max() > 100 * TOLERANCE
+def test_the_comparison_sees_a_day_that_was_not_published(chain, asked):
+    _, behind, _ = chain.offline(asked[0].next_day, support_through=chain.day_before)
+    assert np.abs(scores(asked[0].answers) - behind).max() > 100 * TOLERANCE
 
 
-def test_the_features_fetched_are_those_the_row_was_logged_with(chain, served):
-    logged, _, _ = chain.offline()
-    slot = chain.registry.get(chain.version).tags[registry.SLOT]
-    online = OnlineFeatures(chain.cfg, slot)
-    online.open()
-    names = (*TABLES.names("user"), *TABLES.names("item"))
-    calls = StoreCalls(ServingConfig(store_timeout_s=4.0))
-    mismatches = 0
-    for row in logged.to_pylist():
-        [item] = online.read_items([row["item_id"]]).values()
-        user = asyncio.run(online.read_user(row["user_id"], calls)).user
-        found = {**user, **dict(zip(TABLES.names("item"), item.values, strict=True))}
-        mismatches += sum(found[name] != row[name] for name in names)
-    assert mismatches / (logged.num_rows * len(names)) == 0.0
+def test_the_features_fetched_are_those_the_row_was_logged_with(asked):
+    for day in asked:
+        assert day.mismatches == []
+    for name in ("paid", "away", "unsold", *(column.name for column in TABLES.joined if column.name.startswith("by_"))):
+        assert len({value for day in asked for value in day.logged[name].to_pylist()}) > 1, f"{name} says nothing"
 
 
-def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain, served):
+def test_candidates_are_scored_alike_in_whatever_order_they_stand(chain, asked):
+    """Each with its own context and the user's own entry; at the moment of one row, so not as logged."""
+    user = max((row["user_id"] for row in asked[-1].rows), key=[row["user_id"] for row in asked[-1].rows].count)
+    mine = {row["item_id"]: row for row in asked[-1].rows if row["user_id"] == user}
+    items, at = sorted(mine), context_of(next(iter(mine.values())))
+
+    def ask(chosen):
+        answer = chain.server.ranked(user, chosen, context=at | {"page": [mine[item]["page"] for item in chosen]})
+        return {found["item_id"]: found["score"] for found in answer["items"]}
+
+    together = ask(items)
+    assert len(items) > 3
+    assert ask(items[::-1]) == pytest.approx(together, abs=1e-6)
+    assert {item: ask([item])[item] for item in items} == pytest.approx(together, abs=1e-6)
+    assert len({round(score, 4) for score in together.values()}) > 1
+
+
+def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain, asked):
     """Last, as it ends the server: what the log still holds is written then."""
     chain.server.stop()
     started = datetime.now(UTC).date()
     result = compare_day(chain.cfg, started, Gauges())
-    assert result["requests"] > len(served)  # some were asked while the server caught up
-    assert {view["view"] for view in result["views"]} == {"user_features", "item_features", "meta_embedding_user"}
+    assert result["requests"] > sum(len(day.answers) for day in asked)  # some were asked while the server caught up
+    views = {"user_features", "item_features", "meta_embedding_user", "user_by_item_id", "user_by_segment_of"}
+    assert {view["view"] for view in result["views"]} == views
     for view in result["views"]:
         assert (view["mismatch_ratio"], view["missing_ratio"], view["max_difference"]) == (0.0, 0.0, 0.0)
         assert view["rows"] > 0

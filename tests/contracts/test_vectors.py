@@ -29,8 +29,10 @@ from limaml.models import bundle
 from limaml.models.network import build_network
 from limaml.registry import Registry
 from limaml.tasks.protocols import as_served, query_rows
+from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
 from limaml.training.scoring import score_specs
+from tests.polling import wait_for
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
@@ -65,7 +67,7 @@ def config(folder):
                 "online_connection": str(folder / "online.db"),
             },
             "embeddings": {"lease_url": f"sqlite:///{folder}/lease.db"},
-            "serving": {"poll_interval_s": 0.1, "store_timeout_s": 2.0},
+            "serving": {"poll_interval_s": 0.1, "store_timeout_s": 2.0, "items_refresh_s": 0.5},
         }
     )
 
@@ -197,3 +199,22 @@ def test_a_bad_vector_is_refused_and_nothing_is_written(shop, spoiled, error, me
     finally:
         pq.write_table(day, path)
         shop.deliver_items(items)
+
+
+def test_an_item_that_arrives_is_scored_with_its_vector(shop):
+    """Before any other feature of it is published, and by the version that serves."""
+    new = shop.items.slice(0, 1).set_column(0, "item_id", pa.array(["brand-new"]))
+    shop.items = pa.concat_tables([shop.items, new])
+    shop.vectors["brand-new"] = np.linspace(-4.0, 4.0, WIDTH).tolist()
+    shop.deliver_items(shop.vectors)
+    path = shop.folder / "delivered" / "events" / f"dt={shop.days[5]}" / "part.parquet"
+    day = pq.read_table(path, partitioning=None)
+    pq.write_table(day.slice(0, day.num_rows - 1), path)
+    assert ingest_day(shop.cfg, shop.days[5], TODAY)["status"] == "corrected"
+    wait_for(lambda: shop.server.rank("nobody", ["brand-new"]).status_code == 200, "an answer about the new item")
+    answer = shop.server.ranked("nobody", ["brand-new"], context={"hour": 12})
+    encoder = shop.model.encoder.with_items(catalogue.item_vectors(shop.storage, TABLES))
+    rows = Rows.from_encoded(encoder.encode({"item_id": ["brand-new"], "hour": 12}, 1))
+    with torch.no_grad():
+        score = torch.sigmoid(shop.model.network(rows, shop.model.network.prior()[None])).item()
+    assert abs(answer["items"][0]["score"] - score) <= TOLERANCE

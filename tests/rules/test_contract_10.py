@@ -9,7 +9,7 @@ from limaml import config
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("limaml", "serving", "dags", "feature_repo", "helm", "experiments", "benchmarks")
-ADAPTERS = {"limaml/events/movielens.py", "limaml/events/synthetic.py"}
+ADAPTERS = {"limaml/events/completejourney.py", "limaml/events/movielens.py", "limaml/events/synthetic.py"}
 
 
 def columns():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from limaml import registry
 from limaml.errors import DataError, StoreError
@@ -110,8 +111,36 @@ def test_a_champion_without_a_slot_does_not_serve_and_is_told_until_the_alias_is
 def test_a_champion_of_other_task_kinds_does_not_serve(world, poller):
     kind = world.cfg.task_kind.model_copy(update={"name": "member"})
     polled = poller(world.cfg.model_copy(update={"task_kinds": (kind,)}))
-    assert polled.poll() is None
+    with capture_logs() as said:
+        assert polled.poll() is None
+    [failed] = [line["error"] for line in said if line["event"] == "champion_load_failed"]
+    assert "task_kinds must be the champion's, ['user'], got ['member']" in failed
     assert polled.metric("limaml_champion_load_failed") == 1.0
+
+
+def test_a_champion_that_was_trained_on_other_features_does_not_serve(world, poller):
+    first, *others = world.cfg.features
+    polled = poller(world.cfg.model_copy(update={"features": tuple(others)}))
+    with capture_logs() as said:
+        assert polled.poll() is None
+    [failed] = [line["error"] for line in said if line["event"] == "champion_load_failed"]
+    assert f"features must be declared as version {world.blue} was trained with, but {first.name} changed" in failed
+
+
+def test_a_champion_that_cannot_score_does_not_serve(world, poller, monkeypatch):
+    """Warming up is the trial: a version is let in once it has scored."""
+
+    def fail(*_):
+        raise ValueError("shapes do not fit")
+
+    polled = poller()
+    assert polled.poll().version == world.blue
+    world.registry.set_champion(world.green)
+    with monkeypatch.context() as broken:
+        broken.setattr("serving.champion.ranking.score", fail)
+        assert polled.poll().version == world.blue
+        assert polled.metric("limaml_champion_load_failed") == 1.0
+    assert polled.poll().version == world.green
 
 
 def rename_tables(world, old, new):

@@ -56,13 +56,13 @@ def at_hour(loaded, hour):
 
 def test_the_hour_counts(loaded, world):
     lookups, numbers = {"user": Lookup("missing")}, loaded.items.find(["i1", "i2"])
-    afternoon, night = (score(loaded, numbers, fetched(world), lookups, at_hour(loaded, hour)) for hour in (14, 2))
+    afternoon, night = (score(loaded, numbers, fetched(world), lookups, at_hour(loaded, hour), NOW) for hour in (14, 2))
     assert (afternoon != night).all()
 
 
 def test_items_are_gathered_from_the_encoded_catalogue(loaded, world):
     items = ["i8", "i2", "i7", "i1"]
-    scores = score(loaded, loaded.items.find(items), fetched(world), {"user": Lookup("missing")}, at_hour(loaded, 12))
+    scores = score(loaded, loaded.items.find(items), fetched(world), {"user": Lookup("missing")}, at_hour(loaded, 12), NOW)
     assert scores == pytest.approx(list(world.expected("1", "much", items).values()), abs=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_the_vector_looked_up_is_the_one_scored_with(loaded, world):
     lookups = look_up(loaded, fetched(world, row), world.cfg, NOW)
     # The slot is complete through 15 hours ago, which is later than the row.
     assert lookups == {"user": Lookup("fresh", row.vector, 15 * 3600.0, None)}
-    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3))
+    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3), NOW)
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], VECTOR, hour=3).values()), abs=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loa
     cfg = world.cfg.model_copy(update={"task_kinds": (kind,)})
     lookups = look_up(loaded, fetched(world, StoredEmbedding(VECTOR, "1", NOW, None)), cfg, NOW + timedelta(days=20))
     assert lookups["user"].status == "stale"
-    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3))
+    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3), NOW)
     used = VECTOR if when_stale == "use" else None
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], used, hour=3).values()), abs=1e-6)
     answer = answered(["i1"], scores, lookups).embeddings["user"]

@@ -1,5 +1,7 @@
 """The catalogue's scorer gives what the network's own forward pass does, whatever the shape of the global block."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,6 +19,7 @@ from tests import declared
 
 USER = "much"
 HOUR = 21
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def scored(world, network, items, vector):
     }
     catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
-    user = world.encoder.encode_user(world.user_features[USER])
+    user = world.encoder.encode_user(world.user_features[USER], NOON)
     return scorer.score(catalogue.find(items), user, at_hour(world), {"user": vector})
 
 
@@ -99,7 +102,7 @@ def test_scoring_leaves_the_catalogue_as_it_was(world):
     }
     catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
     scorer = CatalogueScorer(network.global_block, catalogue.encode(world.encoder))
-    user, numbers = world.encoder.encode_user(world.user_features[USER]), [3, 0, 7]
+    user, numbers = world.encoder.encode_user(world.user_features[USER], NOON), [3, 0, 7]
     once, again = (scorer.score(numbers, user, at_hour(world), {"user": np.ones(4, np.float32)}) for _ in range(2))
     np.testing.assert_array_equal(once, again)
 
@@ -114,7 +117,7 @@ def test_vectors_are_scored_as_the_network_does_however_the_catalogue_is_cut(wor
     columns = {**world.encoder.columns, "text": VectorEncoder.fit(vector, items["text"])}
     encoder = Encoder(cfg.features, world.encoder.items, world.encoder.entities, columns).with_items(items)
     network = make_network(world, 0.6, encoder, interaction=interaction)
-    user = encoder.encode_user(world.user_features[USER])
+    user = encoder.encode_user(world.user_features[USER], NOON)
     rows = {
         item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
         for item, features in world.item_features.items()

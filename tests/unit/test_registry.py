@@ -54,6 +54,30 @@ def test_versions_are_listed_newest_first(store: Registry, bundle: Path) -> None
     assert [found.version for found in store.find(registry.FINGERPRINT, "same")] == versions[::-1]
 
 
+def test_versions_of_another_model_are_not_found(store: Registry, bundle: Path) -> None:
+    other = Registry(store._cfg.model_copy(update={"model_name": "other"}))
+    store.register(bundle, store.start_run("train"), {})
+    version = other.register(bundle, other.start_run("train"), {registry.FINGERPRINT: "of another model"})
+    assert store.find(registry.FINGERPRINT, "of another model") == []
+    assert other.find(registry.FINGERPRINT, "of another model") == other.versions() == [other.get(version)]
+    assert other.champion() is None
+
+
+def test_versions_are_found_on_every_page_of_the_answer(store: Registry, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [store.register(bundle, store.start_run("train"), {registry.FINGERPRINT: "pages"}) for _ in range(3)]
+    search = store._client.search_model_versions
+    monkeypatch.setattr(store._client, "search_model_versions", lambda *query, **more: search(*query, max_results=2, **more))
+    assert [found.version for found in store.find(registry.FINGERPRINT, "pages")] == versions[::-1]
+
+
+def test_tags_are_written_in_the_order_given(store: Registry, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = store.register(bundle, store.start_run("train"), {})
+    written, write = [], store._client.set_model_version_tag
+    monkeypatch.setattr(store._client, "set_model_version_tag", lambda *tag: written.append(tag[2]) or write(*tag))
+    store.set_tags(version, {registry.STATE: "filling", registry.SLOT: "blue", registry.FILL_DAY: "2026-01-05"})
+    assert written == [registry.STATE, registry.SLOT, registry.FILL_DAY]
+
+
 def test_the_alias_moves_and_brings_the_tags(store: Registry, bundle: Path) -> None:
     first, second = (store.register(bundle, store.start_run("train"), {}) for _ in range(2))
     store.set_champion(first)
@@ -117,3 +141,12 @@ def test_a_registry_that_does_not_answer_is_a_store_error(tmp_path: Path) -> Non
     broken = Registry(RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
     with pytest.raises(StoreError, match=r"model registry at sqlite:///.* failed"):
         broken.champion()
+    with pytest.raises(StoreError, match=r"model registry at sqlite:///.* failed"):
+        broken.get("1")
+
+
+def test_the_registry_is_named_without_its_password() -> None:
+    cfg = RegistryConfig(tracking_uri="postgresql://limaml:secret@db:5432/mlflow")
+    assert str(Registry(cfg)._store_error(OSError("away"))) == (
+        "model registry at db:5432/mlflow failed: away; is it running and reachable?"
+    )

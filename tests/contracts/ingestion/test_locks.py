@@ -4,11 +4,15 @@ import threading
 
 import pytest
 
-from limaml.errors import BusyError
-from limaml.events import ingest
+from limaml.config import FeatureConfig
+from limaml.errors import BusyError, GateError
+from limaml.events import catalogue, ingest, snapshots
+from limaml.events.day_store import EventStore
 from limaml.features import feature_store
+from limaml.io import locks
 from limaml.io.lease import lease_named
 from limaml.io.locks import exclusive
+from tests import declared
 
 DEADLINE_S = 60.0
 
@@ -84,3 +88,44 @@ def test_who_has_lost_the_lock_writes_nothing_more(delivery, monkeypatch):
         ingest.ingest_day(cfg, delivery.days[0], delivery.today)
     assert entered.is_set()
     assert delivery.files("events", "snapshots", "logged", "days") == {}
+
+
+def test_the_lock_is_checked_before_every_write(delivery, monkeypatch):
+    """Accepted days, days without data, on which windows move, and refused ones."""
+    lately = FeatureConfig(entity="user", name="seen_lately", type="number", aggregate="count", window_days=2)
+    delivery.cfg = delivery.cfg.model_copy(update={"features": (*declared.FEATURES, lately)})
+    feature_store.apply(delivery.cfg)
+    seen, inside = [], []
+
+    def recorded(owner, name):
+        original = getattr(owner, name)
+
+        def wrapper(*arguments, **named):
+            if not inside:  # what a write writes in turn is a part of it
+                seen.append(name)
+            inside.append(name)
+            try:
+                return original(*arguments, **named)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    writes = [(EventStore, "place"), (EventStore, "commit"), (EventStore, "quarantine"), (catalogue, "record"),
+              (snapshots, "write"), (ingest, "write_logged")]  # fmt: skip
+    for owner, name in ((locks._FileLock, "check"), *writes):
+        recorded(owner, name)
+    first, second, third, fourth, fifth, last = delivery.days
+    for day in (second, fourth, fifth):
+        delivery.path(day).unlink()
+    delivery.history(third)
+    delivery.day(fourth)
+    delivery.history(fifth)
+    delivery.deliver(last, delivery.table(last).slice(0, 0))
+    with pytest.raises(GateError):
+        delivery.day(last)
+    changes = [at for at, what in enumerate(seen) if what != "check"]
+    assert {seen[at] for at in changes} == {name for _, name in writes}
+    assert [seen[at - 1] for at in changes] == ["check"] * len(changes)
+    statuses = {status: EventStore(delivery.storage).days(status) for status in ("passed", "no_data", "quarantined")}
+    assert statuses == {"passed": [first, third], "no_data": [second, fourth, fifth], "quarantined": [last]}

@@ -70,7 +70,7 @@ def test_rows_with_equal_keys_and_timestamps_are_all_kept(ingested):
     rows = [(f"e{n}", "u0", f"i{n % 2}", at) for n in range(50)]
     joined = join_features(open_store(ingested.cfg), events(rows), declared.TABLES)
     assert joined["event_id"].to_pylist() == sorted(row[0] for row in rows)
-    assert joined.equals(plain_join(canonical(events(rows)), all_snapshots(ingested)))
+    assert joined.equals(plain_join(canonical(events(rows), schema.EVENTS), all_snapshots(ingested)))
 
 
 def test_unknown_entity_and_time_before_the_first_snapshot_have_no_features(ingested):

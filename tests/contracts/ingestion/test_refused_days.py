@@ -12,7 +12,6 @@ from limaml import schema
 from limaml.errors import ConfigError, DataError, GateError
 from limaml.events import ingest
 from limaml.events.casting import with_types
-from limaml.features import feature_store
 from tests import declared
 
 DOWNSTREAM = ("events", "events_superseded", "snapshots", "logged", "catalogue", "catalogue_history")
@@ -287,7 +286,7 @@ def test_no_catalogue_is_blamed_on_the_catalogue(delivery):
 
 def test_a_day_whose_logged_rows_are_not_its_events_fails(delivery, monkeypatch):
     """Whatever the cause: here a join that loses a row, and one that gives a row another label."""
-    whole = feature_store.join_features
+    whole = ingest.join
 
     def losing(*arguments):
         return whole(*arguments).slice(1)
@@ -297,13 +296,13 @@ def test_a_day_whose_logged_rows_are_not_its_events_fails(delivery, monkeypatch)
         return joined.set_column(4, "label", pa.array([1 - label for label in joined["label"].to_pylist()], pa.int8()))
 
     for join, message in ((losing, r"must be its \d+ events, got \d+ rows;"), (mistaking, "rows that differ from them;")):
-        monkeypatch.setattr(feature_store, "join_features", join)
+        monkeypatch.setattr(ingest, "join", join)
         with pytest.raises(
             DataError, match=rf"logged rows of {delivery.days[0]} {message if join is losing else '.*' + message}"
         ):
             delivery.day(delivery.days[0])
         assert delivery.files("days", "logged") == {}
-    monkeypatch.setattr(feature_store, "join_features", whole)
+    monkeypatch.setattr(ingest, "join", whole)
     assert delivery.day(delivery.days[0])["status"] == "ingested"
 
 

@@ -19,7 +19,7 @@ def events(*rows, day=DAY):
         {"event_id": event, "user_id": user, "item_id": item, "timestamp": schema.day_start(day), "label": label}
         for event, user, item, label in rows
     ]
-    return canonical(pa.Table.from_pylist(values, schema.EVENTS.arrow))
+    return canonical(pa.Table.from_pylist(values, schema.EVENTS.arrow), schema.EVENTS)
 
 
 @pytest.fixture
@@ -78,6 +78,6 @@ def test_a_revision_is_compared_with_any_before_it(store):
 @pytest.mark.parametrize("column", schema.EVENTS.names)
 def test_a_null_where_none_may_be_does_not_conform(column):
     table = events(("1", "u1", "a", 1))
-    assert conforms(table)
+    assert conforms(table, schema.EVENTS)
     nothing = pa.nulls(1, table.schema.field(column).type)
-    assert not conforms(table.set_column(table.schema.get_field_index(column), column, nothing))
+    assert not conforms(table.set_column(table.schema.get_field_index(column), column, nothing), schema.EVENTS)

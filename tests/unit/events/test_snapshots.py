@@ -8,7 +8,7 @@ import pytest
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig
-from limaml.events import catalogue, snapshots
+from limaml.events import catalogue, snapshots, state
 from limaml.events.day_store import EventStore, canonical
 from limaml.events.synthetic import SyntheticSource
 from limaml.io.storage import Storage
@@ -44,10 +44,15 @@ class World:
         for kind, table in zip(KINDS.values(), self.source.catalogue(), strict=True):
             catalogue.record(self.storage, kind, catalogue.declared(kind, TABLES, table)[0], self.before)
         for day in self.days:
-            EventStore(self.storage).place(day, canonical(self.source.read_day(day)), 1)
+            EventStore(self.storage).place(day, canonical(self.source.read_day(day), schema.EVENTS), 1)
 
     def files(self):
         return {path: self.storage.read_bytes(path) for path in self.storage.walk("snapshots")}
+
+
+def write(storage, tables, first, through):
+    state.forget(storage, first)
+    snapshots.write(storage, tables, snapshots.advance(storage, tables, first, through))
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def plain_rate(labels):
 
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_rows_are_the_running_state_of_entities_that_changed(world, kind):
-    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
+    write(world.storage, TABLES, world.before, world.days[-1])
     static = {row[f"{kind}_id"]: row for row in catalogue.read(world.storage, kind).to_pylist()}
     history = {entity: [] for entity in static}
     first = snapshots.changed(world.storage, KINDS[kind], world.before)
@@ -85,25 +90,25 @@ def test_rows_are_the_running_state_of_entities_that_changed(world, kind):
 
 
 def test_catalogue_rows_start_with_the_prior_and_no_events(world):
-    snapshots.write(world.storage, KINDS, world.before, world.before)
+    write(world.storage, TABLES, world.before, world.before)
     rows = snapshots.changed(world.storage, KINDS["item"], world.before)
     assert set(rows["item_events"].to_pylist()) == {0}
     assert rows["item_positive_rate"].to_pylist() == pytest.approx([0.4] * rows.num_rows, rel=1e-7)
 
 
 def test_one_span_single_days_and_a_second_time_give_the_same_bytes(world):
-    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
+    write(world.storage, TABLES, world.before, world.days[-1])
     at_once = world.files()
-    snapshots.write(world.storage, KINDS, world.days[2], world.days[3])
+    write(world.storage, TABLES, world.days[2], world.days[3])
     assert world.files() == at_once
     world.storage.delete_dir("snapshots")
     for day in (world.before, *world.days):
-        snapshots.write(world.storage, KINDS, day, day)
+        write(world.storage, TABLES, day, day)
     assert world.files() == at_once
 
 
 def test_latest_is_the_newest_row_of_each_entity_up_to_a_day(world):
-    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
+    write(world.storage, TABLES, world.before, world.days[-1])
     through = world.days[2]
     rows = snapshots.latest(world.storage, KINDS["user"], through)
     assert rows.schema.equals(declared.USER_FEATURES.arrow)
@@ -116,7 +121,7 @@ def test_latest_is_the_newest_row_of_each_entity_up_to_a_day(world):
 
 
 def test_profile_change_is_a_row_with_the_counts_so_far(world):
-    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
+    write(world.storage, TABLES, world.before, world.days[-1])
     users = catalogue.read(world.storage, "user")
     rows = users.to_pylist()
     quiet = next(  # Somebody without events on the last day.
@@ -127,7 +132,7 @@ def test_profile_change_is_a_row_with_the_counts_so_far(world):
     assert catalogue.record(world.storage, KINDS["user"], changed, world.days[-1])
     assert not catalogue.record(world.storage, KINDS["user"], changed, world.days[-1]), "known already"
     before = snapshots.latest(world.storage, KINDS["user"], world.days[-2], [rows[quiet]["user_id"]]).to_pylist()[0]
-    snapshots.write(world.storage, KINDS, world.days[-1], world.days[-1])
+    write(world.storage, TABLES, world.days[-1], world.days[-1])
     after = snapshots.latest(world.storage, KINDS["user"], world.days[-1], [rows[quiet]["user_id"]]).to_pylist()[0]
     assert after == before | {"occupation": "gardener", "event_timestamp": schema.day_end(world.days[-1])}
 
@@ -135,13 +140,13 @@ def test_profile_change_is_a_row_with_the_counts_so_far(world):
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_an_entity_that_a_correction_took_out_of_a_day_keeps_a_row_of_it(world, kind):
     """Else the row that is online would never be replaced: its timestamp is the newest."""
-    snapshots.write(world.storage, KINDS, world.before, world.days[-1])
+    write(world.storage, TABLES, world.before, world.days[-1])
     last, key = world.days[-1], f"{kind}_id"
     rows = world.source.read_day(last)
     gone = rows[key][0].as_py()
     kept = rows.filter(pc.not_equal(rows[key], gone))
-    EventStore(world.storage).place(last, canonical(kept), 2)
-    snapshots.write(world.storage, KINDS, last, last)
+    EventStore(world.storage).place(last, canonical(kept, schema.EVENTS), 2)
+    write(world.storage, TABLES, last, last)
     before = snapshots.latest(world.storage, KINDS[kind], world.days[-2], [gone]).to_pylist()[0]
     after = snapshots.latest(world.storage, KINDS[kind], last, [gone]).to_pylist()[0]
     assert after == before | {"event_timestamp": schema.day_end(last)}
@@ -163,7 +168,7 @@ def test_a_window_holds_its_days_and_changes_when_one_leaves_it(world, name):
     """Against plain sums over the events, on every day and two days after the last one."""
     kind = catalogue.kinds(schema.tables(WINDOWED))[name]
     last = world.days[-1] + timedelta(days=2)
-    snapshots.write(world.storage, catalogue.kinds(schema.tables(WINDOWED)), world.before, last)
+    write(world.storage, schema.tables(WINDOWED), world.before, last)
     events = [event | {"day": day} for day in world.days for event in world.source.read_day(day).to_pylist()]
 
     def labels(entity, first, day):
@@ -189,5 +194,5 @@ def test_a_window_holds_its_days_and_changes_when_one_leaves_it(world, name):
     assert leaving > 0
     before = world.files()
     for day in world.days[2:]:
-        snapshots.write(world.storage, catalogue.kinds(schema.tables(WINDOWED)), day, day)
+        write(world.storage, schema.tables(WINDOWED), day, day)
     assert world.files() == before

@@ -241,7 +241,7 @@ def test_one_user_is_encoded_as_in_a_column(user):
     encoder = Encoder(declared.FEATURES, ("i1",), ("u1",), columns)
     expected = encoder.encode({**user, "item_id": ["i1"]}, 1).user_dense[0]
     # Both compute in float64 and round once; a vectorised logarithm may differ in its last bit.
-    np.testing.assert_allclose(encoder.encode_user(user), expected, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(encoder.encode_user(user, datetime(2026, 1, 5, tzinfo=UTC)), expected, rtol=1e-6, atol=0)
 
 
 def test_a_request_says_its_context_or_the_clock_does(encoder):

@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from limaml.config import Config, EmbeddingsConfig, FeastConfig, SourceConfig
 from limaml.errors import BusyError, ConfigError, StoreError
-from limaml.io.lease import holder_name, lease, store_identity
+from limaml.io.lease import _LeaseTable, holder_name, lease, store_identity
 from tests.polling import wait_for
 
 DEADLINE_S = 20.0
@@ -141,6 +144,30 @@ def test_a_database_that_is_away_for_a_moment_costs_nobody_the_lease(tmp_path: P
         held.check()
 
 
+def test_a_lease_is_free_from_the_instant_on_at_which_it_expires(tmp_path: Path) -> None:
+    table = _LeaseTable(f"sqlite:///{tmp_path}/lease.db", "a store", ttl_s=10.0)
+    for now, fence in ((100.0, 1), (109.5, None), (110.0, 2)):
+        table._now = sa.literal(now)
+        assert table.acquire("fill") == fence
+
+
+@pytest.mark.parametrize("losses", [2, 3])
+def test_who_loses_the_race_to_make_the_table_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int) -> None:
+    lost, transaction = list(range(losses)), _LeaseTable._transaction
+
+    @contextmanager
+    def losing(table: _LeaseTable) -> Iterator[Any]:
+        if lost:
+            lost.pop()
+            raise StoreError("table limaml_lease already exists")
+        with transaction(table) as connection:
+            yield connection
+
+    monkeypatch.setattr(_LeaseTable, "_transaction", losing)
+    with pytest.raises(StoreError, match="already exists") if losses == 3 else nullcontext():
+        assert _LeaseTable(f"sqlite:///{tmp_path}/lease.db", "a store", ttl_s=10.0).acquire("fill") == 1
+
+
 def test_different_stores_have_different_leases(tmp_path: Path) -> None:
     with lease(config(tmp_path), "publish"), lease(config(tmp_path, online="other.db"), "publish") as other:
         other.check()
@@ -149,6 +176,9 @@ def test_different_stores_have_different_leases(tmp_path: Path) -> None:
 def test_a_store_is_named_without_its_secrets() -> None:
     redis = FeastConfig(online_store="redis", online_connection="redis:6379,ssl=true", online_password="${REDIS_PASSWORD}")
     assert store_identity(redis) == "limaml@redis:redis:6379,ssl=true"
+    named = redis.model_copy(update={"online_connection": "redis:6379,username=writer,ssl=true"})
+    assert store_identity(named) == store_identity(redis), "whoever logs in, it is the same store"
+    assert store_identity(redis.model_copy(update={"project": "other"})) == "other@redis:redis:6379,ssl=true"
     relative, absolute = (FeastConfig(online_connection=path) for path in ("x/online.db", str(Path("x/online.db").absolute())))
     assert store_identity(relative) == store_identity(absolute)
 

@@ -85,6 +85,7 @@ def test_as_served_covers_every_later_row_once_with_supports_before_its_day(rows
         assert spec.support_size == min(len(before), 12)
         assert spec.support_stop == rows.offsets[spec.entity] + len(before)
     assert {spec.support_size for spec in specs} >= {0, 12}
+    assert len({(s.entity, s.as_of_us) for s in specs}) == len(specs)
 
 
 def test_days_seen_counts_the_days_with_rows_before_the_task(rows):
