@@ -41,7 +41,7 @@ ONE_MACHINE = "Everything on one machine"
 
 app = typer.Typer(
     help="LiMAML in production: meta-learned personalisation of a ranking network, from events to served scores.",
-    epilog="Settings: configs/*.toml, documented field by field in limaml/config.py. Exit codes: 2 usage or configuration, "
+    epilog="Settings: configs/*.toml, documented field by field in limaml/config/. Exit codes: 2 usage or configuration, "
     "65 data or gate, 99 nothing to do or refused, 1 anything a retry may cure.",
     no_args_is_help=True,
     add_completion=False,

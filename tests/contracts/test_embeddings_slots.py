@@ -341,7 +341,8 @@ def test_the_alias_moves_last_so_a_cut_over_that_dies_changes_nothing_for_a_read
     plan_fill(world.cfg.model_copy(update={"embeddings": world.cfg.embeddings.model_copy(update={"fill_timeout_s": 1e-6})}),
               version, world.last, "run-6")  # fmt: skip
     world.fill(version, "run-6")
-    for step in ("set_tags", "set_champion"):
+    # The first time at the tag that accepts the fill, the last time at those of the switch.
+    for step in ("set_tags", "set_champion", "set_tags"):
         with monkeypatch.context() as broken:
             broken.setattr(Registry, step, die)
             with pytest.raises(KeyboardInterrupt):

@@ -242,6 +242,12 @@ def test_a_roll_back_moves_the_pointer_and_leaves_users_as_fresh_as_the_champion
 
 def test_a_roll_back_to_a_named_version_can_be_repeated(world: World) -> None:
     champion, previous = both(world)
+    with pytest.raises(
+        StoreError,
+        match=f"needs version 99 that is ready beside the champion {champion.version}, .* version {previous.version}, ready",
+    ):
+        switch.rollback(world.cfg, "99", RUN)
+    assert world.champion().version == champion.version
     assert switch.rollback(world.cfg, previous.version, RUN)["status"] == "rolled_back"
     assert switch.rollback(world.cfg, previous.version, RUN)["status"] == "unchanged"
     assert world.champion().version == previous.version

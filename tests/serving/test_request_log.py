@@ -111,6 +111,7 @@ def test_files_of_one_day_do_not_replace_each_other(cfg):
         requests.record(request(f"u{number}"))
         wait_for(lambda number=number: len(logged(cfg)) == number + 1, "a file more")
     requests.close()
+    assert not requests._thread.is_alive(), "a writer that waits for the next request is woken, not waited for"
     assert [row["user_id"] for row in logged(cfg)] == ["u0", "u1", "u2"]
 
 

@@ -124,6 +124,8 @@ def test_what_is_not_there_is_named(store: Registry, tmp_path: Path) -> None:
         store.get("99")
     with pytest.raises(StoreError, match="model m has no version '99'"):
         store.download("99", tmp_path)
+    with pytest.raises(StoreError, match=r"^model registry at sqlite:///.* failed: .*not found"):
+        store.set_champion("99")
     with pytest.raises(BundleError, match=r"bundle folder .*absent does not exist"):
         store.register(tmp_path / "absent", store.start_run("train"), {})
 
@@ -141,8 +143,16 @@ def test_a_registry_that_does_not_answer_is_a_store_error(tmp_path: Path) -> Non
     broken = Registry(RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
     with pytest.raises(StoreError, match=r"model registry at sqlite:///.* failed"):
         broken.champion()
-    with pytest.raises(StoreError, match=r"model registry at sqlite:///.* failed"):
-        broken.get("1")
+
+
+def test_a_registry_that_stops_answering_is_not_one_without_the_version(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    breaking = Registry(RegistryConfig(tracking_uri=f"sqlite:///{database}"))
+    with pytest.raises(StoreError, match="has no version '1'; `limaml status` lists"):
+        breaking.get("1")
+    database.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(StoreError, match=r"^model registry at sqlite:///.* failed"):
+        breaking.get("1")
 
 
 def test_the_registry_is_named_without_its_password() -> None:

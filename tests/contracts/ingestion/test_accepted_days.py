@@ -307,6 +307,29 @@ def test_windows_pass_on_days_without_data_whichever_way_the_days_came(delivery)
     assert {path: content for path, content in from_scratch().items() if path in snapshots_of_late} == snapshots_of_late
 
 
+def test_a_correction_reaches_the_windows_of_a_later_day_without_data(delivery):
+    lately = FeatureConfig(entity="user", name="seen_lately", type="number", aggregate="count", window_days=2)
+    delivery.cfg = delivery.cfg.model_copy(update={"features": (*declared.FEATURES, lately)})
+    feature_store.apply(delivery.cfg)
+    first, second, missing = delivery.days[:3]
+    delivery.path(missing).unlink()
+    users = delivery.table(second)["user_id"].to_pylist()
+    at = next(at for at, user in enumerate(users) if user in delivery.table(first)["user_id"].to_pylist())
+
+    def ingested():
+        delivery.history(second)
+        delivery.day(missing)
+
+    ingested()
+    delivery.deliver(second, delivery.table(second).filter(pa.array([n != at for n in range(len(users))])))
+    assert delivery.day(second)["status"] == "corrected"
+    corrected = delivery.files("snapshots")
+    for folder in EVERYTHING:
+        delivery.storage.delete_dir(folder)
+    ingested()
+    assert delivery.files("snapshots") == corrected
+
+
 def test_what_is_not_read_is_named_in_manifest_report_and_result(delivery):
     first = delivery.days[0]
     (delivery.path(first).parent / "part.csv").write_text("event_id\n")

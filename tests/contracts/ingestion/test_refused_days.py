@@ -306,13 +306,14 @@ def test_a_day_whose_logged_rows_are_not_its_events_fails(delivery, monkeypatch)
     assert delivery.day(delivery.days[0])["status"] == "ingested"
 
 
-def test_a_row_of_the_next_midnight_fails_its_day_among_others_too(delivery):
-    """Days are validated together: that instant lies inside the span of two days, and outside the first of them."""
+def test_a_row_of_a_neighbouring_day_fails_its_day_among_others_too(delivery):
+    """Days are validated together: those instants lie inside the span of three days, and outside the middle one."""
     day = delivery.days[1]
-    delivery.deliver(day, first_row(delivery.table(day), "timestamp", schema.day_end(day)))
-    with pytest.raises(GateError, match=f"events of {day} failed its gate") as caught:
-        delivery.history(delivery.days[-1])
-    assert caught.value.failed == ("expect_column_values_to_be_between(timestamp)",)
+    for instant in (schema.day_end(day), schema.day_start(day) - timedelta(microseconds=1)):
+        delivery.deliver(day, first_row(delivery.table(day), "timestamp", instant))
+        with pytest.raises(GateError, match=f"events of {day} failed its gate") as caught:
+            delivery.history(delivery.days[-1])
+        assert caught.value.failed == ("expect_column_values_to_be_between(timestamp)",)
     delivery.deliver(day, first_row(delivery.table(day), "timestamp", schema.day_start(day)))
     assert delivery.history(delivery.days[-1])["ingested"] == len(delivery.days)
 

@@ -169,8 +169,11 @@ def test_who_loses_the_race_to_make_the_table_looks_again(tmp_path: Path, monkey
 
 
 def test_different_stores_have_different_leases(tmp_path: Path) -> None:
-    with lease(config(tmp_path), "publish"), lease(config(tmp_path, online="other.db"), "publish") as other:
-        other.check()
+    with lease(config(tmp_path), "publish"):
+        with lease(config(tmp_path, online="other.db"), "publish") as other:
+            other.check()
+        with pytest.raises(BusyError, match="busy: publish since"), lease(config(tmp_path), "fill"):
+            raise AssertionError("the end of one lease freed the other")
 
 
 def test_a_store_is_named_without_its_secrets() -> None:

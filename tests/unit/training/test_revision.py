@@ -43,7 +43,7 @@ def package(tmp_path: Path) -> Path:
     """As small as one can be."""
     for folder in ("config", "schema", "events", "features", "tasks", "models", "meta", "training", "evaluation"):
         (tmp_path / folder).mkdir()
-    for name in ("config/features.py", "schema/columns.py", "metrics.py", "models/block.py"):
+    for name in ("config/model.py", "schema/columns.py", "metrics.py", "models/block.py"):
         (tmp_path / name).write_text(MODULE)
     (tmp_path / "meta" / "kernel.c").write_text(KERNEL)
     return tmp_path
