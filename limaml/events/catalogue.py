@@ -118,9 +118,9 @@ def _vectors(storage: Storage, table: schema.Table) -> pa.Table:
 
 
 def _record_vectors(storage: Storage, kind: Kind, delivered: pa.Table, day: date) -> None:
-    table = _vector_table(kind)
-    known = pc.is_in(delivered[kind.key], value_set=_vectors(storage, table)[kind.key].combine_chunks())
-    new = delivered.select(table.names).cast(table.arrow).filter(pc.invert(known))
+    table, paths = _vector_table(kind), [f"{_VECTORS}/{name}" for name in storage.list(_VECTORS)]
+    known = storage.dataset(paths, pa.schema([table.arrow.field(kind.key)])).to_table()[kind.key].combine_chunks()
+    new = delivered.select(table.names).cast(table.arrow).filter(pc.invert(pc.is_in(delivered[kind.key], value_set=known)))
     if new.num_rows:
         path = f"{_VECTORS}/dt={day.isoformat()}.parquet"
         before = [storage.read_table(path).cast(table.arrow)] if storage.exists(path) else []

@@ -136,6 +136,7 @@ def test_vectors_are_kept_once_and_new_items_come_every_day(tmp_path):
         ({"a": [1.0, 2.0, 3.5], "b": None, "c": [0.0, 1.0, 0.0]}, r"got 3\.5 instead of 3 at place 2 for item_id a \(1 items"),
         ({"c": [9.0, 0.0, 0.0], "a": [9.0, 0.0, 0.0]}, r"got 9 instead of 1 at place 0 for item_id a \(2 items"),
         ({"b": [1.0, 2.0, 3.0]}, "got a vector where it had none for item_id b"),
+        ({"b": [0.0, 0.0, 0.0]}, "got a vector where it had none for item_id b"),
         ({"c": None}, "got no vector where it had one for item_id c"),
     ],
 )
