@@ -107,7 +107,7 @@ class CompleteJourneySource:
         source._shift += shift
         return source
 
-    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:  # noqa: ARG002
         """All households, most without demographics, and all kinds that a mailer promoted."""
         users, items = self._recorded.table(_USERS), self._recorded.table(_ITEMS)
         return users.select(["user_id", *_DEMOGRAPHICS]), items.select(["item_id", "title", *_KIND])

@@ -32,6 +32,8 @@ from limaml.events.expectations import (
 )
 
 _EXAMPLES = 5
+_COMPARED = 1000
+"""Unknown ids that are compared with the known ones for a hint."""
 
 
 def require(result: GateResult, remedy: str) -> None:
@@ -115,9 +117,40 @@ def _check_span(
         if _has_type(table, column, pa.string()):
             name = f"{column}_not_in_catalogue"
             derived[name] = _only_where(pc.invert(pc.is_in(table[column], value_set=known)), table[column])
-            rule = f"{column} must be one of the {len(known)} in the catalogue"
+            rule = f"{column} must be one of the {len(known)} in the catalogue{_alike(derived[name], known)}"
             suite.append(Expectation(NULL, name, rule=rule))
-    return type_findings(events, table) + validate(table, suite, derived)
+    lengths = tuple(_length_finding(table, column, "event_id") for column in ("user_id", "item_id"))
+    return type_findings(events, table) + validate(table, suite, derived) + lengths
+
+
+def _alike(unknown: pa.ChunkedArray | pa.Array, known: pa.Array) -> str:
+    """A hint where an unknown id is a known one but for zeros before it, spaces around it or upper case."""
+    missing = pc.drop_null(pc.unique(unknown)).slice(0, _COMPARED)
+    if not len(missing):
+        return ""
+    at = pc.index_in(_bare(missing), value_set=_bare(known))
+    pairs = ((one.as_py(), n.as_py()) for one, n in zip(missing, at, strict=True) if n.is_valid)
+    one, n = next(pairs, (None, 0))
+    return "" if one is None else f", where {one!r} is {known[n].as_py()!r}: write ids alike in both"
+
+
+def _bare(ids: pa.Array) -> pa.Array:
+    return pc.utf8_ltrim(pc.utf8_lower(pc.utf8_trim_whitespace(ids)), "0")
+
+
+def _length_finding(table: pa.Table, column: str, row: str = "") -> Finding:
+    """Whether every id has a length that a request may have; a message names the row by `row`, or by its number."""
+    rule = f"{column} must have 1 to {schema.MAX_ID_LENGTH} characters, which a request may have; shorten it in every table"
+    name = f"expect_column_value_lengths_to_be_between({column})"
+    if not table.num_rows or not _has_type(table, column, pa.string()):
+        return Finding(name, True, True, rule)
+    length = pc.utf8_length(table[column])
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, schema.MAX_ID_LENGTH))
+    rows = pc.indices_nonzero(pc.fill_null(wrong, False))
+    labels = [table[row][at].as_py() if row in table.column_names else at + 1 for at in rows.slice(0, _EXAMPLES).to_pylist()]
+    values = table[column].take(rows.slice(0, _EXAMPLES)).to_pylist()
+    examples = tuple(f"{row or 'row'} {shown(at)}: {shown(value)}" for at, value in zip(labels, values, strict=True))
+    return Finding(name, True, not len(rows), rule, len(rows), examples)
 
 
 def _only_where(wrong: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -131,7 +164,7 @@ def _check_volume(
     source: SourceConfig,
     strict: AbstractSet[date],
 ) -> dict[date, tuple[Finding, ...]]:
-    """One line a day: rows, rows against the median of recent days, label rate; not judged where there is too little."""
+    """One line a day: rows, also against the median of recent days, label rate, both labels; not judged where there are few."""
     findings: dict[date, tuple[Finding, ...]] = {}
     for critical in (True, False):
         days = [day for day in deliveries if (day in strict) is critical]
@@ -149,6 +182,7 @@ def _volume(table: pa.Table, recent: Sequence[int], source: SourceConfig) -> dic
         "rows": float(table.num_rows),
         "rows_to_recent_median": table.num_rows / median if median else None,
         "label_rate": pc.mean(table["label"]).as_py() if judged else None,
+        "distinct_labels": float(pc.count_distinct(table["label"]).as_py()) if judged else None,
     }
 
 
@@ -159,6 +193,8 @@ def _volume_suite(source: SourceConfig, critical: bool) -> list[Expectation]:
         Expectation(BETWEEN, "rows", {"min_value": 1}),
         Expectation(BETWEEN, "rows_to_recent_median", ratios, critical),
         Expectation(BETWEEN, "label_rate", rates, critical),
+        # A day on which all or nothing happened is most often a mapping or an export gone wrong.
+        Expectation(BETWEEN, "distinct_labels", {"min_value": 2}, critical=False),
     ]
 
 
@@ -167,7 +203,8 @@ def check_catalogue(table: pa.Table, expected: schema.Table) -> GateResult:
     result = check_features(table, expected, f"catalogue of {expected.name}")
     good = table.num_rows > 0
     rows = Finding("expect_table_row_count_to_be_between", True, good, "min_value 1", 0, () if good else ("0",))
-    return replace(result, findings=(*result.findings, rows))
+    lengths = () if expected.key is None else (_length_finding(table, expected.key),)
+    return replace(result, findings=(*result.findings, rows, *lengths))
 
 
 def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
