@@ -21,7 +21,7 @@ def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
 
     An instant may have any zone and unit (what is finer than a microsecond is cut off); text may be a dictionary, and an id or
     a category a whole number; a label may be any number that is whole, or a boolean; a NaN is a null. A vector may be a list of
-    any numbers, if all have its width.
+    any numbers, or the text of one ("[0.5, 1, -2]", as a CSV file holds it), if all have its width.
     """
     wanted = {column.name: column.type for column in expected.columns}
     columns = [_with_type(table[at], wanted.get(name)) for at, name in enumerate(table.column_names)]
@@ -35,6 +35,8 @@ def _with_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.Chunke
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_fixed_size_list(wanted) and _is_text(column.type):
+        column = _lists(column)
     if not _may_become(column.type, wanted):
         return column
     try:
@@ -43,6 +45,19 @@ def _with_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.Chunke
         return column.cast(wanted, safe=not cut)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):  # Its gate says so.
         return column
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of lists of numbers as such lists; the column as it came if one is none."""
+    texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    if not pc.all(pc.match_substring_regex(texts, r"^\[[^\[\]]+\]$")).as_py():
+        return column
+    try:
+        parts = pc.split_pattern(pc.utf8_slice_codeunits(texts, 1, -1), ",").combine_chunks()
+        numbers = pc.utf8_trim_whitespace(parts.values).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return column
+    return pa.chunked_array([pa.ListArray.from_arrays(parts.offsets, numbers, mask=parts.is_null())])
 
 
 def _may_become(have: pa.DataType, wanted: pa.DataType) -> bool:

@@ -79,6 +79,20 @@ def test_lists_of_numbers_become_vectors(kind, of):
     assert gates.check_catalogue(table, KIND.delivered).success
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_lists_becomes_vectors(kind):
+    texts = pa.chunked_array([pa.array(["[1, 2.5,-3e0]", None]), pa.array([" [0.1, 0 ,0.25] "])]).cast(kind)
+    table = pa.table({"item_id": ["a", "b", "c"], "kind": ["a"] * 3, "text": texts})
+    assert with_types(table, KIND.delivered)["text"].to_pylist() == [[1.0, 2.5, -3.0], None, [np.float32(0.1), 0.0, 0.25]]
+
+
+def test_text_of_another_width_or_of_no_number_is_refused():
+    assert "item_id b: 2 numbers" in _judge({"a": "[1, 2, 3]", "b": "[1, 2]"}, pa.string()).explain()
+    assert "item_id a: nan at place 1" in _judge({"a": "[1, nan, 3]"}, pa.string()).explain()
+    for text in ("[1, two, 3]", "[]", "1, 2, 3", "[[1, 2, 3]]", "[1,,3]"):
+        assert _judge({"a": text}, pa.string()).failed == ("expect_column_values_to_be_of_type(text)",), text
+
+
 def test_another_width_is_refused_with_its_item():
     result = _judge({"a": [1.0, 2.0, 3.0], "b": [1.0], "c": None, "d": [1.0] * 4}, pa.list_(pa.float64()))
     assert result.failed == ("vector_width_to_be(text)",)
