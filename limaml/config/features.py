@@ -1,8 +1,8 @@
 """A feature, declared once (contract 10)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
 
@@ -16,9 +16,11 @@ class FeatureConfig(Section):
     """context: of the moment and the place; it comes with an event, and with a request. event: what is known of an event only
     once it has happened (what was paid, how long was watched); it is kept for aggregates, no network reads it."""
     name: Name
-    type: Literal["number", "category", "categories", "cycle", "text"]
+    type: Literal["number", "category", "categories", "cycle", "text", "vector"]
     """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
-    kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it."""
+    kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it; vector:
+    numbers of an item, what an encoder made of its text or picture, held once an item and never copied to an event. The vector
+    of a known item never changes within one storage.root: what was trained and adapted with it would be another function."""
     column: str = ""
     """The column it is read from, of the catalogue (user, item) or of the events (context, event); empty: the one of its own
     name."""
@@ -51,6 +53,12 @@ class FeatureConfig(Section):
     """number: bounds of a value; one outside is refused."""
     values: tuple[str, ...] = ()
     """category, categories: the allowed ones; empty: those seen in training, and one that is not is unknown."""
+    width: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """vector: how many numbers it holds."""
+    encoder: str = ""
+    """vector: what made it, with its version."""
+    licence: str = ""
+    """vector: under which licence it may be used."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -79,6 +87,11 @@ class FeatureConfig(Section):
             raise ValueError(self._not("minimum and maximum must be of a number that is no aggregate"))
         if self.values and self.type not in ("category", "categories"):
             raise ValueError(self._not("values must be of a category or categories"))
+        described = self.width and self.encoder.strip() and self.licence.strip()
+        if self.type == "vector" and (self.entity != "item" or not described):
+            raise ValueError(self._not("a vector must be of an item and have width, encoder and licence"))
+        if self.type != "vector" and (self.width or self.encoder or self.licence):
+            raise ValueError(self._not("width, encoder and licence must be of a vector"))
         if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:
             raise ValueError(self._not(f"period of the clock {self.clock} must be {_CLOCK_PERIODS[self.clock]}, or left out"))
         return self

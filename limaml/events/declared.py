@@ -40,4 +40,5 @@ def _stored(feature: FeatureConfig) -> dict[str, Any]:
     """What decides the values that are stored; allowed ones and bounds only decide what is refused."""
     parts = feature.model_dump(mode="json", include=_STORED) | {"column": feature.source_column}
     parts |= {"max_keys": feature.max_keys} if feature.by else {}
+    parts |= {"width": feature.width, "encoder": feature.encoder} if feature.type == "vector" else {}
     return parts | ({"prior": feature.prior, "prior_rows": feature.prior_rows} if feature.aggregate == "rate" else {})

@@ -231,8 +231,9 @@ def _gate(
     if not fresh:
         return {}
     for kind in catalogue.kinds(places.tables).values():
-        result = gates.check_catalogue(places.catalogue[kind.name], kind.catalogue)
+        result = gates.check_catalogue(places.catalogue[kind.name], kind.delivered)
         gates.require(result, f"correct the {kind.catalogue.name} at their source and ingest again")
+        catalogue.require_same_vectors(places.storage, kind, places.catalogue[kind.name])
     rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
     rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
     window = places.cfg.source.rows_window_days
