@@ -16,6 +16,7 @@ class FeatureConfig(Section):
     """context: of the moment and the place; it comes with an event, and with a request. event: what is known of an event only
     once it has happened (what was paid, how long was watched); it is kept for aggregates, no network reads it."""
     name: Name
+    """Its column, everywhere."""
     type: Literal["number", "category", "categories", "cycle", "text", "vector"]
     """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
     kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it; vector:
@@ -40,7 +41,9 @@ class FeatureConfig(Section):
     window_days: Count = 0
     """count, rate, mean: of the events of so many days before the row's only; 0: of all before it."""
     prior: Share = 0.5
+    """rate: what it is without events."""
     prior_rows: Positive = 10.0
+    """rate: how many events that weighs."""
     clock: Literal["hour", "weekday"] | None = None
     """context, instead of a column: what an event's timestamp says (UTC; weekday 0 is Monday), and a request's where it does
     not say it itself."""
@@ -49,8 +52,9 @@ class FeatureConfig(Section):
     period: PositiveCount | None = None
     """cycle: how many values there are; known for a clock."""
     minimum: float | None = None
+    """number: least value; one below is refused."""
     maximum: float | None = None
-    """number: bounds of a value; one outside is refused."""
+    """number: largest value; one above is refused."""
     values: tuple[str, ...] = ()
     """category, categories: the allowed ones; empty: those seen in training, and one that is not is unknown."""
     width: Annotated[int, Field(ge=1, le=4096)] | None = None
