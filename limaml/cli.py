@@ -38,6 +38,7 @@ PARENT_VARIABLE = "LIMAML_PARENT_PID"
 DAG_TASKS = "Tasks of the DAGs"
 BY_HAND = "When something is wrong"
 ONE_MACHINE = "Everything on one machine"
+YOUR_DATA = "Your own data"
 
 app = typer.Typer(
     help="LiMAML in production: meta-learned personalisation of a ranking network, from events to served scores.",
@@ -72,12 +73,13 @@ MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back t
 Candidate = Annotated[Path, typer.Option(help="Folder that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
+_COMMON_RESULT = typer.Option("--result", help="Where to leave the result (JSON, at most 4 KiB).")
 _COMMON = {
     "config": Annotated[Path, typer.Option("--config", envvar="LIMAML_CONFIG", help="Configuration file.")],
     "overrides": Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
     ],
-    "result": Annotated[Path | None, typer.Option("--result", help="Where to leave the result (JSON, at most 4 KiB).")],
+    "result": Annotated[Path | None, _COMMON_RESULT],
 }
 _DEFAULTS = {"config": Path(DEFAULT_CONFIG), "overrides": None, "result": None}
 
@@ -120,7 +122,7 @@ def verb(panel: str, *, spoken: bool = False) -> Callable[[Body], Body]:
 def _run(
     name: str,
     body: Body,
-    config: Path,
+    config: Path | None,
     overrides: list[str],
     path: Path | None,
     spoken: bool,
@@ -142,9 +144,9 @@ def _run(
     log = telemetry.get_logger("limaml.cli")
     started, status, monitoring = time.monotonic(), "failed", None
     try:
-        cfg = load(config, overrides)
-        monitoring = cfg.monitoring
-        outcome: dict[str, Any] = {"status": "ok", **body(cfg)}
+        cfg = load(config, overrides) if config else None
+        monitoring = cfg.monitoring if cfg else None
+        outcome: dict[str, Any] = {"status": "ok", **(body(cfg) if cfg else body())}
         leave(path, spoken, {"verb": name, **outcome})
         status = "ok"
     except NothingToDo as nothing:
@@ -331,6 +333,45 @@ def status(cfg: "Config", today: Today = None) -> dict[str, Any]:
     from limaml.local.status import read_status
 
     return read_status(cfg, _today(today)).to_dict()
+
+
+@verb(YOUR_DATA, spoken=True)
+def check(cfg: "Config", today: Today = None) -> dict[str, Any]:
+    """Run all gates over all days of the source without storing anything; say what is wrong, and which bounds fit."""
+    from limaml.errors import GateError
+    from limaml.events.check import check
+
+    report = check(cfg, _today(today))
+    print("\n".join(report.lines()))
+    if report.wrong:
+        raise GateError(f"{len(report.wrong)} things are wrong with the source, as listed above; correct them", ())
+    return {"days": report.days, "rows": report.rows, "odd": len(report.odd)}
+
+
+@app.command("init", rich_help_panel=YOUR_DATA)
+def init(
+    table: Annotated[str, typer.Argument(help="Events: a file, folder, pattern or URL of Parquet, CSV or JSON files.")],
+    users: Annotated[str, typer.Option(help="The same, of what is known of users.")] = "",
+    items: Annotated[str, typer.Option(help="The same, of what is known of items.")] = "",
+    out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("limaml.toml"),
+    user_id: Annotated[str, typer.Option(help="Column of the user, or a SQL expression.")] = "",
+    item_id: Annotated[str, typer.Option(help="Column of the item, or a SQL expression.")] = "",
+    timestamp: Annotated[str, typer.Option(help="Column of the time, or a SQL expression.")] = "",
+    label: Annotated[str, typer.Option(help="Boolean or 0/1 column or expression; none: sample what did not happen.")] = "",
+    timezone: Annotated[str, typer.Option(help="Where clocks showed times that carry no zone.")] = "",
+    result: Annotated[Path | None, _COMMON_RESULT] = None,
+) -> None:
+    """Look at a table, guess keys, time, label and features, and write a commented configuration; asks where unsure."""
+    from limaml.local.init import Answers, init
+
+    answers = Answers(user_id, item_id, timestamp, label, timezone)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    body = functools.partial(init, table, users, items, out, answers, _prompt if terminal else None)
+    raise typer.Exit(_run("init", body, None, [], result, spoken=True))
+
+
+def _prompt(what: str, guess: str) -> str:
+    return str(typer.prompt(what, default=guess or None))
 
 
 def main() -> None:

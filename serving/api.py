@@ -13,11 +13,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from limaml import schema
 from limaml.errors import LimamlError
 
-MAX_ID_LENGTH = 256
 MAX_BODY_BYTES = 1 << 20
 """A thousand candidates with ids of 256 characters are a quarter of this."""
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+Id = Annotated[str, Field(min_length=1, max_length=schema.MAX_ID_LENGTH)]
 Fallback = Literal["stale", "missing", "version_mismatch", "store_error"]
 
 

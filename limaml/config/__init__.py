@@ -5,7 +5,7 @@ command line's `--set`). Relative paths are taken from the working directory. Se
 variable or file.
 """
 
-from limaml.config.data import SourceConfig, StorageConfig
+from limaml.config.data import NegativesConfig, SourceConfig, StorageConfig
 from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
@@ -24,6 +24,7 @@ __all__ = [
     "MetaConfig",
     "ModelConfig",
     "MonitoringConfig",
+    "NegativesConfig",
     "PromotionConfig",
     "RegistryConfig",
     "ServingConfig",

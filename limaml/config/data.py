@@ -14,14 +14,72 @@ class StorageConfig(Section):
     """Folder or fsspec/pyarrow URL (`s3://bucket/prefix`)."""
 
 
+class TableColumns(Section):
+    """Which columns of a table of events are which: each a column's name, or a SQL expression of the table's columns."""
+
+    user_id: str = "user_id"
+    """Whole numbers or text; 1 and "1" are the same id, "01" is another."""
+    item_id: str = "item_id"
+    """As the user's."""
+    timestamp: str = "timestamp"
+    """With a zone, naive (`source.timezone` then says whose clock), ISO text, or a number since 1970: below 1e11 seconds, below
+    1e14 milliseconds, below 1e17 microseconds, above nanoseconds. A plain column lets a day be read without the other days."""
+    label: str = ""
+    """Boolean, or 0 and 1, e.g. `stars >= 4`. Empty: every row is positive, and `source.negatives` must be set."""
+    event_id: str = ""
+    """Empty: a digest of the row's user, item, time and its rank among equal ones, the same in every delivery."""
+    day: str = ""
+    """A date at most one day from the row's UTC day, such as a Hive partition's column; other folders are then not opened."""
+
+
+class UserColumns(Section):
+    """The key of a table of users."""
+
+    user_id: str = "user_id"
+    """A column's name or a SQL expression, with the ids of the events."""
+
+
+class ItemColumns(Section):
+    """The key of a table of items."""
+
+    item_id: str = "item_id"
+    """A column's name or a SQL expression, with the ids of the events."""
+
+
+class NegativesConfig(Section):
+    """Rows that are sampled for a source that says only what happened."""
+
+    per_positive: PositiveCount = 4
+    """How many, for each that happened."""
+    by: Literal["uniform", "popularity"] = "uniform"
+    """Every item known on the day alike, or by its rows up to that day."""
+    seed: Count = 0
+    """The sample is a function of the event and this alone."""
+
+
 class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
-    kind: Literal["movielens", "completejourney", "synthetic", "parquet"]
-    """The adapter: recorded data of two packages, a generated world, or your own Parquet."""
+    kind: Literal["movielens", "completejourney", "synthetic", "parquet", "table"]
+    """The adapter: recorded data of two packages, a generated world, a folder a day of Parquet, or any table duckdb reads."""
     path: str = ""
     """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
     folder of their files; the installed wheel's if empty."""
+    events: str = ""
+    """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too."""
+    users: str = ""
+    """table: the same, of what is known of users; empty: known are those that the events name, day by day."""
+    items: str = ""
+    """table: the same of items."""
+    timezone: str = ""
+    """table: where clocks showed the times that carry no zone, e.g. `Europe/Berlin`."""
+    decimal: Literal[".", ","] = "."
+    """table: what CSV files write before the decimals."""
+    columns: TableColumns = TableColumns()
+    user_columns: UserColumns = UserColumns()
+    item_columns: ItemColumns = ItemColumns()
+    negatives: NegativesConfig | None = None
+    """table, without a label: the rows that did not happen."""
     min_rows_ratio: Share = 0.1
     """A day must have at least this share of the median of the days before it (`rows_window_days`)."""
     rows_window_days: PositiveCount = 14
@@ -29,7 +87,7 @@ class SourceConfig(Section):
     max_rows_ratio: Positive = 20.0
     """A day must have at most so many times that median."""
     max_gap_days: PositiveCount = 366
-    """parquet: after more days than this without a folder, what lies beyond counts as misplaced: it is named and left out."""
+    """parquet, table: what lies beyond more days than this without data counts as misplaced: it is named and left out."""
     min_label_rate: Share = 0.0
     """Least share of positive labels of a day."""
     max_label_rate: Share = 1.0

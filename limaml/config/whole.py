@@ -20,7 +20,7 @@ from limaml.errors import ConfigError
 
 _WAITS = {"training": {"ray_start_timeout_s"}}
 """How long is waited changes nothing that is computed: not part of a fingerprint."""
-_RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
+RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
 
 
 class Config(Section):
@@ -57,7 +57,7 @@ class Config(Section):
             raise ValueError(
                 f"features must be declared once each, got {', '.join(twice)} more than once; rename or remove one"
             )
-        taken = sorted(set(names) & set(_RESERVED))
+        taken = sorted(set(names) & set(RESERVED))
         if taken:
             raise ValueError(f"features must not be named as the columns of events are, got {', '.join(taken)}; rename them")
         for feature in self.features:

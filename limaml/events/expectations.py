@@ -21,6 +21,8 @@ BETWEEN = "expect_column_values_to_be_between"
 IN_SET = "expect_column_values_to_be_in_set"
 NULL = "expect_column_values_to_be_null"
 _EXAMPLES = 5
+_SHOWN = 80
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,9 @@ def _finding(expectation: Expectation, outcome: Any, derived: AbstractSet[str]) 
 
 
 def shown(value: Any) -> str:
-    """A value as text, in quotes where one could not see all of it."""
+    """A value as text, in quotes where one could not see all of it; a long one is cut."""
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}… ({len(value)} characters)"
     hidden = isinstance(value, str) and (value != value.strip() or not value.isprintable() or not value)
     return repr(value) if hidden else str(value)
 

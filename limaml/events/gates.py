@@ -5,7 +5,7 @@ against recent days, label rate) is the caller's choice.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import date
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
+from limaml.events.casting import is_list, is_number
 from limaml.events.expectations import (
     BETWEEN,
     IN_SET,
@@ -31,6 +32,9 @@ from limaml.events.expectations import (
 )
 
 _EXAMPLES = 5
+_SNAPSHOT_ROWS = 250_000
+_COMPARED = 1000
+"""Unknown ids that are compared with the known ones for a hint."""
 
 
 def require(result: GateResult, remedy: str) -> None:
@@ -114,9 +118,40 @@ def _check_span(
         if _has_type(table, column, pa.string()):
             name = f"{column}_not_in_catalogue"
             derived[name] = _only_where(pc.invert(pc.is_in(table[column], value_set=known)), table[column])
-            rule = f"{column} must be one of the {len(known)} in the catalogue"
+            rule = f"{column} must be one of the {len(known)} in the catalogue{_alike(derived[name], known)}"
             suite.append(Expectation(NULL, name, rule=rule))
-    return type_findings(events, table) + validate(table, suite, derived)
+    lengths = tuple(_length_finding(table, column, "event_id") for column in ("user_id", "item_id"))
+    return type_findings(events, table) + validate(table, suite, derived) + lengths
+
+
+def _alike(unknown: pa.ChunkedArray | pa.Array, known: pa.Array) -> str:
+    """A hint where an unknown id is a known one but for zeros before it, spaces around it or upper case."""
+    missing = pc.drop_null(pc.unique(unknown)).slice(0, _COMPARED)
+    if not len(missing):
+        return ""
+    at = pc.index_in(_bare(missing), value_set=_bare(known))
+    pairs = ((one.as_py(), n.as_py()) for one, n in zip(missing, at, strict=True) if n.is_valid)
+    one, n = next(pairs, (None, 0))
+    return "" if one is None else f", where {one!r} is {known[n].as_py()!r}: write ids alike in both"
+
+
+def _bare(ids: pa.Array) -> pa.Array:
+    return pc.utf8_ltrim(pc.utf8_lower(pc.utf8_trim_whitespace(ids)), "0")
+
+
+def _length_finding(table: pa.Table, column: str, row: str = "") -> Finding:
+    """Whether every id has a length that a request may have; a message names the row by `row`, or by its number."""
+    rule = f"{column} must have 1 to {schema.MAX_ID_LENGTH} characters, which a request may have; shorten it in every table"
+    name = f"expect_column_value_lengths_to_be_between({column})"
+    if not table.num_rows or not _has_type(table, column, pa.string()):
+        return Finding(name, True, True, rule)
+    length = pc.utf8_length(table[column])
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, schema.MAX_ID_LENGTH))
+    rows = pc.indices_nonzero(pc.fill_null(wrong, False))
+    labels = [table[row][at].as_py() if row in table.column_names else at + 1 for at in rows.slice(0, _EXAMPLES).to_pylist()]
+    values = table[column].take(rows.slice(0, _EXAMPLES)).to_pylist()
+    examples = tuple(f"{row or 'row'} {shown(at)}: {shown(value)}" for at, value in zip(labels, values, strict=True))
+    return Finding(name, True, not len(rows), rule, len(rows), examples)
 
 
 def _only_where(wrong: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -130,7 +165,7 @@ def _check_volume(
     source: SourceConfig,
     strict: AbstractSet[date],
 ) -> dict[date, tuple[Finding, ...]]:
-    """One line a day: rows, rows against the median of recent days, label rate; not judged where there is too little."""
+    """One line a day: rows, also against the median of recent days, label rate, both labels; not judged where there are few."""
     findings: dict[date, tuple[Finding, ...]] = {}
     for critical in (True, False):
         days = [day for day in deliveries if (day in strict) is critical]
@@ -148,6 +183,7 @@ def _volume(table: pa.Table, recent: Sequence[int], source: SourceConfig) -> dic
         "rows": float(table.num_rows),
         "rows_to_recent_median": table.num_rows / median if median else None,
         "label_rate": pc.mean(table["label"]).as_py() if judged else None,
+        "distinct_labels": float(pc.count_distinct(table["label"]).as_py()) if judged else None,
     }
 
 
@@ -158,6 +194,8 @@ def _volume_suite(source: SourceConfig, critical: bool) -> list[Expectation]:
         Expectation(BETWEEN, "rows", {"min_value": 1}),
         Expectation(BETWEEN, "rows_to_recent_median", ratios, critical),
         Expectation(BETWEEN, "label_rate", rates, critical),
+        # A day on which all or nothing happened is most often a mapping or an export gone wrong.
+        Expectation(BETWEEN, "distinct_labels", {"min_value": 2}, critical=False),
     ]
 
 
@@ -166,7 +204,8 @@ def check_catalogue(table: pa.Table, expected: schema.Table) -> GateResult:
     result = check_features(table, expected, f"catalogue of {expected.name}")
     good = table.num_rows > 0
     rows = Finding("expect_table_row_count_to_be_between", True, good, "min_value 1", 0, () if good else ("0",))
-    return replace(result, findings=(*result.findings, rows))
+    lengths = () if expected.key is None else (_length_finding(table, expected.key),)
+    return replace(result, findings=(*result.findings, rows, *lengths))
 
 
 def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
@@ -175,8 +214,29 @@ def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateRe
     keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
     if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
         suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
-    findings = (*type_findings(expected, table), *validate(table, suite), *_list_findings(expected, table))
+    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and _is_vectors(table, c.name)]
+    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
+    findings = (*type_findings(typed, table), *validate(table, suite), *_list_findings(expected, table))
+    findings += tuple(finding for column in vectors for finding in _vector_findings(column, expected.key, table))
     return GateResult(what, table.num_rows, findings)
+
+
+def check_snapshots(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
+    """`check_features` of rows in the order of their instants, some at a time: pandas holds them at ten times their size."""
+    found = [check_features(part, expected, what).findings for part in _by_instant(table, _SNAPSHOT_ROWS)]
+    return GateResult(what, table.num_rows, merge(found))
+
+
+def _by_instant(table: pa.Table, num_rows: int) -> Iterator[pa.Table]:
+    """Parts of about so many rows, none of which ends between rows of one instant; one that is empty where there is no row."""
+    stamps, start = table["event_timestamp"].cast(pa.int64()).to_numpy(), 0
+    if not table.num_rows:
+        yield table
+    while start < table.num_rows:
+        last = min(start + num_rows, table.num_rows) - 1
+        stop = int(np.searchsorted(stamps, stamps[last], side="right"))
+        yield table.slice(start, stop - start)
+        start = stop
 
 
 def check_embeddings(
@@ -296,6 +356,35 @@ def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ..
             if column.allowed is not None:
                 findings.append(_allowed_in_lists(column, pc.drop_null(pc.list_flatten(lists))))
     return tuple(findings)
+
+
+def _is_vectors(table: pa.Table, column: str) -> bool:
+    kind = table.schema.field(column).type if column in table.column_names else pa.null()
+    return is_list(kind) and is_number(kind.value_type)
+
+
+def _vector_findings(column: schema.Column, key: str | None, table: pa.Table) -> list[Finding]:
+    """Whether the vectors have their width and hold finite numbers; examples are the key of a row and what it has instead."""
+    keys = table[key] if key in table.column_names else pa.chunked_array([pa.array(range(table.num_rows))])
+    delivered = table[column.name].combine_chunks()
+    keys, vectors, width = keys.filter(pc.is_valid(delivered)), delivered.drop_null(), column.type.list_size
+    widths = pc.list_value_length(vectors).to_numpy()
+    other = np.flatnonzero(widths != width)
+    examples = tuple(f"{key} {keys[row]}: {widths[row]} numbers" for row in other[:_EXAMPLES].tolist())
+    of_width = Finding(f"vector_width_to_be({column.name})", True, not len(other), f"width {width}", len(other), examples)
+    values = pc.list_flatten(vectors)
+    numbers = values.cast(column.type.value_type, safe=False).to_numpy(zero_copy_only=False)
+    # The first of each row.
+    at, starts = np.flatnonzero(~np.isfinite(numbers)), np.cumsum(widths) - widths
+    rows, first = np.unique(np.searchsorted(starts, at, side="right") - 1, return_index=True)
+    at = at[first]
+    places = at - starts[rows]
+    examples = tuple(
+        f"{key} {keys[row]}: {values[number]} at place {place}"
+        for row, number, place in zip(rows[:_EXAMPLES].tolist(), at.tolist(), places.tolist(), strict=False)
+    )
+    name, rule = f"vector_values_to_be_finite({column.name})", f"finite numbers ({column.type.value_type})"
+    return [of_width, Finding(name, True, not len(rows), rule, len(rows), examples)]
 
 
 def _allowed_in_lists(column: schema.Column, values: pa.Array) -> Finding:

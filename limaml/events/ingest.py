@@ -49,6 +49,8 @@ class _Places:
     source: Source
     lock: Lock
     tables: schema.Tables
+    last: date
+    """The last day that is asked for."""
     ignored: set[str] = field(default_factory=set)
     """Columns of events that no feature reads, as they were first seen."""
 
@@ -65,7 +67,9 @@ class _Places:
     def catalogue(self) -> dict[str, pa.Table]:
         """Known users and items as delivered, in the declared columns; what no feature reads is logged."""
         found = {}
-        for kind, delivered in zip(catalogue.kinds(self.tables).values(), self.source.catalogue(), strict=True):
+        # A corrected day does not make the ids of later ones unknown.
+        known = self.source.catalogue(max([self.last, *self.store.days("passed")]))
+        for kind, delivered in zip(catalogue.kinds(self.tables).values(), known, strict=True):
             found[kind.name], ignored = catalogue.declared(kind, self.tables, delivered)
             if ignored:
                 _log.warning("columns_ignored", of=kind.catalogue.name, columns=ignored)
@@ -191,15 +195,15 @@ def _open(cfg: Config, last: date, today: date) -> Iterator[_Places]:
             _log.warning("source_left_out", reason=reason)
         tables = schema.tables(cfg.features)
         require_declared(storage, tables)
-        yield _Places(cfg, storage, EventStore(storage), source, lock, tables)
+        yield _Places(cfg, storage, EventStore(storage), source, lock, tables, last)
 
 
 def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | None:
-    """One day from the source; None if it has none. A file that cannot be read goes to quarantine."""
+    """One day from the source; None if it has none. What cannot be read goes to quarantine."""
     try:
         table = places.source.read_day(day)
     except UnreadableDayError as error:
-        finding = Finding("parquet_file_to_be_readable", True, False, "Arrow can read the file", 0, (str(error),))
+        finding = Finding("day_to_be_readable", True, False, "the source can read the day", 0, (str(error),))
         result = GateResult(f"events of {day.isoformat()}", 0, (finding,))
         _refuse(places, {day: error.raw}, {day: result})
     if table is None:
@@ -227,8 +231,9 @@ def _gate(
     if not fresh:
         return {}
     for kind in catalogue.kinds(places.tables).values():
-        result = gates.check_catalogue(places.catalogue[kind.name], kind.catalogue)
+        result = gates.check_catalogue(places.catalogue[kind.name], kind.delivered)
         gates.require(result, f"correct the {kind.catalogue.name} at their source and ingest again")
+        catalogue.require_same_vectors(places.storage, kind, places.catalogue[kind.name])
     rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
     rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
     window = places.cfg.source.rows_window_days
@@ -310,7 +315,7 @@ def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span
     state.forget(places.storage, first)
     span = snapshots.advance(places.storage, places.tables, first, last)
     for name, subject in snapshots.subjects(places.tables).items():
-        result = gates.check_features(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
+        result = gates.check_snapshots(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
     snapshots.write(places.storage, places.tables, span)
     for name, number in span.num_dropped.items():

@@ -44,7 +44,7 @@ class MovieLensSource:
     def moved(self, shift: timedelta) -> "MovieLensSource":
         return MovieLensSource(str(self._folder), self._shift + shift)
 
-    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:  # noqa: ARG002
         users, items = self._read("user"), self._read("item")
         bands = np.array(AGE_BANDS)[np.digitize(users["age"].to_numpy().astype(int), _AGE_EDGES)]
         profile = [users["user_id"], pa.array(bands.tolist()), users["gender"], users["occupation"]]

@@ -36,7 +36,7 @@ class ParquetSource:
         self._max_gap_days = cfg.max_gap_days
         self._today = today
 
-    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:  # noqa: ARG002
         return self._catalogue("users"), self._catalogue("items")
 
     def days(self) -> list[date]:
@@ -93,7 +93,7 @@ class ParquetSource:
                 left_out.append(f"events/{name}: must not be after today ({self._today}); correct its name")
             elif day is not None and day < self._today:
                 days.append(day)
-        kept = _longest_run(sorted(days), self._max_gap_days)
+        kept = longest_run(sorted(days), self._max_gap_days)
         left_out += [
             f"{_folder(day)}: must lie at most source.max_gap_days ({self._max_gap_days}) days from the others, {kept[0]} to "
             f"{kept[-1]}; correct its name, or raise the setting"
@@ -145,7 +145,7 @@ def _is_hidden(relative: str) -> bool:
     return any(part.startswith((".", "_")) for part in relative.split("/"))
 
 
-def _longest_run(days: list[date], max_gap_days: int) -> list[date]:
+def longest_run(days: list[date], max_gap_days: int) -> list[date]:
     """The most days (of equally many the last) of which none is further than that from the next."""
     runs = [days[:1]]
     for before, day in pairwise(days):

@@ -1,4 +1,4 @@
-"""Where events come from: one protocol, four sources, and the calendar on which recorded data is replayed."""
+"""Where events come from: one protocol, five sources, and the calendar on which recorded data is replayed."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -23,8 +23,11 @@ class Source(Protocol):
         """What lies where days are delivered and is no day, each with the rule it breaks and the remedy."""
         ...
 
-    def catalogue(self) -> tuple[pa.Table, pa.Table]:
-        """Known users and items: `user_id`, `item_id` and what else is known of them; features are declared of its columns."""
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:
+        """Known users and items: `user_id`, `item_id` and what else is known of them; features are declared of its columns.
+
+        `through` is the last day that counts where the events name who is known; None: all.
+        """
         ...
 
     def days(self) -> list[date]:
@@ -60,6 +63,10 @@ def open_source(cfg: Config, today: date) -> Source:
         from limaml.events.parquet_source import ParquetSource
 
         return ParquetSource(cfg.source, today)
+    if cfg.source.kind == "table":
+        from limaml.events.table_source import TableSource
+
+        return TableSource(cfg.source, today)
     source: Replayable
     if cfg.source.kind == "movielens":
         from limaml.events.movielens import MovieLensSource

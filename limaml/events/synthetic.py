@@ -46,7 +46,7 @@ class SyntheticSource:
     def moved(self, shift: timedelta) -> "SyntheticSource":
         return SyntheticSource(self._cfg, self._first - FIRST_DAY + shift)
 
-    def catalogue(self) -> tuple[pa.Table, pa.Table]:
+    def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:  # noqa: ARG002
         rng = self._rng("profiles")
         num_users, num_items = self._cfg.synthetic_users, self._cfg.synthetic_items
         users = {

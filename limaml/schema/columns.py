@@ -7,6 +7,8 @@ import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 SLOTS = ("blue", "green")
+MAX_ID_LENGTH = 256
+"""Characters of a user's or an item's id: what a request may hold."""
 
 
 @dataclass(frozen=True)

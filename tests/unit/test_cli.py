@@ -21,6 +21,7 @@ HELP_LIMIT_S = 0.5
 VERBS = [
     "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback", "consistency",
     "drift", "up", "stop", "status",
+    "check", "init",
 ]  # fmt: skip
 
 
@@ -76,7 +77,25 @@ print(time.process_time() - started, sorted(heavy))
 def test_every_verb_has_help(verb: str) -> None:
     registered = {command.name: command for command in cli.app.registered_commands}
     assert registered[verb].callback.__doc__
-    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.BY_HAND, cli.ONE_MACHINE)
+    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.BY_HAND, cli.ONE_MACHINE, cli.YOUR_DATA)
+
+
+def test_a_table_becomes_a_configuration_and_its_faults_are_an_exit_code(tmp_path: Path) -> None:
+    rows = [f"u{n % 7},i{n % 5},2026-05-{1 + n // 40:02d} 08:{n % 40:02d},{n % 2}" for n in range(400)]
+    table, out, result = tmp_path / "events.csv", tmp_path / "mine.toml", tmp_path / "result.json"
+    table.write_text("\n".join(["user,item,at,bought", *rows]))
+    done = limaml("init", str(table), "--out", str(out))
+    assert done.returncode == 2
+    assert "--timezone (guess 'UTC'" in done.stderr
+    done = limaml("init", str(table), "--out", str(out), "--timezone", "UTC", "--result", str(result))
+    assert (done.returncode, read(result)) == (0, {"verb": "init", "status": "ok", "config": str(out), "features": 0})
+    done = limaml("check", "--config", str(out), "--today", "2026-06-01")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Nothing is wrong."), done.stderr
+    table.write_text(table.read_text().replace("u3,", f"{'u' * 300},", 1))
+    done = limaml("check", "--config", str(out), "--today", "2026-06-01")
+    assert done.returncode == 65
+    assert "catalogue of users: expect_column_value_lengths_to_be_between(user_id)" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_key_is_a_usage_error_that_names_it(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ SPOILED = {
     "user with a space behind": (
         lambda t: first_row(t, "user_id", "u1 "),
         "expect_column_values_to_be_null(user_id_not_in_catalogue)",
-        r"user_id must be one of the 24 in the catalogue \[1 rows, e\.g\. 'u1 '\]",
+        r"user_id must be one of the 24 in the catalogue, where 'u1 ' is 'u1': write ids alike.* \[1 rows, e\.g\. 'u1 '\]",
     ),
     "empty day": (
         lambda t: t.slice(0, 0),
@@ -180,11 +180,11 @@ def test_corrupt_parquet_file_is_put_aside_as_it_came(ingested, content):
     ingested.path(last).write_bytes(content)
     with pytest.raises(GateError, match=r"part\.parquet must be a readable Parquet file: .*; deliver it again") as caught:
         ingested.day(last)
-    assert caught.value.failed == ("parquet_file_to_be_readable",)
+    assert caught.value.failed == ("day_to_be_readable",)
     assert ingested.files(*DOWNSTREAM) == before
     folder = f"quarantine/dt={last}/r{ingested.storage.read_json(f'days/dt={last}.json')['revision']:04d}"
     assert ingested.storage.read_bytes(f"{folder}/raw.bin") == content
-    assert b"parquet_file_to_be_readable" in ingested.storage.read_bytes(f"{folder}/report.html")
+    assert b"day_to_be_readable" in ingested.storage.read_bytes(f"{folder}/report.html")
 
 
 def test_same_bad_content_again_keeps_its_quarantine_folder_and_other_content_gets_the_next(ingested, good):

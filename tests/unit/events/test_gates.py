@@ -1,6 +1,6 @@
 """Gates of features and embeddings, and what a result says; gates of days are in tests/contracts/ingestion."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -230,3 +230,58 @@ def test_a_label_rate_is_judged_from_as_many_rows_as_the_setting_says():
     for labels, rate in (([1, 0, 1], 2 / 3), ([1, 0], None)):
         table = pa.table({"label": pa.array(labels, pa.int8())})
         assert gates._volume(table, (), source)["label_rate"] == rate
+
+
+DAY = date(2026, 5, 1)
+
+
+def check_day(known_users=("1", "u2"), source=None, **columns):
+    values = {
+        "event_id": [f"e{n}" for n in range(4)],
+        "user_id": ["u2"] * 4,
+        "item_id": ["i"] * 4,
+        "timestamp": [schema.day_start(DAY)] * 4,
+        "label": [0, 1, 0, 1],
+    }
+    results = gates.check_days(
+        {DAY: pa.table(values | columns, schema=schema.EVENTS.arrow)},
+        known_users=pa.array(known_users),
+        known_items=pa.array(["i"]),
+        recent_rows={},
+        source=source or SourceConfig(kind="synthetic", min_rows_for_label_rate=4),
+        strict_volume={DAY},
+    )
+    return results[DAY]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "hint"),
+    [("01", "'01' is '1'"), (" 1", "' 1' is '1'"), ("U2", "'U2' is 'u2'")],
+)
+def test_an_unknown_id_that_is_another_one_written_otherwise_is_told_so(unknown, hint):
+    result = check_day(user_id=["u2", unknown, "u2", "u2"])
+    assert result.failed == ("expect_column_values_to_be_null(user_id_not_in_catalogue)",)
+    assert f"one of the 2 in the catalogue, where {hint}: write ids alike in both" in result.explain()
+    assert "where" not in check_day(user_id=["u2", "12", "u2", "u2"]).explain()
+
+
+def test_an_id_longer_than_a_request_may_hold_is_refused_with_row_and_length():
+    longest = "x" * schema.MAX_ID_LENGTH
+    assert check_day(known_users=("u2", longest), user_id=["u2", longest, "u2", "u2"]).success
+    result = check_day(known_users=("u2", "y" * 300), user_id=["u2", "u2", "y" * 300, "u2"])
+    assert result.failed == ("expect_column_value_lengths_to_be_between(user_id)",)
+    assert "user_id must have 1 to 256 characters" in result.explain()
+    assert f"[1 rows, e.g. event_id e2: '{'y' * 80}'… (300 characters)]" in result.explain()
+    catalogue = gates.check_catalogue(items(item_id=["a", "", "z" * 257]), declared.ITEMS)
+    assert catalogue.failed == ("expect_column_value_lengths_to_be_between(item_id)",)
+    assert f"[2 rows, e.g. row 2: '', row 3: '{'z' * 80}'… (257 characters)]" in catalogue.explain()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_day_of_one_label_is_a_warning(label):
+    warning = "expect_column_values_to_be_between(distinct_labels)"
+    result = check_day(label=[label] * 4)
+    assert (result.success, result.warnings) == (True, (warning,))
+    assert check_day().warnings == ()
+    few = SourceConfig(kind="synthetic", min_rows_for_label_rate=5)
+    assert check_day(label=[label] * 4, source=few).warnings == ()
