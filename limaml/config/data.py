@@ -61,7 +61,7 @@ class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
     kind: Literal["movielens", "completejourney", "synthetic", "parquet", "table"]
-    """The adapter: recorded data of two packages, a generated world, a folder a day of Parquet, or any table duckdb reads."""
+    """The adapter: recorded data of two packages, a generated world, or your own: day folders of Parquet, or any table."""
     path: str = ""
     """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
     folder of their files; the installed wheel's if empty."""
