@@ -18,9 +18,9 @@ class TableColumns(Section):
     """Which columns of a table of events are which: each a column's name, or a SQL expression of the table's columns."""
 
     user_id: str = "user_id"
-    """Whose event it is; as item_id."""
-    item_id: str = "item_id"
     """Whole numbers or text; 1 and "1" are the same id, "01" is another."""
+    item_id: str = "item_id"
+    """As the user's."""
     timestamp: str = "timestamp"
     """With a zone, naive (`source.timezone` then says whose clock), ISO text, or a number since 1970: below 1e11 seconds, below
     1e14 milliseconds, below 1e17 microseconds, above nanoseconds. A plain column lets a day be read without the other days."""
@@ -36,25 +36,25 @@ class UserColumns(Section):
     """The key of a table of users."""
 
     user_id: str = "user_id"
-    """As that of events."""
+    """A column's name or a SQL expression, with the ids of the events."""
 
 
 class ItemColumns(Section):
     """The key of a table of items."""
 
     item_id: str = "item_id"
-    """As that of events."""
+    """A column's name or a SQL expression, with the ids of the events."""
 
 
 class NegativesConfig(Section):
     """Rows that are sampled for a source that says only what happened."""
 
     per_positive: PositiveCount = 4
-    """How many, fewer where there are not so many items that the user did not take."""
+    """How many, for each that happened."""
     by: Literal["uniform", "popularity"] = "uniform"
     """Every item known on the day alike, or by its rows up to that day."""
     seed: Count = 0
-    """Another one gives other rows."""
+    """The sample is a function of the event and this alone."""
 
 
 class SourceConfig(Section):
@@ -70,7 +70,7 @@ class SourceConfig(Section):
     users: str = ""
     """table: the same, of what is known of users; empty: known are those that the events name, day by day."""
     items: str = ""
-    """table: as `users`, of items."""
+    """table: the same of items."""
     timezone: str = ""
     """table: where clocks showed the times that carry no zone, e.g. `Europe/Berlin`."""
     decimal: Literal[".", ","] = "."

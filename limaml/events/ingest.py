@@ -30,7 +30,7 @@ from limaml.events.sources import Source, open_source
 from limaml.io.locks import Lock, exclusive
 from limaml.io.storage import Storage
 
-_JOIN_ROWS = 2_000_000
+_JOIN_ROWS = 250_000
 """Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
 _LOCK_WAIT_S = 120.0
 _NAMED = 5

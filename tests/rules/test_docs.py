@@ -132,6 +132,10 @@ def test_a_page_names_only_what_there_is(page: Path) -> None:
     assert not wrong
 
 
+def test_every_metric_stands_on_the_page_of_operations() -> None:
+    assert not {name for name in METRICS if f"| `{name}` |" not in text_of("docs/operations.md")}
+
+
 def test_names_in_code_style_occur_in_the_code() -> None:
     """Settings without their section, events of the log, labels, fields: names with an underscore, but those of a formula."""
     kinds = {".py", ".toml", ".c", ".h", ".txt", ".yaml", ".json"}
