@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services check bench bench-serving bench-data experiments dashboards
+.PHONY: help run stop test test-services check bench bench-serving bench-vectors bench-data experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -47,6 +47,9 @@ bench-serving: .venv/installed  ## Speed of the service beside a BentoML no-op a
 
 bench-data: .venv/installed  ## Cost of a history and of one more day, beside one query (ARGS=--quick for a look); writes benchmarks/results/data.json
 	$(BIN)/python -m benchmarks.data $(ARGS)
+
+bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end to end: seconds and peak of every part, which has a bound
+	$(BIN)/python -m benchmarks.vectors --limit-mib 2500 $(ARGS)
 
 experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)

@@ -9,7 +9,6 @@ from experiments.results import plain
 from limaml.io import atomic
 
 SECTIONS = (
-    gains.summary,
     claims.section,
     gains.protocol,
     gains.configurations,

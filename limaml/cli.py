@@ -42,8 +42,8 @@ YOUR_DATA = "Your own data"
 
 app = typer.Typer(
     help="LiMAML in production: meta-learned personalisation of a ranking network, from events to served scores.",
-    epilog="Settings: configs/*.toml, documented field by field in limaml/config/. Exit codes: 2 usage or configuration, "
-    "65 data or gate, 99 nothing to do or refused, 1 anything a retry may cure.",
+    epilog="Settings: configs/*.toml, documented field by field in docs/configuration.md. Exit codes: 2 usage or "
+    "configuration, 65 data or gate, 99 nothing to do or refused, 1 anything a retry may cure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -146,7 +146,7 @@ class Champion:
             encoder=loaded.encoder,
             prior={kind: vector.numpy() for kind, vector in prior.items()},
             items=self._items,
-            scorer=_scorer(loaded.network, self._items, loaded.encoder),
+            scorer=self._scorer(loaded.network, loaded.encoder),
             features=features,
         )
 
@@ -165,9 +165,17 @@ class Champion:
         self._read_items(current.features)
         scorer = current.scorer
         if self._items is not current.items:
-            scorer = _scorer(current.network, self._items, current.encoder)
+            scorer = self._scorer(current.network, current.encoder)
         self.loaded = replace(current, complete_through=complete_through, items=self._items, scorer=scorer)
         self._metrics.serving(current.version, current.slot, complete_through)
+
+    def _scorer(self, network: LiMAML, encoder: Encoder) -> CatalogueScorer:
+        """Of the items as last read. Vectors are read for it and not kept: it holds what the network makes of them."""
+        from limaml.events.catalogue import item_vectors
+
+        vectors = item_vectors(Storage(self._cfg.storage.root), schema.tables(self._cfg.features))
+        items = self._items.encode(encoder.with_items(vectors))
+        return CatalogueScorer(network.global_block, items, encoder.dims.candidate)
 
     def _read_items(self, features: OnlineFeatures) -> None:
         """Catalogue and item features; what cannot be read stays as last read and is tried again at the next poll."""
@@ -208,10 +216,6 @@ class Champion:
         if self._last_errors.get(event) != cause:
             log.error(event, error=message, serving=self.loaded.version if self.loaded else None, **fields)
         self._last_errors[event] = cause
-
-
-def _scorer(network: LiMAML, items: Items, encoder: Encoder) -> CatalogueScorer:
-    return CatalogueScorer(network.global_block, items.encode(encoder), encoder.dims.candidate)
 
 
 def _complete_through(champion: registry.ModelVersion) -> datetime | None:

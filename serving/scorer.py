@@ -19,6 +19,8 @@ from limaml.features.encoder import EncodedRows
 from limaml.models.global_block import GlobalBlock
 from limaml.tasks.rows import Rows
 
+_PART_ITEMS = 8192
+
 
 class CatalogueScorer:
     """Scores items by their number, their row in `items`."""
@@ -27,18 +29,20 @@ class CatalogueScorer:
         """`num_candidate`: of a row's context, last, what a request has for every candidate (`EncoderDims.candidate`)."""
         first, *rest = [_parameters(layer) for layer in cast(Sequence[nn.Linear], block.layers)]
         context = items.context.shape[1] - num_candidate
-        widths = items.item_dense.shape[1], items.user_dense.shape[1], context, num_candidate
+        widths = items.item_width, items.user_dense.shape[1], context, num_candidate
         by_item, by_user, by_context, by_candidate, by_embedding = np.split(first[0], np.cumsum(widths))
         self._kinds = block.kinds
         self._activate = _relu if block.has_concat else _silu
         self._rest = rest
-        self._item_IH = items.item_dense @ by_item + first[1]
+        parts = _parts(items)
+        self._item_IH = _joined([part.item_features() @ by_item + first[1] for part in parts])
         self._by_user_FH = by_user
         self._by_context_FH = by_context
         self._by_candidate_FH = by_candidate
         self._by_embedding = by_embedding if block.has_concat else None
         with torch.inference_mode():
-            self._vectors_IK = block.items(Rows.from_encoded(items))[0].numpy() if block.has_product else None
+            vectors = [block.items(Rows.from_encoded(part))[0].numpy() for part in parts if block.has_product]
+            self._vectors_IK = _joined(vectors) if vectors else None
 
     def score(
         self,
@@ -67,6 +71,18 @@ class CatalogueScorer:
                 logits_R += vectors_RK @ embeddings[kind][:-1] + embeddings[kind][-1]
         scores: Floats = expit(logits_R)
         return scores
+
+
+def _parts(items: EncodedRows) -> Sequence[EncodedRows]:
+    """All items at once or, where they have vectors, some at a time: with those beside them, items take up gigabytes."""
+    if items.item_table is None or len(items) <= _PART_ITEMS:
+        return [items]
+    starts = range(0, len(items), _PART_ITEMS)
+    return [items.take(np.arange(start, min(start + _PART_ITEMS, len(items)))) for start in starts]
+
+
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _parameters(layer: nn.Linear) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
-from limaml.features.encoder import EncodedRows, EncoderDims
+from limaml.features.encoder import EncoderDims
 from limaml.models.item_vectors import ItemVectors, fit_item_vectors
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
@@ -80,10 +80,9 @@ def of_entities(rows: TaskRows, entities: list[int]) -> TaskRows:
     """The rows of some entities alone, in their order."""
     sizes = np.diff(rows.offsets)[entities]
     at = np.concatenate([np.arange(rows.offsets[entity], rows.offsets[entity + 1]) for entity in entities])
-    encoded = rows.encoded
     return replace(
         rows,
-        encoded=EncodedRows(encoded.item_index[at], encoded.item_dense[at], encoded.user_dense[at], encoded.context[at]),
+        encoded=rows.encoded.take(at),
         label=rows.label[at],
         timestamp_us=rows.timestamp_us[at],
         source_row=rows.source_row[at],

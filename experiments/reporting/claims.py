@@ -84,7 +84,9 @@ def section(results: Results) -> list[str]:
     text = [
         "## What it must show, and whether it does",
         "",
-        "A gain holds if its mean reaches the goal and its 95 % interval excludes zero. Points are hundredths of AUC.",
+        "A gain holds if its mean reaches the goal and its 95 % interval excludes zero. Points are hundredths of AUC. Bold: the"
+        " interval excludes zero. Pooled AUC ranks all rows together; per-user AUC ranks inside each user, which alone can"
+        " change what somebody is shown first.",
         "",
         f"{name_of('stored')}:",
         "",

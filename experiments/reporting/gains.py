@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from experiments.reporting.text import (
-    DASH,
     METRICS,
     OURS,
     PERSONAL_KS,
@@ -24,29 +23,6 @@ from experiments.reporting.text import (
 _BLOCKS = ("prior", "row_mlp", "full", "id_mlp", "stored")
 _STORABLE = ("stored", "row_mlp", "id_mlp", "history")
 """Of ours, those that serve from a stored vector."""
-
-
-def summary(results: Results) -> list[str]:
-    """What the shipped method gains over each thing that one may have, in a list."""
-    if pick(results, "delta_auc", "stored") is None:
-        return []
-    lines = ["With 20 rows of a user and more, the shipped LiMAML gains in AUC points [95 % interval]:", ""]
-    for rival in ("global_mlp", "user_level", "user_id", "history_mlp"):
-        found = [pick(results, f"delta_{metric}", "stored", rival, "20+") for metric in METRICS]
-        lines.append(
-            f"- over *{name_of(rival)}*: pooled {change(found[0])}, per-user {change(found[1])}."
-            if None not in found
-            else f"- over *{name_of(rival)}*: {DASH}"
-        )
-    served = [pick(results, f"as_served_delta_{metric}", "stored", "history_mlp", "all") for metric in METRICS]
-    return [
-        *lines,
-        f"- as served daily, over *{name_of('history_mlp')}*: pooled {change(served[0])}, per-user {change(served[1])}.",
-        "",
-        "Bold: the interval excludes zero. Pooled AUC ranks all rows together; per-user AUC ranks inside each user, which alone"
-        " can change what somebody is shown first.",
-        "",
-    ]
 
 
 def protocol(results: Results) -> list[str]:

@@ -1,8 +1,8 @@
 """A feature, declared once (contract 10)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
 
@@ -16,9 +16,12 @@ class FeatureConfig(Section):
     """context: of the moment and the place; it comes with an event, and with a request. event: what is known of an event only
     once it has happened (what was paid, how long was watched); it is kept for aggregates, no network reads it."""
     name: Name
-    type: Literal["number", "category", "categories", "cycle", "text"]
+    """Its column, everywhere."""
+    type: Literal["number", "category", "categories", "cycle", "text", "vector"]
     """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
-    kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it."""
+    kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it; vector:
+    numbers of an item, what an encoder made of its text or picture, held once an item and never copied to an event. The vector
+    of a known item never changes within one storage.root: what was trained and adapted with it would be another function."""
     column: str = ""
     """The column it is read from, of the catalogue (user, item) or of the events (context, event); empty: the one of its own
     name."""
@@ -28,6 +31,8 @@ class FeatureConfig(Section):
     from the last one's to that of use."""
     of: str = ""
     """mean: a number of the event or the context."""
+    positive: bool = False
+    """days_since: of the last positive event, not of the last one."""
     by: str = ""
     """Aggregate of a user (count, rate, days_since): of the user's events with one item, `item_id`, or with items of one
     category, the name of an item's category. A candidate gets the entry of its own; a rate is shrunk to the candidate's own."""
@@ -36,7 +41,9 @@ class FeatureConfig(Section):
     window_days: Count = 0
     """count, rate, mean: of the events of so many days before the row's only; 0: of all before it."""
     prior: Share = 0.5
+    """rate: what it is without events."""
     prior_rows: Positive = 10.0
+    """rate: how many events that weighs."""
     clock: Literal["hour", "weekday"] | None = None
     """context, instead of a column: what an event's timestamp says (UTC; weekday 0 is Monday), and a request's where it does
     not say it itself."""
@@ -45,10 +52,17 @@ class FeatureConfig(Section):
     period: PositiveCount | None = None
     """cycle: how many values there are; known for a clock."""
     minimum: float | None = None
+    """number: least value; one below is refused."""
     maximum: float | None = None
-    """number: bounds of a value; one outside is refused."""
+    """number: largest value; one above is refused."""
     values: tuple[str, ...] = ()
     """category, categories: the allowed ones; empty: those seen in training, and one that is not is unknown."""
+    width: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """vector: how many numbers it holds."""
+    encoder: str = ""
+    """vector: what made it, with its version."""
+    licence: str = ""
+    """vector: under which licence it may be used."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -57,6 +71,8 @@ class FeatureConfig(Section):
             raise ValueError(self._not("an aggregate must be a number of a user or an item, without a column"))
         if self.window_days and self.aggregate in (None, "days_since"):
             raise ValueError(self._not("window_days must be of a count, a rate or a mean"))
+        if self.positive and self.aggregate != "days_since":
+            raise ValueError(self._not("positive must be of days_since"))
         if bool(self.of) != (self.aggregate == "mean"):
             raise ValueError(self._not("a mean, and nothing else, must say what it is the mean of"))
         if self.by and (self.entity != "user" or self.aggregate not in ("count", "rate", "days_since")):
@@ -75,6 +91,11 @@ class FeatureConfig(Section):
             raise ValueError(self._not("minimum and maximum must be of a number that is no aggregate"))
         if self.values and self.type not in ("category", "categories"):
             raise ValueError(self._not("values must be of a category or categories"))
+        described = self.width and self.encoder.strip() and self.licence.strip()
+        if self.type == "vector" and (self.entity != "item" or not described):
+            raise ValueError(self._not("a vector must be of an item and have width, encoder and licence"))
+        if self.type != "vector" and (self.width or self.encoder or self.licence):
+            raise ValueError(self._not("width, encoder and licence must be of a vector"))
         if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:
             raise ValueError(self._not(f"period of the clock {self.clock} must be {_CLOCK_PERIODS[self.clock]}, or left out"))
         return self

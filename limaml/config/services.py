@@ -11,12 +11,15 @@ class ServingConfig(Section):
     """The BentoML service."""
 
     host: str = "127.0.0.1"
+    """Address that the service listens on."""
     port: Annotated[int, Field(ge=1, le=65535)] = 3000
+    """Its port."""
     workers: PositiveCount = 1
     """Processes; each holds its own copy of the model."""
     poll_interval_s: Positive = 5.0
     """How often the registry's champion and its tags are read."""
     max_candidates: PositiveCount = 1000
+    """A request may name at most so many items."""
     timeout_s: Positive = 5.0
     """A request that takes longer is answered with 504."""
     max_in_flight: PositiveCount = 64
@@ -28,6 +31,7 @@ class ServingConfig(Section):
     breaker_failures: PositiveCount = 5
     """After this many failed or late look-ups in a row the store is left alone for `breaker_open_s`; then one look-up tries."""
     breaker_open_s: Positive = 1.0
+    """How long the store is then left alone."""
     items_refresh_s: Positive = 60.0
     """Item features are held in memory and read anew this often, in the background."""
     token_file: str = ""
@@ -68,7 +72,9 @@ class LocalConfig(Section):
     run_root: str = ".run"
     """State, logs and what packages keep at home."""
     airflow_port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    """Port of Airflow's pages and API, on loopback."""
     mlflow_port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    """Port of MLflow's pages, on loopback."""
     daily_days: PositiveCount = 7
     """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
     ready_timeout_s: Positive = 120.0

@@ -12,20 +12,28 @@ class RegistryConfig(Section):
     """MLflow."""
 
     tracking_uri: str = "sqlite:///.run/mlflow/mlflow.db"
+    """MLflow's tracking server, or its database."""
     artifact_root: str = ".run/mlflow/artifacts"
+    """Folder or URL of runs and bundles."""
     experiment: str = "limaml"
+    """MLflow experiment of the runs."""
     model_name: str = "limaml"
+    """Name of the registered model, whose versions and alias `champion` are these."""
 
 
 class FeastConfig(Section):
     """Feast. A secret is named, never written here: `${NAME}` stands for the environment's variable of that name."""
 
     project: Name = "limaml"
+    """Feast's project; part of every online key."""
     repo_path: str = "feature_repo"
+    """Folder of the feature definitions."""
     registry: str = ".run/feast/registry.db"
     """File path or URL; `registry_type` says which. A `${NAME}` in a URL is percent-encoded."""
     registry_type: Literal["file", "sql"] = "file"
+    """What `registry` names."""
     online_store: Literal["sqlite", "redis"] = "sqlite"
+    """Where features and embeddings are read from at serve time."""
     online_connection: str = ".run/feast/online.db"
     """sqlite: the file. redis: `host:port[,ssl=true][,username=NAME]`, as Feast reads it."""
     online_password: str = ""
@@ -58,8 +66,11 @@ class EmbeddingsConfig(Section):
     """Rows per write to the online store, short: 2,000 rows take SQLite 40 ms. With 500, 2,000 and 4,000 rows a write, a row
     costs 30, 26 and 25 us there, and 22, 19 and 18 us on Redis. At most 10,000: SQLite binds 32,766 values a read."""
     read_back_rows: PositiveCount = 100
+    """So many embeddings of a filled shard are read back and compared; a daily publication reads all of its own."""
     min_norm: Annotated[float, Field(ge=0.0)] = 1e-6
+    """The gate refuses embeddings shorter than this."""
     max_norm: Positive = 1e3
+    """The gate refuses embeddings longer than this."""
     min_dwell_s: Annotated[float, Field(ge=0.0)] = 30.0
     """A fill is refused until this long after the last cut-over, so that servers have switched."""
     fill_timeout_s: Positive = 3600.0
@@ -69,3 +80,4 @@ class EmbeddingsConfig(Section):
     lease_ttl_s: Positive = 60.0
     """A holder renews three times in this span; after it a dead holder's lease may be taken."""
     lease_wait_s: Annotated[float, Field(ge=0.0)] = 30.0
+    """Waiting for the lease ends after this, with 'busy: <who> since <when>'."""

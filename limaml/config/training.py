@@ -12,26 +12,37 @@ class TrainingConfig(Section):
     """Outer loop on Ray Train."""
 
     seed: Count = 0
+    """Seed of the first weights, the tasks drawn and dropout."""
     num_workers: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Ray workers; the tasks of a step are shared among them."""
     use_gpu: bool = False
+    """A GPU for each worker."""
     max_steps: PositiveCount = 200
+    """Outer steps at most."""
     tasks_per_step: PositiveCount = 64
     """Over all workers; must be divisible by num_workers."""
     outer_lr: Positive = 3e-3
     """Rate after `warmup_steps`; it falls to a twentieth along a cosine over max_steps."""
     warmup_steps: Count = 20
+    """Outer steps over which the rate rises."""
     inner_lr_scale: Positive = 0.1
     """Learned inner rates and damping move at this share of outer_lr: they overgrow otherwise, the items knowing the users."""
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     """Validated, kept and served is a moving average of the weights with this decay; 0 takes the last weights."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """AdamW's, on matrices only; not on learned rates and damping."""
     grad_clip: Positive = 5.0
+    """Largest norm of an outer step's gradient."""
     validate_every: PositiveCount = 25
+    """Outer steps between validations."""
     patience: PositiveCount = 6
     """Validations without a better AUC before training stops."""
     checkpoint_every: PositiveCount = 100
+    """Outer steps between checkpoints, from which a run that died goes on."""
     storage_path: str = ".run/ray_results"
+    """Folder or URL of runs' checkpoints."""
     max_failures: Count = 1
+    """How often a failed worker group is started again."""
     ray_start_timeout_s: PositiveCount = 600
     """Each process of Ray, and each step by which they find one another, may take this long to start. Ray's own limits are 5 to
     60 s, which a loaded machine passes. A worker that dies before it has come up is noticed only after it."""
@@ -56,19 +67,25 @@ class EvaluationConfig(Section):
     held_out_users: OpenShare = 0.1
     """hash: share of the users, by hash of the id, who neither train nor validate and are judged as new ones."""
     validate_from: date | None = None
+    """hash: the day (UTC) that T1 is the start of. With `test_from`; without both: by the shares of the days."""
     test_from: date | None = None
-    """hash: the days (UTC) that T1 and T2 are the start of. Both or neither; neither: by the shares of the days."""
+    """hash: the day (UTC) that T2 is the start of."""
     train_share_of_days: OpenShare = 0.8
+    """hash, without dates: T1 cuts the days from the first event's to the last one's at this share."""
     validation_share_of_days: OpenShare = 0.1
-    """hash, without dates: T1 and T2 cut the days from the first event's to the last one's at these shares."""
+    """hash, without dates: share of the days between T1 and T2."""
     train_share_of_users: OpenShare = 0.7
+    """late: share of the users who train."""
     validation_share_of_users: OpenShare = 0.1
-    """late: the shares of users who train and who validate; the others are held out."""
+    """late: share of the users who validate; those who come after them are held out."""
     first_k: tuple[Count, ...] = (0, 1, 2, 5, 10, 20)
+    """Numbers of support rows at which held-out users are judged."""
     min_query_rows: PositiveCount = 5
     """Held-out users with fewer query rows after the largest k are left out of first-k."""
     bootstrap_draws: PositiveCount = 1000
+    """Draws of users behind each interval."""
     seed: Count = 0
+    """Seed of those draws."""
     baseline_steps: PositiveCount = 200
     """Outer steps of the rivals that are networks; validates better than 600 (experiments/LOG.md)."""
 
@@ -110,6 +127,7 @@ class PromotionConfig(Section):
     as_served_margin: Share = 0.01
     """As-served AUC of all users may be at most this much below the global MLP's."""
     champion_margin: Share = 0.01
+    """Pooled as-served AUC may be at most this much below the champion's, on rows later than all its twin has seen."""
     min_champion_rows: PositiveCount = 2000
     """Fewer later rows than this: the comparison with the champion is skipped, with the reason."""
     max_refit_psi: Positive = 0.25

@@ -16,6 +16,7 @@ import pyarrow as pa
 from limaml import schema
 from limaml.config import TaskKindConfig
 from limaml.errors import DataError
+from limaml.events.catalogue import item_vectors
 from limaml.events.day_store import partition_files
 from limaml.io.storage import Storage
 
@@ -61,7 +62,8 @@ def adapt(
     """
     from limaml.embeddings.stream import Adapter
 
-    adapter, tables = Adapter.of(bundle, version, kind, as_of), schema.tables(bundle.config.features)
+    tables = schema.tables(bundle.config.features)
+    adapter = Adapter.of(bundle.with_items(item_vectors(storage, tables)), version, kind, as_of)
     planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
     params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
 
@@ -89,8 +91,9 @@ def adapt_sorted(
     """
     from limaml.embeddings.stream import Adapter
 
-    adapter = Adapter.of(bundle, version, kind, as_of)
-    columns = schema.tables(bundle.config.features).support_columns(kind.entity_column)
+    tables = schema.tables(bundle.config.features)
+    adapter = Adapter.of(bundle.with_items(item_vectors(storage, tables)), version, kind, as_of)
+    columns = tables.support_columns(kind.entity_column)
     rows = storage.read_batches(source, columns, _READ_ROWS)
     return pa.RecordBatchReader.from_batches(adapter.columns, adapter.embed_all(rows, batch_entities, total=None))
 

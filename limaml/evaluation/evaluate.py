@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from limaml import telemetry
+from limaml import schema, telemetry
 from limaml.config import Config, PromotionConfig
 from limaml.evaluation import report
 from limaml.evaluation.baselines import fit_baselines
 from limaml.evaluation.judged import Judge, JudgedRows, Method
 from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, PerUserEvidence, decide
 from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
+from limaml.events.catalogue import item_vectors
+from limaml.io.storage import Storage
 from limaml.metrics import auc, population_stability_index
 from limaml.models import bundle as bundles
 from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
@@ -57,6 +59,7 @@ def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champio
     candidate = read_candidate(folder)
     bundle = bundles.load(folder / BUNDLE)
     own = bundle.config.model_copy(update={"storage": cfg.storage, "promotion": cfg.promotion})
+    bundle = bundle.with_items(_item_vectors(own))
     logged = read_history(own, date.fromisoformat(candidate.through))
     split = split_events(logged, own.evaluation)
     result = _measure(own, bundle, logged, split, champion)
@@ -169,7 +172,7 @@ def _compare(
     from_us = max(seen_until, split.validation_end_us)
     mine = query_rows(rows, served)
     later = rows.timestamp_us[mine.rows] >= from_us
-    their_rows = TaskRows.from_logged(logged, theirs.twin.encoder, cfg.task_kind)
+    their_rows = TaskRows.from_logged(logged, theirs.twin.encoder.with_items(_item_vectors(cfg)), cfg.task_kind)
     n = theirs.config.meta.support_rows
     their_served = as_served(their_rows, from_us=from_us, support_rows=n)
     theirs_later = query_rows(their_rows, their_served)
@@ -194,6 +197,10 @@ def _describe(split: Split, logged: pa.Table) -> dict[str, Any]:
         "train_end": _iso(split.train_end_us),
         "validation_end": _iso(split.validation_end_us),
     }
+
+
+def _item_vectors(cfg: Config) -> pa.Table | None:
+    return item_vectors(Storage(cfg.storage.root), schema.tables(cfg.features))
 
 
 def _iso(instant_us: int) -> str:

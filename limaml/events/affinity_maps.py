@@ -43,5 +43,5 @@ def _entries(storage: Storage, subject: Subject, through: date) -> pa.Table:
         files = partition_files(storage, f"snapshots/{subject.name}", through=through)
         connection.register("snapshots", storage.dataset(files, subject.snapshots.arrow))
         newest = f"row_number() OVER (PARTITION BY user_id, {subject.keys[1]} ORDER BY event_timestamp DESC) = 1"
-        rows = connection.sql(f"FROM (FROM snapshots QUALIFY {newest}) WHERE {subject.snapshots.names[-1]} IS NOT NULL")
+        rows = connection.sql(f"FROM (FROM snapshots QUALIFY {newest}) WHERE {subject.values[0]} IS NOT NULL")
         return subject.snapshot_rows(rows)

@@ -20,7 +20,8 @@ def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
     """The table with the schema's type for every column that holds the same values in another form; other columns stay.
 
     An instant may have any zone and unit (what is finer than a microsecond is cut off); text may be a dictionary, and an id or
-    a category a whole number; a label may be any number that is whole, or a boolean; a NaN is a null.
+    a category a whole number; a label may be any number that is whole, or a boolean; a NaN is a null. A vector may be a list of
+    any numbers, or the text of one ("[0.5, 1, -2]", as a CSV file holds it), if all have its width.
     """
     wanted = {column.name: column.type for column in expected.columns}
     columns = [_with_type(table[at], wanted.get(name)) for at, name in enumerate(table.column_names)]
@@ -34,14 +35,29 @@ def _with_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.Chunke
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_fixed_size_list(wanted) and _is_text(column.type):
+        column = _lists(column)
     if not _may_become(column.type, wanted):
         return column
     try:
         # Nanoseconds have no other form in microseconds.
         cut = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
         return column.cast(wanted, safe=not cut)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # Its gate says so.
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):  # Its gate says so.
         return column
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of lists of numbers as such lists; the column as it came if one is none."""
+    texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    if not pc.all(pc.match_substring_regex(texts, r"^\[[^\[\]]+\]$")).as_py():
+        return column
+    try:
+        parts = pc.split_pattern(pc.utf8_slice_codeunits(texts, 1, -1), ",").combine_chunks()
+        numbers = pc.utf8_trim_whitespace(parts.values).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return column
+    return pa.chunked_array([pa.ListArray.from_arrays(parts.offsets, numbers, mask=parts.is_null())])
 
 
 def _may_become(have: pa.DataType, wanted: pa.DataType) -> bool:
@@ -52,11 +68,19 @@ def _may_become(have: pa.DataType, wanted: pa.DataType) -> bool:
         return bool(pa.types.is_timestamp(have) and have.tz is not None)
     if pa.types.is_string(wanted):
         return bool(_is_text(have) or pa.types.is_integer(have) or pa.types.is_boolean(have))
+    if pa.types.is_fixed_size_list(wanted):
+        return is_list(have) and is_number(have.value_type)
     if pa.types.is_list(wanted):
-        is_list = pa.types.is_list(have) or pa.types.is_large_list(have) or pa.types.is_fixed_size_list(have)
-        return bool(is_list and _may_become_item(have.value_type, wanted.value_type))
-    is_number = pa.types.is_integer(have) or pa.types.is_floating(have) or pa.types.is_decimal(have)
-    return bool(is_number or (pa.types.is_boolean(have) and pa.types.is_integer(wanted)))
+        return is_list(have) and _may_become_item(have.value_type, wanted.value_type)
+    return is_number(have) or bool(pa.types.is_boolean(have) and pa.types.is_integer(wanted))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _may_become_item(have: pa.DataType, wanted: pa.DataType) -> bool:

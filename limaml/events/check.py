@@ -93,7 +93,7 @@ def _catalogue(cfg: Config, source: Source, last: date, report: Report) -> dict[
         known[kind.name], ignored = catalogue.declared(kind, tables, delivered)
         if ignored:
             report.ignored.append(f"{kind.catalogue.name}: {', '.join(ignored)}")
-        result = gates.check_catalogue(known[kind.name], kind.catalogue)
+        result = gates.check_catalogue(known[kind.name], kind.delivered)
         if not result.success:
             report.wrong.append(f"{result.what}: {result.explain()}")
     report.users, report.items = known["user"].num_rows, known["item"].num_rows

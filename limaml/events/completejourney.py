@@ -29,7 +29,15 @@ NEGATIVES = 10
 PAGES = {"D": "front", "F": "back", "H": "wrap_front", "L": "wrap_back", "J": "wrap_coupon", "Z": "free"}
 """`mailer_location` of these pages, the most prominent first. Several products of a kind may be on several pages: the first
 counts. Z: given away on one of them."""
-EVENTS = pa.schema([*schema.EVENTS.arrow, pa.field("mailer_place", pa.string(), nullable=False)])
+EVENTS = pa.schema(
+    [
+        *schema.EVENTS.arrow,
+        pa.field("mailer_place", pa.string(), nullable=False),
+        # How many products of the kind are promoted in that store and week, and how many of them stand on display.
+        pa.field("promoted_products", pa.int64(), nullable=False),
+        pa.field("displayed_products", pa.int64(), nullable=False),
+    ]
+)
 
 _DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 _KIND = ("department", "product_category", "product_type", "brand")
@@ -46,7 +54,9 @@ _YEAR = (
     """,
     """
     CREATE TABLE promoted AS
-    SELECT store_id, week, item_id, arg_min(mailer_place, prominence) AS mailer_place
+    SELECT store_id, week, item_id, arg_min(mailer_place, prominence) AS mailer_place,
+           count(DISTINCT product_id) AS promoted_products,
+           count(DISTINCT product_id) FILTER (display_location <> '0') AS displayed_products
     FROM promotions JOIN pages USING (mailer_location) JOIN kinds USING (product_id) GROUP BY store_id, week, item_id
     """,
     """
@@ -62,9 +72,9 @@ _YEAR = (
 )
 _MONTH = """
     SELECT 'cj-' || basket_id || '-' || item_id AS event_id, household_id::VARCHAR AS user_id, item_id, bought_us AS timestamp,
-           label, mailer_place
+           label, mailer_place, promoted_products, displayed_products
     FROM (
-        SELECT baskets.*, item_id, mailer_place, (bought.item_id IS NOT NULL)::TINYINT AS label
+        SELECT baskets.*, promoted.* EXCLUDE (store_id, week), (bought.item_id IS NOT NULL)::TINYINT AS label
         FROM baskets JOIN promoted USING (store_id, week) LEFT JOIN bought USING (basket_id, item_id)
         WHERE bought_us >= $first AND bought_us < $last
     )

@@ -8,6 +8,7 @@ from limaml.errors import DataError
 from limaml.io.storage import Storage
 
 _PATH = "features.json"
+_STORED = {"entity", "type", "aggregate", "window_days", "of", "by", "positive"}
 
 
 def require_declared(storage: Storage, tables: schema.Tables) -> None:
@@ -37,7 +38,7 @@ def require_declared(storage: Storage, tables: schema.Tables) -> None:
 
 def _stored(feature: FeatureConfig) -> dict[str, Any]:
     """What decides the values that are stored; allowed ones and bounds only decide what is refused."""
-    parts = feature.model_dump(mode="json", include={"entity", "type", "aggregate", "window_days"}) | {
-        "column": feature.source_column
-    }
+    parts = feature.model_dump(mode="json", include=_STORED) | {"column": feature.source_column}
+    parts |= {"max_keys": feature.max_keys} if feature.by else {}
+    parts |= {"width": feature.width, "encoder": feature.encoder} if feature.type == "vector" else {}
     return parts | ({"prior": feature.prior, "prior_rows": feature.prior_rows} if feature.aggregate == "rate" else {})

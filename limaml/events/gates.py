@@ -5,7 +5,7 @@ against recent days, label rate) is the caller's choice.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import date
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
+from limaml.events.casting import is_list, is_number
 from limaml.events.expectations import (
     BETWEEN,
     IN_SET,
@@ -31,6 +32,7 @@ from limaml.events.expectations import (
 )
 
 _EXAMPLES = 5
+_SNAPSHOT_ROWS = 250_000
 _COMPARED = 1000
 """Unknown ids that are compared with the known ones for a hint."""
 
@@ -212,8 +214,29 @@ def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateRe
     keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
     if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
         suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
-    findings = (*type_findings(expected, table), *validate(table, suite), *_list_findings(expected, table))
+    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and _is_vectors(table, c.name)]
+    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
+    findings = (*type_findings(typed, table), *validate(table, suite), *_list_findings(expected, table))
+    findings += tuple(finding for column in vectors for finding in _vector_findings(column, expected.key, table))
     return GateResult(what, table.num_rows, findings)
+
+
+def check_snapshots(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
+    """`check_features` of rows in the order of their instants, some at a time: pandas holds them at ten times their size."""
+    found = [check_features(part, expected, what).findings for part in _by_instant(table, _SNAPSHOT_ROWS)]
+    return GateResult(what, table.num_rows, merge(found))
+
+
+def _by_instant(table: pa.Table, num_rows: int) -> Iterator[pa.Table]:
+    """Parts of about so many rows, none of which ends between rows of one instant; one that is empty where there is no row."""
+    stamps, start = table["event_timestamp"].cast(pa.int64()).to_numpy(), 0
+    if not table.num_rows:
+        yield table
+    while start < table.num_rows:
+        last = min(start + num_rows, table.num_rows) - 1
+        stop = int(np.searchsorted(stamps, stamps[last], side="right"))
+        yield table.slice(start, stop - start)
+        start = stop
 
 
 def check_embeddings(
@@ -333,6 +356,35 @@ def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ..
             if column.allowed is not None:
                 findings.append(_allowed_in_lists(column, pc.drop_null(pc.list_flatten(lists))))
     return tuple(findings)
+
+
+def _is_vectors(table: pa.Table, column: str) -> bool:
+    kind = table.schema.field(column).type if column in table.column_names else pa.null()
+    return is_list(kind) and is_number(kind.value_type)
+
+
+def _vector_findings(column: schema.Column, key: str | None, table: pa.Table) -> list[Finding]:
+    """Whether the vectors have their width and hold finite numbers; examples are the key of a row and what it has instead."""
+    keys = table[key] if key in table.column_names else pa.chunked_array([pa.array(range(table.num_rows))])
+    delivered = table[column.name].combine_chunks()
+    keys, vectors, width = keys.filter(pc.is_valid(delivered)), delivered.drop_null(), column.type.list_size
+    widths = pc.list_value_length(vectors).to_numpy()
+    other = np.flatnonzero(widths != width)
+    examples = tuple(f"{key} {keys[row]}: {widths[row]} numbers" for row in other[:_EXAMPLES].tolist())
+    of_width = Finding(f"vector_width_to_be({column.name})", True, not len(other), f"width {width}", len(other), examples)
+    values = pc.list_flatten(vectors)
+    numbers = values.cast(column.type.value_type, safe=False).to_numpy(zero_copy_only=False)
+    # The first of each row.
+    at, starts = np.flatnonzero(~np.isfinite(numbers)), np.cumsum(widths) - widths
+    rows, first = np.unique(np.searchsorted(starts, at, side="right") - 1, return_index=True)
+    at = at[first]
+    places = at - starts[rows]
+    examples = tuple(
+        f"{key} {keys[row]}: {values[number]} at place {place}"
+        for row, number, place in zip(rows[:_EXAMPLES].tolist(), at.tolist(), places.tolist(), strict=False)
+    )
+    name, rule = f"vector_values_to_be_finite({column.name})", f"finite numbers ({column.type.value_type})"
+    return [of_width, Finding(name, True, not len(rows), rule, len(rows), examples)]
 
 
 def _allowed_in_lists(column: schema.Column, values: pa.Array) -> Finding:

@@ -231,8 +231,9 @@ def _gate(
     if not fresh:
         return {}
     for kind in catalogue.kinds(places.tables).values():
-        result = gates.check_catalogue(places.catalogue[kind.name], kind.catalogue)
+        result = gates.check_catalogue(places.catalogue[kind.name], kind.delivered)
         gates.require(result, f"correct the {kind.catalogue.name} at their source and ingest again")
+        catalogue.require_same_vectors(places.storage, kind, places.catalogue[kind.name])
     rows = {day: m.rows for day, m in places.store.manifests().items() if m.status == "passed"}
     rows |= {d.day: d.table.num_rows for d in (*others, *fresh)}
     window = places.cfg.source.rows_window_days
@@ -314,7 +315,7 @@ def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span
     state.forget(places.storage, first)
     span = snapshots.advance(places.storage, places.tables, first, last)
     for name, subject in snapshots.subjects(places.tables).items():
-        result = gates.check_features(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
+        result = gates.check_snapshots(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
     snapshots.write(places.storage, places.tables, span)
     for name, number in span.num_dropped.items():

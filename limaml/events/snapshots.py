@@ -55,10 +55,13 @@ WITH known AS (
     ) GROUP BY ALL
 ), running AS (
     SELECT {keys}, life, day, {running},
-        max(day) FILTER (n > 0) OVER so_far AS last_event, min(day) FILTER (n > 0) OVER so_far AS first_event
+        max(day) FILTER (n > 0) OVER so_far AS last_event,
+        max(day) FILTER (p > 0) OVER so_far AS last_positive,
+        min(day) FILTER (n > 0) OVER so_far AS first_event
     FROM days WINDOW so_far AS (PARTITION BY {keys}, life ORDER BY day)
 ), counted AS (
     SELECT {running_keys}, running.day, {totals}, coalesce(last_event, base.last_day) AS last_day,
+        coalesce(last_positive, base.last_positive_day) AS last_positive_day,
         coalesce(base.since, first_event) AS since{static}
     FROM running SEMI JOIN due USING ({keys}, day, life) LEFT JOIN base ON {same_base} AND running.life = -1{history}
 )

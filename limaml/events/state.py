@@ -87,7 +87,8 @@ class Subject:
         ]
         static = [self.snapshots.arrow.field(name) for name in self.static]
         # since: day of the first event since the key was last dropped; no event before it counts.
-        return pa.schema([*fields, *sums, pa.field("last_day", pa.int64()), pa.field("since", pa.int64()), *static])
+        days = [pa.field(name, pa.int64()) for name in ("last_day", "last_positive_day", "since")]
+        return pa.schema([*fields, *sums, *days, *static])
 
     @cached_property
     def changes(self) -> pa.Schema:
@@ -99,7 +100,8 @@ class Subject:
         """SQL: a snapshot's row of a changed state."""
         values = [self._aggregate(feature) for feature in self.aggregates]
         if self.affinity:
-            counts = {self.affinity.last_day: "last_day"}
+            last = {self.affinity.last_day(positive=positive): _last_day(positive) for positive in (False, True)}
+            counts = {name: column for name, column in last.items() if name in self.values}
             for days in self.affinity.windows:
                 counts |= {self.affinity.events(days): f"n{days}", self.affinity.positives(days): f"p{days}"}
             values = [f"CASE WHEN NOT dropped THEN {column} END AS {name}" for name, column in counts.items()]
@@ -121,8 +123,13 @@ class Subject:
             total, count = (f"{feature.of}_{part}{feature.window_days}" for part in ("sum", "count"))
             value = f"({total}::DOUBLE / 1000000 / nullif({count}, 0))::FLOAT"
         else:
-            value = "last_day"
+            value = _last_day(feature.positive)
         return f"{value} AS {feature.name}"
+
+
+def _last_day(positive: bool) -> str:
+    """A state's column."""
+    return "last_positive_day" if positive else "last_day"
 
 
 def newest_before(storage: Storage, subjects: Iterable[Subject], day: date) -> tuple[date | None, dict[str, pa.Table]]:

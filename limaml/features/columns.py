@@ -4,7 +4,7 @@ R rows, F numbers of a feature
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 UNKNOWN = 0
+_PIECE_ROWS = 8192
 _SCALES = {"count": "log", "days_since": "log", "rate": "logit"}
 
 
@@ -149,11 +150,54 @@ class CycleEncoder:
         return {"period": self.period}
 
 
+@dataclass(frozen=True)
+class VectorEncoder:
+    """A vector less the training items' mean, in units of their root mean square distance from it a number; and whether it is
+    known. One unit for all numbers: angles and distances between vectors keep their proportions.
+    """
+
+    mean: tuple[float, ...]
+    unit: float
+
+    @classmethod
+    def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
+        """From one vector an item; nulls say nothing."""
+        assert feature.width is not None
+        numbers, known = vector_values(column)
+        if not known.any():
+            return cls((0.0,) * feature.width, 1.0)
+        numbers = numbers[known]
+        # In float32, a million vectors would sum to three digits.
+        mean = numbers.mean(axis=0, dtype=np.float64)
+        square = sum(float(np.square(part - mean).sum()) for part in _pieces(numbers)) / numbers.size
+        return cls(tuple(mean.tolist()), math.sqrt(square) if square > 1e-16 else 1.0)
+
+    @property
+    def width(self) -> int:
+        return len(self.mean) + 1
+
+    def encode(self, column: pa.Array, out_RF: Floats) -> None:
+        numbers, known = vector_values(column)
+        np.subtract(numbers, np.array(self.mean, np.float32), out=out_RF[:, :-1])
+        out_RF[:, :-1] /= np.float32(self.unit)
+        out_RF[~known] = 0.0
+        out_RF[:, -1] = known
+
+    def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
+        if value is not None:
+            numbers = np.array(value, np.float32) - np.array(self.mean, np.float32)
+            out_F[at : at + self.width] = [*(numbers / np.float32(self.unit)).tolist(), 1.0]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "unit": self.unit}
+
+
 _ENCODERS: dict[str, Any] = {
     "number": NumberEncoder,
     "category": CategoryEncoder,
     "categories": CategoryEncoder,
     "cycle": CycleEncoder,
+    "vector": VectorEncoder,
 }
 
 
@@ -187,6 +231,20 @@ def look_up(values: pa.Array, table: Mapping[str, int]) -> Indices:
     codes = coded.indices.fill_null(len(found) - 1) if coded.indices.null_count else coded.indices
     indices: Indices = found.take(codes.to_numpy())
     return indices
+
+
+def vector_values(column: pa.ChunkedArray | pa.Array) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """(R, F) float32 numbers of a column of vectors of one width, 0 where there is none, and whether each is known."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    width = array.type.list_size
+    numbers = array.values.slice(array.offset * width, len(array) * width).to_numpy(zero_copy_only=False).reshape(-1, width)
+    known = pc.is_valid(array).to_numpy(zero_copy_only=False)
+    return (numbers if known.all() else np.where(known[:, None], numbers, np.float32(0.0))), known
+
+
+def _pieces(numbers: Floats) -> Iterator[Floats]:
+    """Its rows, some at a time: a computation in float64 then takes little beside them."""
+    return (numbers[start : start + _PIECE_ROWS] for start in range(0, len(numbers), _PIECE_ROWS))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -42,7 +42,8 @@ class Derived:
         """Of a user's entry for the row's item; without one there were no events."""
         affinity = self._affinities[feature.name]
         if feature.aggregate == "days_since":
-            return _days_since(column_of(columns, affinity.last_day, pa.int64(), num_rows), day)
+            name = affinity.last_day(positive=feature.positive)
+            return _days_since(column_of(columns, name, pa.int64(), num_rows), day)
         events = _counts(columns, affinity.events(feature.window_days), num_rows)
         if feature.aggregate == "count":
             return pa.array(events)

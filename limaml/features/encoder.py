@@ -12,14 +12,15 @@ did with its item, and the days since an item's last event.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig
@@ -28,6 +29,7 @@ from limaml.features.columns import (
     ColumnEncoder,
     Floats,
     Indices,
+    VectorEncoder,
     column_from_dict,
     distinct,
     fit_column,
@@ -35,6 +37,7 @@ from limaml.features.columns import (
     look_up,
 )
 from limaml.features.derived import Derived, column_of, one_array
+from limaml.features.item_table import ItemTable
 
 _CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
 """Microseconds a step, steps from 1970 to the cycle's 0 (1970-01-01 was a Thursday), period."""
@@ -47,11 +50,38 @@ class EncodedRows:
     item_index: Indices
     """(R,) index into the item embedding; 0 is the unknown row."""
     item_dense: Floats
+    """Without vectors, which no row holds: `item_features` puts them in their place."""
     user_dense: Floats
     context: Floats
+    item_row: Indices | None = None
+    """(R,) row of `item_table`; None where no vector is declared, as the table."""
+    item_table: ItemTable | None = None
 
     def __len__(self) -> int:
         return len(self.item_index)
+
+    @property
+    def item_width(self) -> int:
+        """F of `item_features`."""
+        return int(self.item_dense.shape[1]) + (0 if self.item_table is None else self.item_table.width)
+
+    def item_features(self, at: Indices | slice = slice(None)) -> Floats:
+        """(..., F) all numbers of the items of rows `at`. Without a vector a slice is a view."""
+        if self.item_table is None or self.item_row is None:
+            return self.item_dense[at]
+        return self.item_table.beside(self.item_dense[at], self.item_row[at])
+
+    def take(self, at: Indices) -> Self:
+        """Rows `at`, in that order."""
+        row = None if self.item_row is None else self.item_row[at]
+        return replace(
+            self,
+            item_index=self.item_index[at],
+            item_dense=self.item_dense[at],
+            user_dense=self.user_dense[at],
+            context=self.context[at],
+            item_row=row,
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +96,7 @@ class EncoderDims:
     candidate: int = 0
     """Of `context`, last: what a request has for every candidate."""
     item_static: int = 0
-    """Of `item_dense`, first: what does not change with time, and so says what an item is."""
+    """Of `item_dense`, first: what does not change with time, and so says what an item is; vectors are the last of it."""
     item_sets: int = 0
     """Of `item_static`, first: places of sets of categories."""
 
@@ -81,27 +111,51 @@ class Encoder:
     """Entities of the task kind seen in training; an unseen one has index 0."""
     columns: Mapping[str, ColumnEncoder]
     """Feature -> its encoder."""
+    item_table: ItemTable | None = field(default=None, compare=False, repr=False)
+    """Vectors of the known items (`with_items`): no part of what was learnt, and not in its JSON."""
 
     @classmethod
-    def fit(cls, logged: pa.Table, cfg: Config) -> Self:
-        """Learn vocabularies and constants from logged events (`schema.Tables.logged_events`)."""
+    def fit(cls, logged: pa.Table, cfg: Config, items: pa.Table | None = None) -> Self:
+        """Learn vocabularies and constants from logged events (`schema.Tables.logged_events`).
+
+        `items` holds the known items' vectors (`schema.Tables.item_vectors`), where one is declared; constants are those of the
+        items that have events.
+        """
+        tables, ids = schema.tables(cfg.features), distinct(logged["item_id"])
         columns = {
             feature.name: fit_column(feature, pa.chunked_array([values]))
             for feature, values in _values(schema.tables(cfg.features), logged)
         }
-        return cls(cfg.features, distinct(logged["item_id"]), distinct(logged[cfg.task_kind.entity_column]), columns)
+        if tables.vectors:
+            known = _declared_items(items)
+            seen = known.filter(pc.is_in(known["item_id"], value_set=pa.array(ids, pa.string())))
+            columns |= {feature.name: fit_column(feature, seen[feature.name]) for feature in tables.vectors}
+        return cls(cfg.features, ids, distinct(logged[cfg.task_kind.entity_column]), columns)
+
+    def with_items(self, items: pa.Table | None) -> Self:
+        """The encoder with the vectors of `items` (`schema.Tables.item_vectors`): rows are encoded with these and no other.
+
+        Without a declared vector it is as it was, and `items` may be None.
+        """
+        vectors = self._tables.vectors
+        if not vectors:
+            return self
+        place = self._parts["item"].width_of(lambda feature: not feature.aggregate)
+        encoders = {feature.name: cast(VectorEncoder, self.columns[feature.name]) for feature in vectors}
+        return replace(self, item_table=ItemTable.build(vectors, encoders, _declared_items(items), place))
 
     @property
     def dims(self) -> EncoderDims:
         user, item, context, candidate = (self._parts[part] for part in PARTS)
+        vectors = sum(self.columns[feature.name].width for feature in self._tables.vectors)
         return EncoderDims(
             num_items=len(self.items),
             num_entities=len(self.entities),
-            item_dense=item.width,
+            item_dense=item.width + vectors,
             user_dense=user.width,
             context=context.width + candidate.width,
             candidate=candidate.width,
-            item_static=item.width_of(lambda feature: not feature.aggregate),
+            item_static=item.width_of(lambda feature: not feature.aggregate) + vectors,
             item_sets=item.width_of(lambda feature: feature.type == "categories"),
         )
 
@@ -153,13 +207,19 @@ class Encoder:
 
         `day` (since 1970-01-01) is that of each row, or of all, from which days since an event count. A column is a sequence
         or array of `num_rows` values, any of them None; one plain value stands for all rows, and a column that is not there is
-        None throughout. Raises ValueError for a column of another length.
+        None throughout. Raises ValueError for a column of another length, and where a vector is declared and no items are
+        there (`with_items`).
         """
+        item_ids = column_of(columns, "item_id", pa.string(), num_rows)
+        if self.item_table is None and self._tables.vectors:
+            raise ValueError("rows of items with vectors must be encoded with them, got none; encode with encoder.with_items")
         return EncodedRows(
-            item_index=look_up(column_of(columns, "item_id", pa.string(), num_rows), self._item_index),
+            item_index=look_up(item_ids, self._item_index),
             item_dense=self._dense(("item",), columns, num_rows, day),
             user_dense=self._dense(("user",), columns, num_rows, day),
             context=self._dense(("context", "candidate"), columns, num_rows, day),
+            item_row=None if self.item_table is None else self.item_table.rows(item_ids),
+            item_table=self.item_table,
         )
 
     def encode_table(self, logged: pa.Table | pa.RecordBatch) -> EncodedRows:
@@ -283,6 +343,12 @@ def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None)
     column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
     return values
+
+
+def _declared_items(items: pa.Table | None) -> pa.Table:
+    if items is None:
+        raise ValueError("items must hold the declared vectors, got none; read them with events.catalogue.item_vectors")
+    return items
 
 
 def _strings(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -67,6 +68,14 @@ class Bundle:
     def prior(self) -> dict[str, Tensor]:
         """Task kind -> (D,) embedding of an empty support."""
         return _prior(self.refit.network)
+
+    def with_items(self, items: pa.Table | None) -> "Bundle":
+        """With the known items' vectors (`schema.Tables.item_vectors`), which are no part of a version: where a vector is
+        declared, its encoders need them to encode rows.
+        """
+        refit, twin = (model and replace(model, encoder=model.encoder.with_items(items)) for model in (self.refit, self.twin))
+        assert refit is not None
+        return replace(self, refit=refit, twin=twin)
 
     def with_metrics(self, metrics: dict[str, Any]) -> "Bundle":
         return replace(self, metrics=metrics)

@@ -9,7 +9,7 @@ fitted by variational EM (Lim and Teh, KDD Cup Workshop 2007): the users' Gaussi
 and W by ridge, in turn. The posterior covariances matter: alternating ridge without them kept a third of the gain. The same
 rows give the same vectors. A round costs rows * K^2; memory holds one (K, K) matrix for every user and item.
 
-Content is what the encoder makes of an item's static features.
+Content is what the encoder makes of an item's static features, vectors included.
 
     R rows, U users, I items, C content features, K factors
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from limaml.config import Config
-from limaml.features.encoder import EncoderDims
+from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.models.network import LiMAML
 from limaml.schema import rate_feature
 from limaml.tasks.sampling import TaskRows
@@ -33,6 +33,7 @@ _ROUNDS = 15
 _START_STD = 0.05
 # Of the items' rates where none is declared.
 _RATE_PRIOR, _RATE_PRIOR_ROWS = 0.5, 10.0
+_PIECE_ITEMS = 8192
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,27 @@ def fit_item_vectors(rows: TaskRows, cfg: Config, dims: EncoderDims) -> ItemVect
     rate_I = (torch.bincount(item_R, label_R, minlength=num_items) + prior * prior_rows) / (rows_I + prior_rows)
     slope = float((rate_I * (1 - rate_I))[item_R].mean()) if len(item_R) else 0.25
     content_IC = torch.ones(num_items, num_content + 1, dtype=torch.float64)
-    content_IC[item_R, :num_content] = torch.from_numpy(rows.encoded.item_dense[:, :num_content]).double()[known_R]
+    _fill_content(content_IC, rows.encoded, known_R)
     pairs = _Pairs(user_R, item_R, label_R - rate_I[item_R], rows.num_entities, num_items)
     vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, noise=slope)
     # A small residual is a change of slope = rate * (1 - rate) a logit.
     vectors_IK, weights_CK = (vectors_IK / slope).float(), (weights_CK / slope).float()
     return ItemVectors(vectors_IK, weights_CK[:-1], weights_CK[-1])
+
+
+def _fill_content(content_IC: Tensor, encoded: EncodedRows, known_R: Tensor) -> None:
+    """Put every item's static features into its row; vectors, which are the last of them, from the item table."""
+    item_R = torch.from_numpy(encoded.item_index)[known_R] - 1
+    num_content, table = content_IC.shape[1] - 1, encoded.item_table
+    num_logged = num_content - (0 if table is None else table.width)
+    content_IC[item_R, :num_logged] = torch.from_numpy(encoded.item_dense[:, :num_logged]).double()[known_R]
+    if table is None or encoded.item_row is None:
+        return
+    row_I = torch.zeros(len(content_IC), dtype=torch.long)
+    row_I[item_R] = torch.from_numpy(encoded.item_row)[known_R]
+    for start in range(0, len(row_I), _PIECE_ITEMS):
+        piece = slice(start, start + _PIECE_ITEMS)
+        content_IC[piece, num_logged:num_content] = torch.from_numpy(table.encoded[row_I[piece].numpy()])
 
 
 class _Pairs:
@@ -94,7 +110,7 @@ def _fit(pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float) -> t
     mean_IK = torch.randn(num_items, num_factors, generator=generator, dtype=torch.float64) * _START_STD
     cov_IKK = eye_KK.expand(num_items, -1, -1) / _PRECISION
     weights_CK = torch.zeros(content_IC.shape[1], num_factors, dtype=torch.float64)
-    ridge_CC = _CONTENT_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
+    ridge_CC = content_IC.T @ content_IC + _CONTENT_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
     for _ in range(_ROUNDS):
         user_UL, user_cov_ULL = _users(pairs, mean_IK, cov_IKK, noise)
         factor_UK, level_U1 = user_UL[:, :-1], user_UL[:, -1:]
@@ -103,7 +119,7 @@ def _fit(pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float) -> t
         cov_IKK = torch.linalg.inv(_sum(pairs.counts_IU, second_UKK) / noise + _PRECISION * eye_KK)
         shift_IK = (pairs.residuals_IU @ factor_UK - pairs.counts_IU @ cross_UK) / noise + _PRECISION * content_IC @ weights_CK
         mean_IK = (cov_IKK @ shift_IK.unsqueeze(-1)).squeeze(-1)
-        weights_CK = torch.linalg.solve(content_IC.T @ content_IC + ridge_CC, content_IC.T @ mean_IK)
+        weights_CK = torch.linalg.solve(ridge_CC, content_IC.T @ mean_IK)
     return mean_IK, weights_CK
 
 

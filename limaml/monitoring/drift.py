@@ -23,6 +23,7 @@ from limaml.config import Config
 from limaml.embeddings.adapt import shard_of
 from limaml.embeddings.slots import Places
 from limaml.errors import DataError, NothingToDo
+from limaml.events.catalogue import item_vectors
 from limaml.events.day_store import EventStore, partition, partition_files
 from limaml.events.logged import read_logged
 from limaml.io.storage import Storage
@@ -106,6 +107,7 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
 
     kind, found = bundle.config.task_kind, []
     tables = schema.tables(bundle.config.features)
+    encoder = bundle.encoder.with_items(item_vectors(storage, tables))
     asked = _sampled(storage, tables, first=first, through=through, limit=MAX_SCORED_ROWS)
     entities = pc.unique(asked[kind.entity_column]).to_pylist()
     known = read_logged(storage, tables, through=through, entities=(kind.entity_column, entities))
@@ -115,7 +117,7 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
         rows = asked.filter(pc.and_(pc.greater_equal(asked["timestamp"], start), pc.less(asked["timestamp"], end)))
         if rows.num_rows:
             history = known.filter(pc.less(known["timestamp"], start))
-            found.append(score_as_served(bundle.network, bundle.encoder, rows, history, day=day, kind=kind))
+            found.append(score_as_served(bundle.network, encoder, rows, history, day=day, kind=kind))
         day += timedelta(days=1)
     return pa.chunked_array([pa.array(np.concatenate(found) if found else np.zeros(0))])
 

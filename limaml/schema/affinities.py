@@ -43,16 +43,16 @@ class Affinity:
         """Column: those of them with a positive label."""
         return f"by_{self.by}_positives" + (f"_{window_days}" if window_days else "")
 
-    @property
-    def last_day(self) -> str:
-        """Column: day (since 1970-01-01) of the last event with the key."""
-        return f"by_{self.by}_last_day"
+    def last_day(self, *, positive: bool) -> str:
+        """Column: day (since 1970-01-01) of the last event with the key, or of the last positive one."""
+        return f"by_{self.by}_last_{'positive_' if positive else ''}day"
 
     @property
     def counts(self) -> tuple[str, ...]:
         """Columns of an entry."""
         sums = [name for days in self.windows for name in (self.events(days), self.positives(days))]
-        return (*sums, self.last_day)
+        kinds = sorted({feature.positive for feature in self.features if feature.aggregate == "days_since"})
+        return (*sums, *(self.last_day(positive=positive) for positive in kinds or [False]))
 
     @property
     def joined(self) -> tuple[Column, ...]:

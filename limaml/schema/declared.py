@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -37,6 +37,8 @@ _AGGREGATES = {"count": pa.int64(), "rate": pa.float32(), "mean": pa.float32(), 
 
 def arrow_type(feature: FeatureConfig) -> pa.DataType:
     """Type of the feature's values wherever they are stored or sent."""
+    if feature.type == "vector":
+        return pa.list_(pa.float32(), feature.width)
     return _AGGREGATES[feature.aggregate] if feature.aggregate else _TYPES[feature.type]
 
 
@@ -48,11 +50,24 @@ class Tables:
 
     def of(self, entity: str) -> tuple[FeatureConfig, ...]:
         """What networks read of one entity, in its order in every table and in the encoder: what does not change with time
-        first, sets of categories before the rest. Not what is kept of a user by an attribute of items.
+        first, sets of categories before the rest. Not what is kept of a user by an attribute of items, nor vectors (`vectors`).
         """
-        mine = [f for f in self.features if f.entity == entity and f.type != "text" and not f.by]
+        mine = [f for f in self.features if f.entity == entity and f.type not in ("text", "vector") and not f.by]
         order = {"categories": 0, "category": 1}
         return tuple(sorted(mine, key=lambda feature: (feature.aggregate is not None, order.get(feature.type, 2))))
+
+    @property
+    def vectors(self) -> tuple[FeatureConfig, ...]:
+        """Vectors of items: in the item table, in no other."""
+        return tuple(feature for feature in self.features if feature.type == "vector")
+
+    @property
+    def item_vectors(self) -> Table:
+        """The vectors of every item ever delivered."""
+        return Table("item_vectors", (Column("item_id", pa.string(), unique=True), *self._vectors_of("item")), key="item_id")
+
+    def _vectors_of(self, entity: str) -> tuple[Column, ...]:
+        return tuple(_column(feature, nullable=True) for feature in self.vectors if feature.entity == entity)
 
     @property
     def title(self) -> str | None:
@@ -74,10 +89,15 @@ class Tables:
         return tuple(feature.name for feature in self.of(entity))
 
     def catalogue(self, entity: Literal["user", "item"]) -> Table:
-        """What a source delivers of every known entity; a column has the name of its feature."""
+        """What is kept of every known entity; a column has the name of its feature. Vectors are kept apart."""
         texts = [feature for feature in self.features if feature.entity == entity and feature.type == "text"]
         columns = [_column(feature, nullable=True) for feature in (*texts, *self.of(entity)) if not feature.aggregate]
         return Table(f"{entity}s", (Column(f"{entity}_id", pa.string(), unique=True), *columns), key=f"{entity}_id")
+
+    def delivered(self, entity: Literal["user", "item"]) -> Table:
+        """What a source delivers of every known entity."""
+        kept = self.catalogue(entity)
+        return replace(kept, columns=(*kept.columns, *self._vectors_of(entity)))
 
     def snapshots(self, entity: Literal["user", "item"]) -> Table:
         """An entity's state at the end of a day: its catalogue columns and its aggregates."""

@@ -73,7 +73,7 @@ class Rows:
         gap_s = (as_of_us_T[:, None] - source.timestamp_us[at_TR]) / 1e6
         return cls(
             item_index_TR=torch.from_numpy(np.where(real, encoded.item_index[at_TR], UNKNOWN)),
-            item_dense_TRF=torch.from_numpy(encoded.item_dense[at_TR] * mask_TR[:, :, None]),
+            item_dense_TRF=torch.from_numpy(encoded.item_features(at_TR) * mask_TR[:, :, None]),
             user_dense_TRF=torch.from_numpy(encoded.user_dense[at_TR] * mask_TR[:, :, None]),
             context_TRF=torch.from_numpy(encoded.context[at_TR] * mask_TR[:, :, None]),
             mask_TR=torch.from_numpy(mask_TR),
@@ -83,21 +83,23 @@ class Rows:
 
     @classmethod
     def consecutive(cls, source: SourceRows, first: int, num_tasks: int, num_rows: int, as_of_us: int) -> Self:
-        """What `gather` makes of tasks whose rows stand one after another from `first` on, none missing; nothing is copied."""
+        """What `gather` makes of tasks whose rows stand one after another from `first` on, none missing; vectors alone
+        are copied.
+        """
         encoded, part = source.encoded, slice(first, first + num_tasks * num_rows)
         shape = (num_tasks, num_rows)
 
         def tensor(values: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values[part]).view(*shape, *values.shape[1:])
+            return torch.from_numpy(values).view(*shape, *values.shape[1:])
 
         return cls(
-            item_index_TR=tensor(encoded.item_index),
-            item_dense_TRF=tensor(encoded.item_dense),
-            user_dense_TRF=tensor(encoded.user_dense),
-            context_TRF=tensor(encoded.context),
+            item_index_TR=tensor(encoded.item_index[part]),
+            item_dense_TRF=tensor(encoded.item_features(part)),
+            user_dense_TRF=tensor(encoded.user_dense[part]),
+            context_TRF=tensor(encoded.context[part]),
             mask_TR=torch.ones(shape),
             gap_s_TR=torch.from_numpy(((as_of_us - source.timestamp_us[part]) / 1e6).astype(np.float32)).view(shape),
-            label_TR=tensor(source.label),
+            label_TR=tensor(source.label[part]),
         )
 
     @classmethod
@@ -106,7 +108,7 @@ class Rows:
         mask_TR = torch.ones(1, len(encoded))
         return cls(
             item_index_TR=torch.from_numpy(encoded.item_index)[None],
-            item_dense_TRF=torch.from_numpy(encoded.item_dense)[None],
+            item_dense_TRF=torch.from_numpy(encoded.item_features())[None],
             user_dense_TRF=torch.from_numpy(encoded.user_dense)[None],
             context_TRF=torch.from_numpy(encoded.context)[None],
             mask_TR=mask_TR,

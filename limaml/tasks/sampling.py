@@ -56,11 +56,8 @@ class TaskRows:
         event_rank = np.argsort(np.argsort(np.array(event.dictionary.to_pylist(), dtype=object), kind="stable"))
         time_us = timestamps_us(logged)
         order = np.lexsort((event_rank[event.indices.to_numpy(zero_copy_only=False)], time_us, entity))
-        encoded = encoder.encode_table(logged)
         return cls(
-            encoded=EncodedRows(
-                encoded.item_index[order], encoded.item_dense[order], encoded.user_dense[order], encoded.context[order]
-            ),
+            encoded=encoder.encode_table(logged).take(order),
             label=logged["label"].to_numpy().astype(np.float32)[order],
             timestamp_us=time_us[order],
             source_row=order,

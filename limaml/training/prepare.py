@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from limaml.config import Config
 from limaml.errors import DataError
+from limaml.events.catalogue import item_vectors
 from limaml.events.logged import read_logged
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
@@ -26,13 +27,16 @@ def read_history(cfg: Config, through: date) -> pa.Table:
 
 def fit_encoders(cfg: Config, logged: pa.Table, split: Split) -> tuple[Encoder, Encoder]:
     """The twin's encoder, from the split's training rows alone, and the refit's, from all rows."""
-    return Encoder.fit(split.train_rows(logged), cfg), Encoder.fit(logged, cfg)
+    items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
+    return Encoder.fit(split.train_rows(logged), cfg, items), Encoder.fit(logged, cfg, items)
 
 
 def load_training_data(cfg: Config, through: date, twin: Encoder, refit: Encoder) -> TrainingData:
     """Read and encode the rows of both fits, and the rows that validate as the twin sees them."""
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
+    items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
+    twin, refit = twin.with_items(items), refit.with_items(items)
     validation = TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind)
     return TrainingData(
         twin_rows=TaskRows.from_logged(split.train_rows(logged), twin, cfg.task_kind),

@@ -63,7 +63,7 @@ def flat_rows(rows: TaskRows, index: Ints) -> Rows:
     mask_TR = torch.ones(len(index), 1)
     return Rows(
         item_index_TR=torch.from_numpy(rows.encoded.item_index[index])[:, None],
-        item_dense_TRF=torch.from_numpy(rows.encoded.item_dense[index])[:, None],
+        item_dense_TRF=torch.from_numpy(rows.encoded.item_features(index))[:, None],
         user_dense_TRF=torch.from_numpy(rows.encoded.user_dense[index])[:, None],
         context_TRF=torch.from_numpy(rows.encoded.context[index])[:, None],
         mask_TR=mask_TR,

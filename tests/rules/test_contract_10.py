@@ -8,7 +8,7 @@ import pytest
 from limaml import config
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("limaml", "serving", "dags", "feature_repo", "helm", "experiments", "benchmarks")
+FOLDERS = ("limaml", "serving", "dags", "feature_repo", "helm", "experiments", "benchmarks", "tools")
 ADAPTERS = {"limaml/events/completejourney.py", "limaml/events/movielens.py", "limaml/events/synthetic.py"}
 
 

@@ -3,9 +3,14 @@
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from limaml import schema
+from limaml.config import FeatureConfig
+from limaml.features.columns import VectorEncoder
+from limaml.features.encoder import Encoder
 from limaml.models.network import build_network
 from limaml.tasks.rows import Rows
 from serving.items import ItemRow, Items
@@ -22,10 +27,10 @@ def world(make_world, tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("scorer"))
 
 
-def make_network(world, scale, **model):
-    """Parameters that all differ from zero, so that each of them moves the scores."""
+def make_network(world, scale, encoder=None, **model):
+    """Parameters that all differ from zero, so that each of them moves the scores; `encoder` instead of the world's."""
     cfg = world.cfg.model_copy(update={"model": world.cfg.model.model_copy(update=model)})
-    network, generator = build_network(cfg, world.encoder.dims), torch.Generator().manual_seed(1)
+    network, generator = build_network(cfg, (encoder or world.encoder).dims), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.global_block.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
@@ -100,3 +105,32 @@ def test_scoring_leaves_the_catalogue_as_it_was(world):
     user, numbers = world.encoder.encode_user(world.user_features[USER], NOON), [3, 0, 7]
     once, again = (scorer.score(numbers, user, at_hour(world), {"user": np.ones(4, np.float32)}) for _ in range(2))
     np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("interaction", ["product", "concat"])
+def test_vectors_are_scored_as_the_network_does_however_the_catalogue_is_cut(world, interaction, monkeypatch):
+    vector = FeatureConfig(entity="item", name="text", type="vector", width=2, encoder="hashes-1", licence="MIT")
+    cfg = world.cfg.model_copy(update={"features": (*world.cfg.features, vector)})
+    # i1 has none, and i7, outside the vocabulary, has one.
+    values = {"i1": None, **{item: [float(at), 3.0 - at] for at, item in enumerate(world.items) if item != "i1"}}
+    items = pa.table({"item_id": list(values), "text": list(values.values())}, schema.tables(cfg.features).item_vectors.arrow)
+    columns = {**world.encoder.columns, "text": VectorEncoder.fit(vector, items["text"])}
+    encoder = Encoder(cfg.features, world.encoder.items, world.encoder.entities, columns).with_items(items)
+    network = make_network(world, 0.6, encoder, interaction=interaction)
+    user = encoder.encode_user(world.user_features[USER], NOON)
+    rows = {
+        item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
+        for item, features in world.item_features.items()
+    }
+    catalogue = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
+    columns = {**catalogue.values(world.items), **world.user_features[USER], "item_id": world.items, "hour": HOUR}
+    embedding = np.float32([0.7, -1.2, 0.4, -0.3])
+    with torch.no_grad():
+        encoded = Rows.from_encoded(encoder.encode(columns, len(world.items)))
+        wanted = torch.sigmoid(network(encoded, torch.from_numpy(embedding)[None]))[0].numpy()
+    for part in (8192, 3):
+        monkeypatch.setattr("serving.scorer._PART_ITEMS", part)
+        scorer = CatalogueScorer(network.global_block, catalogue.encode(encoder))
+        found = scorer.score(list(range(len(world.items))), user, at_hour(world), {"user": embedding})
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert wanted.std() > 0.01

@@ -67,6 +67,8 @@ def expect(row, day, history):
         prices = [r["price"] for r in rows if r["price"] is not None]
         assert row[name] == (pytest.approx(sum(prices) / len(prices), rel=1e-6) if prices else None)
     assert row["away"] == (number(max(at for at, _ in mine)) if mine else None)
+    bought = [at for at, r in mine if r["label"]]
+    assert row["bought"] == (number(max(bought)) if bought else None)
     assert row["unsold"] == (number(max(at for at, _ in of_item)) if of_item else None)
     assert row["popular"] == pytest.approx((sum(r["label"] for _, r in of_item) + 1.2) / (len(of_item) + 4.0), rel=1e-6)
     kind = KINDS[int(row["item_id"][1:]) % len(KINDS)]
@@ -75,6 +77,8 @@ def expect(row, day, history):
         assert row[f"by_{by}_events"] == (len(entry) if entry else None)
         assert row[f"by_{by}_last_day"] == (number(max(at for at, _ in entry)) if entry else None)
         if by == "item_id":
+            bought = [at for at, r in entry or [] if r["label"]]
+            assert row["by_item_id_last_positive_day"] == (number(max(bought)) if bought else None)
             two = last(2, entry or [])
             assert row["by_item_id_positives_2"] == (sum(r["label"] for r in two) if entry else None)
         else:

@@ -26,6 +26,23 @@ def rows(num_days=10, rows_a_day=40):
     ]
 
 
+VECTOR = {"entity": "item", "name": "text", "type": "vector", "width": 2, "encoder": "hashes-1", "licence": "MIT"}
+
+
+@pytest.mark.parametrize(
+    ("last", "wrong"),
+    [("[0.5, 1]", None), ("[0.5]", "vector_width_to_be(text): width 2 [1 rows, e.g. item_id i4: 1 numbers]")],
+)
+def test_vectors_of_a_csv_are_judged_as_at_ingestion(tmp_path, last, wrong):
+    pq.write_table(pa.Table.from_pylist(rows()), tmp_path / "events.parquet")
+    lines = [f"i{n};[0.1, {n}]" for n in range(4)] + [f"i4;{last}"]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id;text", *lines, ""]))
+    source = {"kind": "table", "events": str(tmp_path / "events.parquet"), "items": str(tmp_path / "items.csv")}
+    report = check(Config.model_validate({"source": source | {"columns": {"label": "label"}}, "features": [VECTOR]}), TODAY)
+    assert len(report.wrong) == (wrong is not None)
+    assert wrong is None or wrong in report.wrong[0]
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Check a table of rows; the working directory must stay empty."""

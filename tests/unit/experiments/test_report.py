@@ -1,12 +1,13 @@
-"""The report and the README's block say what a results mapping carries, and no more."""
+"""The report and the page of results say what a results mapping carries, and no more."""
 
 import json
 
 import pytest
 
-from experiments import readme, report
+from experiments import report
 from experiments.reporting import claims, gains, text
 from experiments.results import plain, read, write
+from tools import figures
 
 KS = ("0", "1", "2", "3", "5", "10", "20", "50")
 GROUPS = ("all", "returning", "new", "frequent", "infrequent")
@@ -215,7 +216,7 @@ def test_the_page_follows_from_the_results_file_and_its_plots_are_small(results,
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_header(results):
-    for page in (report.render(results), readme.block(results)):
+    for page in (report.render(results), "\n".join(figures.gains(results)), "\n".join(figures.result(results))):
         for block in page.split("\n\n"):
             rows = [line.count("|") for line in block.splitlines() if line.startswith("|")]
             assert len(set(rows)) <= 1, block
@@ -240,19 +241,15 @@ def test_what_ships_is_said_and_what_validated_higher_too(results):
     assert "*LiMAML, stored, with history features* validated higher (73.00)" in gains.shipped(results)
 
 
-def test_the_readmes_block_names_what_holds_and_what_does_not(results):
+def test_the_page_of_results_says_what_holds_and_what_does_not(results):
     results["delta_auc"]["stored"]["history_mlp"]["20+"] = {"mean": 0.002, "low": -0.001, "high": 0.005}
-    block = readme.block(json.loads(json.dumps(plain(results))))
-    assert "| MLP with history features | 72.6 / 69.6 | +0.2 [-0.1, +0.5] | **+2.5 [+2.1, +2.9]** |" in block
-    lost = block.split("does **not**:\n\n")[1].split("\n\n")[0]
-    assert lost.startswith("- over the history MLP, pooled, k >= 20: +0.20 [-0.10, +0.50], goal +0.5, interval above zero; ")
-    assert len(lost.splitlines()) == 1
-    assert block.count("\n- over") == 6
-    assert "300 new users" in block
-    assert "Not measured" not in block
     del results["delta_auc"]["stored"]["user_id"]
-    assert "Not measured: over wide & deep user ids, pooled, k = 20." in readme.block(results)
-    assert "Shipped in `configs/movielens.toml`" in block
+    page = figures.gains(json.loads(json.dumps(plain(results))))
+    assert "| MLP with history features | 72.6 / 69.6 | +0.2 [-0.1, +0.5] | **+2.5 [+2.1, +2.9]** |" in page
+    assert [line.split(" | ")[0] for line in page if "does not hold" in line] == ["| over the history MLP, pooled, k >= 20"]
+    assert [line.split(" | ")[0] for line in page if "not measured" in line] == ["| over wide & deep user ids, pooled, k = 20"]
+    assert "300 new users" in page[0]
+    assert "Shipped in `configs/movielens.toml`" in page[-1]
 
 
 def test_sensitivity_shows_both_metrics_and_recovery_both_shares(results):

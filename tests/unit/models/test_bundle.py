@@ -3,13 +3,15 @@
 import hashlib
 import json
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from limaml.config import Config
+from limaml import schema
+from limaml.config import Config, FeatureConfig
 from limaml.errors import BundleError
-from limaml.features.columns import CategoryEncoder, CycleEncoder, NumberEncoder
+from limaml.features.columns import CategoryEncoder, CycleEncoder, NumberEncoder, VectorEncoder
 from limaml.features.encoder import Encoder
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
@@ -212,3 +214,23 @@ def test_a_network_that_is_not_finite_is_not_saved(bundle, tmp_path):
     with pytest.raises(BundleError, match=r"refit to be saved: meta\.vector must be finite, got 1 of 4"):
         bundles.save(bundle, tmp_path / "v1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_of_items_are_no_part_of_a_version(tmp_path):
+    """The encoder's constants are; the table comes from where the bundle is used."""
+    vector = FeatureConfig(entity="item", name="text", type="vector", width=2, encoder="hashes-1", licence="MIT")
+    cfg = CONFIG.model_copy(update={"features": (*declared.FEATURES, vector)})
+    plain = _encoder(3)
+    encoder = Encoder(cfg.features, plain.items, plain.entities, {**plain.columns, "text": VectorEncoder((0.5, -1.0), 2.0)})
+    items = pa.table({"item_id": ["i1"], "text": [[2.5, 3.0]]}, schema=schema.tables(cfg.features).item_vectors.arrow)
+    model = bundles.Model(build_network(cfg, encoder.dims, 1), encoder)
+    bundles.save(bundles.Bundle(cfg, model, model).with_items(items), tmp_path / "with")
+    bundles.save(bundles.Bundle(cfg, model, model), tmp_path / "without")
+    for name in FILES:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
+    loaded = bundles.load(tmp_path / "with")
+    assert loaded.encoder == encoder
+    assert loaded.encoder.item_table is None
+    for part in (loaded.with_items(items).refit, loaded.with_items(items).twin):
+        assert part.encoder.item_table.encoded.tolist() == [[0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]
+    assert bundles.load(tmp_path / "with", parts=("refit",)).with_items(items).twin is None

@@ -8,6 +8,7 @@ import torch
 
 from limaml.config import Config
 from limaml.features.encoder import EncodedRows, EncoderDims
+from limaml.features.item_table import ItemTable
 from limaml.models.item_vectors import fit_item_vectors, warm_start
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
@@ -103,3 +104,46 @@ def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
     found = fit_item_vectors(rows, _config(), replace(DIMS, num_items=0))
     assert found.vectors_IK.shape == (0, 2)
     assert torch.isfinite(found.bias_K).all()
+
+
+def _with_vectors(rows, width=3):
+    """The rows with a number that changes behind the genres, and a vector an item in a table whose order is another."""
+    rng = np.random.default_rng(1)
+    encoded = rows.encoded
+    order = rng.permutation(NUM_ITEMS) + 1
+    table = ItemTable(
+        tuple(f"i{number}" for number in np.argsort(order)),
+        np.concatenate([np.zeros((1, width)), rng.normal(size=(NUM_ITEMS, width))]).astype(np.float32),
+        place=NUM_GENRES,
+    )
+    item_row = np.where(encoded.item_index > 0, np.append(0, order)[encoded.item_index], 0)
+    changing = np.arange(len(encoded), dtype=np.float32)[:, None]
+    dense = np.concatenate([encoded.item_dense, changing], axis=1)
+    return replace(rows, encoded=replace(encoded, item_dense=dense, item_row=item_row, item_table=table))
+
+
+def test_vectors_of_the_item_table_are_content_as_if_every_row_held_them():
+    rows = _with_vectors(_rows())
+    dims = replace(DIMS, item_dense=NUM_GENRES + 4, item_static=NUM_GENRES + 3)
+    copied = replace(
+        rows, encoded=replace(rows.encoded, item_dense=rows.encoded.item_features(), item_row=None, item_table=None)
+    )
+    found, expected = (fit_item_vectors(each, _config(), dims) for each in (rows, copied))
+    assert torch.equal(found.vectors_IK, expected.vectors_IK)
+    assert torch.equal(found.content_weights_CK, expected.content_weights_CK)
+    # The vectors are random, so they explain little, but they are not left out.
+    assert found.content_weights_CK[NUM_GENRES:].abs().min() > 0
+
+
+def test_a_planted_direction_of_the_vectors_serves_an_item_without_rows():
+    """Taste is read off a vector's first number, so the weights of content point there, and the genres carry nothing."""
+    rows = _with_vectors(_rows())
+    table = rows.encoded.item_table
+    taste = np.where(np.arange(NUM_ITEMS) % 2, -1.0, 1.0)
+    item_row = rows.encoded.item_row[:NUM_ITEMS]
+    table.encoded[item_row, 0] = 3 * taste
+    rows.encoded.item_dense[:, :NUM_GENRES] = 0.0
+    dims = replace(DIMS, item_dense=NUM_GENRES + 4, item_static=NUM_GENRES + 3)
+    found = fit_item_vectors(rows, _config(), dims)
+    new = found.bias_K + found.content_weights_CK[NUM_GENRES] * 3
+    assert torch.nn.functional.cosine_similarity(new, found.vectors_IK[::2].mean(dim=0), dim=0) > 0.95

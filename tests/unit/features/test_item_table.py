@@ -1,0 +1,187 @@
+"""Vectors of items: encoded once, gathered by index, and what a network reads is what copying them to every row would give."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from limaml import schema
+from limaml.config import Config, FeatureConfig, TaskKindConfig
+from limaml.features.columns import VectorEncoder
+from limaml.features.encoder import Encoder
+from limaml.tasks.rows import Rows
+from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
+from limaml.tasks.supports import Supports
+from limaml.training.scoring import flat_rows
+
+WIDTH = 3
+VECTOR = FeatureConfig(entity="item", name="text", type="vector", width=WIDTH, encoder="hashes-1", licence="MIT")
+FEATURES = (
+    FeatureConfig(entity="item", name="item_events", type="number", aggregate="count"),
+    VECTOR,
+    FeatureConfig(entity="item", name="tags", type="categories"),
+    FeatureConfig(entity="item", name="price", type="number"),
+    FeatureConfig(entity="user", name="user_events", type="number", aggregate="count"),
+    FeatureConfig(entity="context", name="hour", type="cycle", clock="hour"),
+)
+CONFIG = Config.model_validate({"features": FEATURES, "source": {"kind": "synthetic"}})
+TABLES = schema.tables(FEATURES)
+VECTORS = {"i0": [1.0, 2.0, 3.0], "i1": None, "i2": [3.0, 2.0, 1.0], "never shown": [100.0, 0.0, 0.0]}
+
+
+def vectors(values=VECTORS):
+    return pa.table({"item_id": list(values), "text": list(values.values())}, schema=TABLES.item_vectors.arrow)
+
+
+def logged(num_rows=12, items=("i2", "i0", "i1", "i0")):
+    rows = [
+        {
+            "event_id": f"e{at:02d}",
+            "user_id": f"u{at * 7 % 3}",
+            "item_id": items[at % len(items)],
+            "timestamp": at * 3_600_000_000,
+            "label": at % 2,
+            "tags": ["a", "b"][: at % 3],
+            "price": float(at),
+            "item_events": at,
+            "user_events": at // 2,
+        }
+        for at in range(num_rows)
+    ]
+    return pa.Table.from_pylist(rows, schema=TABLES.logged_events.arrow).sort_by(
+        [("user_id", "ascending"), ("timestamp", "ascending")]
+    )
+
+
+@pytest.fixture
+def encoder():
+    return Encoder.fit(logged(), CONFIG, vectors())
+
+
+def copied(encoder, table):
+    """(R, F) by hand: tags and price, the vector, the count."""
+    dense = encoder.encode_table(table).item_dense
+    mean, unit = np.array([2.0, 2.0, 2.0]), math.sqrt(4 / 6)
+    found = []
+    for row, item in enumerate(table["item_id"].to_pylist()):
+        vector = VECTORS.get(item)
+        numbers = [0.0] * (WIDTH + 1) if vector is None else [*((np.array(vector) - mean) / unit), 1.0]
+        found.append([*dense[row, :4], *numbers, *dense[row, 4:]])
+    return np.array(found, np.float32)
+
+
+def test_the_constants_are_those_of_the_training_items(encoder):
+    """The mean and the root mean square distance from it of i0 and i2; a null and an item without events have no part."""
+    column = encoder.columns["text"]
+    assert column.mean == (2.0, 2.0, 2.0)
+    assert column.unit == pytest.approx(math.sqrt((1 + 0 + 1 + 1 + 0 + 1) / 6))
+    assert column.width == WIDTH + 1
+
+
+def test_an_encoder_is_json_without_the_table(encoder):
+    with_table = encoder.with_items(vectors())
+    again = Encoder.from_dict(json.loads(json.dumps(with_table.to_dict())))
+    assert again == encoder == with_table
+    assert again.item_table is None
+    assert np.array_equal(again.with_items(vectors()).item_table.encoded, with_table.item_table.encoded)
+
+
+def test_the_table_is_encoded_vectors_and_zeros_for_what_is_not_known(encoder):
+    table = encoder.with_items(vectors()).item_table
+    half = 1 / math.sqrt(4 / 6)
+    far = [98 * half, -2 * half, -2 * half, 1.0]
+    expected = [[0.0] * 4, [-half, 0.0, half, 1.0], [0.0] * 4, [half, 0.0, -half, 1.0], far]
+    assert table.encoded == pytest.approx(np.array(expected), rel=1e-6)
+    assert table.encoded.dtype == np.float32
+    assert table.rows(pa.array(["i2", None, "new", "i0"])).tolist() == [3, 0, 0, 1]
+
+
+def test_one_value_is_encoded_as_a_column_is(encoder):
+    column = encoder.columns["text"]
+    for item, value in VECTORS.items():
+        one, row = [0.0] * 6, np.zeros((1, 4), np.float32)
+        column.encode_one(value, one, 1)
+        column.encode(pa.array([value], schema.arrow_type(VECTOR)), row)
+        assert one == [0.0, *row[0].tolist(), 0.0], item
+
+
+def test_a_slice_of_a_column_is_encoded_as_the_whole(encoder):
+    column, whole = encoder.columns["text"], vectors()["text"].combine_chunks()
+    expected, found = np.zeros((4, 4), np.float32), np.zeros((2, 4), np.float32)
+    column.encode(whole, expected)
+    column.encode(whole.slice(1, 2), found)
+    assert np.array_equal(found, expected[1:3])
+
+
+def test_constant_and_missing_vectors_are_no_trouble():
+    kind = schema.arrow_type(VECTOR)
+    for values, mean in (([[5.0, 5.0, 5.0]] * 2, (5.0,) * 3), ([None], (0.0,) * 3), ([], (0.0,) * 3)):
+        assert VectorEncoder.fit(VECTOR, pa.chunked_array([pa.array(values, kind)])) == VectorEncoder(mean, 1.0)
+
+
+def test_the_mean_of_many_vectors_is_exact():
+    """100,000 vectors around 1,000: a float32 sum of them is wrong by more than their spread."""
+    numbers = np.random.default_rng(0).normal(1000, 0.01, (100_000, 3)).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), 3)
+    fitted = VectorEncoder.fit(VECTOR, pa.chunked_array([column]))
+    exact = numbers.astype(np.float64)
+    assert fitted.mean == pytest.approx(exact.mean(axis=0), abs=1e-9)
+    assert fitted.unit == pytest.approx(math.sqrt(((exact - exact.mean(axis=0)) ** 2).mean()), rel=1e-9)
+
+
+def test_the_widths_count_the_vectors_as_what_an_item_is(encoder):
+    # Two tags, the price and its flag, three numbers and a flag; and the count with its flag.
+    assert (encoder.dims.item_sets, encoder.dims.item_static, encoder.dims.item_dense) == (2, 8, 10)
+    encoded = encoder.with_items(vectors()).encode_table(logged())
+    assert encoded.item_width == 10
+    assert encoded.item_dense.shape == (12, 6)
+
+
+def test_rows_hold_no_vector_and_gather_them(encoder):
+    table = logged()
+    encoded = encoder.with_items(vectors()).encode_table(table)
+    expected = copied(encoder.with_items(vectors()), table)
+    assert encoded.item_features() == pytest.approx(expected, rel=1e-6)
+    at = np.array([[5, 0], [11, 5]])
+    assert np.array_equal(encoded.item_features(at), encoded.item_features()[at])
+    assert np.array_equal(encoded.take(at[0]).item_features(), encoded.item_features()[at[0]])
+    assert encoded.take(at[0]).item_table is encoded.item_table
+
+
+def test_every_way_from_rows_to_tensors_gives_the_same_numbers(encoder):
+    table, encoder = logged(), encoder.with_items(vectors())
+    expected = copied(encoder, table)
+    tasks = TaskRows.from_logged(table, encoder, TaskKindConfig(name="user"))
+    assert flat_rows(tasks, np.arange(12)).item_dense_TRF[:, 0].numpy() == pytest.approx(expected[tasks.source_row], rel=1e-6)
+    spec = TaskSpec(1, 10**12, int(tasks.offsets[1]), int(tasks.offsets[1]) + 2, np.array([int(tasks.offsets[2]) - 1]))
+    batch = build_batch(tasks, [spec, TaskSpec(0, 10**12, 0, 1)])
+    mine = expected[tasks.source_row]
+    assert batch.support.item_dense_TRF[0].numpy() == pytest.approx(mine[spec.support_start : spec.support_stop], rel=1e-6)
+    assert batch.query.item_dense_TRF[0].numpy() == pytest.approx(mine[spec.query], rel=1e-6)
+    # A padded row is zeros, and its flag too.
+    assert not batch.support.item_dense_TRF[1, 1].any()
+    supports = Supports.from_sorted(table, encoder, "user_id", 10**12, 4)
+    together = Rows.consecutive(supports, 0, 3, 4, 10**12)
+    assert together.item_dense_TRF.reshape(12, -1).numpy() == pytest.approx(expected, rel=1e-6)
+    assert Rows.from_encoded(encoder.encode_table(table)).item_dense_TRF[0].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_without_the_table_are_an_error_and_not_zeros(encoder):
+    with pytest.raises(ValueError, match="rows of items with vectors must be encoded with them, got none"):
+        encoder.encode_table(logged())
+    with pytest.raises(ValueError, match="items must hold the declared vectors, got none"):
+        encoder.with_items(None)
+    with pytest.raises(ValueError, match="items must hold the declared vectors, got none"):
+        Encoder.fit(logged(), CONFIG)
+
+
+def test_without_a_vector_rows_are_the_arrays_they_were():
+    cfg = CONFIG.model_copy(update={"features": tuple(feature for feature in FEATURES if feature != VECTOR)})
+    encoder = Encoder.fit(logged(), cfg)
+    assert encoder.with_items(None) is encoder
+    encoded = encoder.encode_table(logged())
+    assert encoded.item_row is None
+    assert encoded.item_features().base is encoded.item_dense
+    assert Rows.from_encoded(encoded).item_dense_TRF.data_ptr() == encoded.item_dense.ctypes.data

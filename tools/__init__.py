@@ -1,0 +1,1 @@
+"""Code that writes generated parts of the pages."""

@@ -1,0 +1,124 @@
+"""Figures of the pages, from the results that `make bench`, `make bench-serving` and `make experiments` left."""
+
+from experiments.reporting.claims import claim_table, claims
+from experiments.reporting.gains import gain_rows, personal, shipped
+from experiments.reporting.text import DASH, METRICS, Results, change, name_of, pick, points, table
+
+_OURS, _RIVALS = "stored", ("global_mlp", "history_mlp")
+_STEPS = ("1", "3", "5")
+_ENGINES = {
+    "limaml": "**ours, exact second order**",
+    "limaml_portable": "ours without the compiled kernel",
+    "learn2learn": "learn2learn",
+    "higher": "higher",
+    "torchopt": "TorchOpt",
+    "torch_func": "torch.func vmap(grad)",
+    "jax": "JAX jit(vmap(grad))",
+}
+_SERVICES = {
+    "noop": "BentoML, no-op",
+    "ours_redis": "**ours, Redis**",
+    "ours_sqlite": "**ours, SQLite**",
+    "plain": "FastAPI + redis-py + torch, same work",
+}
+
+
+def result(found: Results) -> list[str]:
+    """The README's one table: per-user AUC beside what one has without LiMAML."""
+    metric = "peruser_auc"
+    judged = {
+        "MovieLens-100K, new users after their first 20 or 50 rows": (
+            [personal(found, metric, method) for method in (*_RIVALS, _OURS)],
+            [pick(found, f"delta_{metric}", _OURS, rival, "20+") for rival in _RIVALS],
+        ),
+        "MovieLens-100K, everybody, as served daily": (
+            [pick(found, f"as_served_{metric}", method, "all") for method in (*_RIVALS, _OURS)],
+            [pick(found, f"as_served_delta_{metric}", _OURS, rival, "all") for rival in _RIVALS],
+        ),
+    }
+    rows = [(who, *map(points, own), *map(change, gained)) for who, (own, gained) in judged.items()]
+    rows.append(("A grocer's mailer, returning households, as served daily", *[DASH] * 5))
+    return table(("per-user AUC", "global MLP", "history MLP", "**LiMAML**", "gain over global", "gain over history"), rows)
+
+
+def gains(found: Results) -> list[str]:
+    """What LiMAML gains on MovieLens over each rival, and whether what it was to show holds."""
+    origins, seeds = found["protocol"]["origins"], found["protocol"]["seeds"]
+    users, rows, served, returning = (
+        sum(origin[what] for origin in origins)
+        for what in ("first_k_users", "first_k_rows", "served_rows", "served_returning_rows")
+    )
+    pooled, per_user = [change(pick(found, f"delta_{metric}", "history", "history_mlp", "20+"), 2) for metric in METRICS]
+    return [
+        f"{len(origins)} rolling origins, {users} new users with {rows:,} query rows, {seeds} seeds; each method saw a user's"
+        " first 20 or 50 rows (mean of both). Differences are AUC points with 95 % paired bootstrap intervals over users, bold"
+        " where they exclude zero.",
+        "",
+        *table(_header("k >= 20", ("",)), gain_rows(found, _OURS, served=False)),
+        f"As served daily ({served:,} rows, {returning:,} of them of returning users), where most rows belong to people with no"
+        " history before that day:",
+        "",
+        *table(_header("as served", ("all rows, ", "returning users, ")), gain_rows(found, _OURS, served=True)),
+        "What LiMAML was to show:",
+        "",
+        *claim_table(claims(found)),
+        f"{name_of('history')}, over {name_of('history_mlp')} at k >= 20: pooled {pooled}, per-user {per_user}.",
+        "",
+        shipped(found),
+    ]
+
+
+def _header(what: str, groups: tuple[str, ...]) -> list[str]:
+    own = [f"{group}AUC pooled / per-user" for group in groups]
+    return [f"method, {what}", *own, *(f"LiMAML over it, {group}{title}" for group in groups for title in METRICS.values())]
+
+
+def engine(found: Results) -> list[str]:
+    """Outer steps beside peers, adapting, publishing, growth."""
+    machine, peak = found["machine"], found["gemm_peak_gflops"]["onednn"]
+    adapted = " / ".join(f"{found['adapt_entities_per_s'][steps]:,.0f}" for steps in ("1", "5"))
+    stores = " and ".join(f"{rate:,.0f} ({store})" for store, rate in sorted(found["publish_rows_per_s"].items()))
+    growth = ", ".join(f"{axis}^{fit['exponent']:.2f}" for axis, fit in sorted(found["scaling"].items()))
+    rows = [(name, *(_speed(found, model, key) for model in ("reference", "task_vector"))) for key, name in _ENGINES.items()]
+    return [
+        f"Measured by `make bench` on {machine['cores']} cores of {machine['cpu']} ({machine['vector_extension']}), ours and"
+        " each peer in turns in one process, 256 tasks a step, equal gradients checked first:",
+        "",
+        *table(("outer steps of tasks/s, 1 / 3 / 5 inner steps", "reference", "task vector"), rows),
+        f"Adapting from Parquet to Parquet, reference network, 1 / 5 steps: {adapted} entities/s, a million of them in"
+        f" {found['adapt_peak_rss_bytes'] / 2**20:,.0f} MiB. Publishing a million embeddings of 64 floats: {stores} rows/s."
+        f" Tasks of 1 to 200 rows (Zipf): {found['long_tail_ratio']:.2f} of the rows/s of equal ones. Cost grows as {growth}."
+        f" Share of the oneDNN GEMM peak ({peak:,.0f} GFLOP/s), reference, 1 step: {found['fraction_of_peak']:.2f}.",
+    ]
+
+
+def _speed(found: Results, model: str, engine: str) -> str:
+    # The kernel does not know the task vector: there the portable form is the only one.
+    engines, ours = found["tasks_per_s"][model], engine.startswith("limaml")
+    speeds = engines.get(engine, engines["limaml"] if ours else {}).get("256", {})
+    shown = " / ".join(f"{speeds[steps]:,.0f}" if steps in speeds else DASH for steps in _STEPS)
+    ratios = {} if ours else found["ratio_to"][model].get(engine, {}).get("256", {})
+    times = " / ".join(f"{ratios[steps]:.{0 if ratios[steps] >= 10 else 2}f}x" if steps in ratios else DASH for steps in _STEPS)
+    return f"{shown} (ours: {times})" if ratios else shown
+
+
+def service(found: Results) -> list[str]:
+    """A request beside BentoML's floor and a plain service, and the soak."""
+    machine, soaks = found["machine"], {"Redis": found["soak"]["ours_redis"], "SQLite": found["soak"]["ours_sqlite"]}
+    grown = ", ".join(f"{soak['growth_mb']:.1f} MiB ({name})" for name, soak in soaks.items())
+    rows = [(name, *(_pair(found, metric, key) for metric in ("p50", "p99", "rps"))) for key, name in _SERVICES.items()]
+    return [
+        f"A request of {found['settings']['candidates']} candidates, measured by `make bench-serving` on {machine['cores']}"
+        f" cores of {machine['cpu']}, one worker each, services in turns (in parentheses: to the no-op's):",
+        "",
+        *table(("1 / 8 requests at once", "p50, ms", "p99, ms", "requests/s"), rows),
+        f"{soaks['Redis']['requests']:,} requests at each: {sum(soak['errors'] for soak in soaks.values())} errors, memory grew"
+        f" by {grown}.",
+    ]
+
+
+def _pair(found: Results, metric: str, name: str) -> str:
+    values = found["rps" if metric == "rps" else f"{metric}_ms"][name]
+    ratios = found["ratio_to_noop_by_service"][metric].get(name, {})
+    shown = " / ".join(f"{values[at]:,.{0 if metric == 'rps' else 2}f}" for at in ("1", "8"))
+    return shown + (f" ({' / '.join(f'{ratios[at]:.2f}x' for at in ('1', '8'))})" if ratios else "")

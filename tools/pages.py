@@ -1,0 +1,50 @@
+"""The generated parts of the pages, each between two comments; a test holds that they are what their sources say.
+
+.venv/bin/python -m tools.pages
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limaml.io import atomic
+from tools import configuration, figures
+
+ROOT = Path(__file__).parents[1]
+
+
+def results(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / path).read_text())
+    return found
+
+
+PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
+    "README.md": {"result": lambda: figures.result(results("experiments/results/results.json"))},
+    "docs/results.md": {"gains": lambda: figures.gains(results("experiments/results/results.json"))},
+    "docs/performance.md": {
+        "engine": lambda: figures.engine(results("benchmarks/results/engine.json")),
+        "service": lambda: figures.service(results("benchmarks/results/serving.json")),
+    },
+    "docs/configuration.md": {"settings": configuration.settings},
+}
+"""Page -> name -> its markdown."""
+
+
+def written(page: str) -> str:
+    """The page with its generated parts as they must be."""
+    text = (ROOT / page).read_text()
+    for name, markdown in PARTS[page].items():
+        begin, end = f"<!-- {name}: written by python -m tools.pages -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + "\n".join(markdown()).strip() + "\n" + end + rest.split(end)[1]
+    return text
+
+
+def main() -> None:
+    for page in PARTS:
+        atomic.write(ROOT / page, written(page))
+
+
+if __name__ == "__main__":
+    main()
