@@ -18,6 +18,7 @@ class TableColumns(Section):
     """Which columns of a table of events are which: each a column's name, or a SQL expression of the table's columns."""
 
     user_id: str = "user_id"
+    """Whose event it is; as item_id."""
     item_id: str = "item_id"
     """Whole numbers or text; 1 and "1" are the same id, "01" is another."""
     timestamp: str = "timestamp"
@@ -35,21 +36,25 @@ class UserColumns(Section):
     """The key of a table of users."""
 
     user_id: str = "user_id"
+    """As that of events."""
 
 
 class ItemColumns(Section):
     """The key of a table of items."""
 
     item_id: str = "item_id"
+    """As that of events."""
 
 
 class NegativesConfig(Section):
     """Rows that are sampled for a source that says only what happened."""
 
     per_positive: PositiveCount = 4
+    """How many, fewer where there are not so many items that the user did not take."""
     by: Literal["uniform", "popularity"] = "uniform"
     """Every item known on the day alike, or by its rows up to that day."""
     seed: Count = 0
+    """Another one gives other rows."""
 
 
 class SourceConfig(Section):
@@ -63,8 +68,9 @@ class SourceConfig(Section):
     events: str = ""
     """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too."""
     users: str = ""
+    """table: the same, of what is known of users; empty: known are those that the events name, day by day."""
     items: str = ""
-    """table: the same, of what is known of users and items; empty: known are those that the events name, day by day."""
+    """table: as `users`, of items."""
     timezone: str = ""
     """table: where clocks showed the times that carry no zone, e.g. `Europe/Berlin`."""
     decimal: Literal[".", ","] = "."

@@ -115,7 +115,7 @@ def unknown_metric(word: str) -> bool:
 def unknown_path(word: str, page: Path) -> bool:
     """Whether a word reads like a file or folder of the repository and there is none."""
     top = word.split("/")[0]
-    if not re.fullmatch(r"[\w./-]+", word) or "/" not in word or not (ROOT / top).is_dir() or top in ("", ".", ".."):
+    if not re.fullmatch(r"[\w./-]+", word) or "/" not in word or not (ROOT / top).is_dir() or top in ("", ".", "..", ".run"):
         return False
     return not (ROOT / word).exists() and not (ROOT / page.parent / word).exists()
 
