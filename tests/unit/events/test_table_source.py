@@ -195,6 +195,21 @@ def test_ids_of_events_do_not_depend_on_the_order_of_rows(tmp_path):
     assert len(set(one["event_id"].to_pylist())) == one.num_rows == 34
 
 
+@pytest.mark.parametrize("column", ["stars", "price"])
+def test_rows_of_one_moment_keep_their_ids_in_any_order(tmp_path, column):
+    """They differ in the label, or in what else they hold."""
+    same = purchases(1)
+    values = pa.array([0.5, 4.5, 4.0, 1.0, 3.0]) if column == "stars" else pa.array([3.0, 1.0, 5.0, 2.0, 4.0])
+    table = pa.concat_tables([same] * 5)
+    table = table.set_column(table.schema.get_field_index(column), column, values)
+    found = []
+    for number, order in enumerate(([0, 1, 2, 3, 4], [4, 2, 0, 3, 1])):
+        day = source(write(tmp_path, table.take(pa.array(order)), f"{number}.parquet")).read_day(FIRST)
+        found.append({row["event_id"]: (row["label"], row[column]) for row in day.to_pylist()})
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
+
+
 def test_an_id_of_events_may_be_mapped(tmp_path):
     table = purchases().append_column("receipt no.", pa.array(range(240), pa.int32()))
     day = source(write(tmp_path, table), {"event_id": '"receipt no."'}).read_day(FIRST)
