@@ -38,9 +38,13 @@ from limaml.features.columns import (
 )
 from limaml.features.derived import Derived, column_of, one_array
 from limaml.features.item_table import ItemTable
+from limaml.features.shared import SharedRows, Sharing
 
 _CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
 """Microseconds a step, steps from 1970 to the cycle's 0 (1970-01-01 was a Thursday), period."""
+
+_PART_ROWS = 65_536
+"""Rows encoded at a time, where not all are held as they are encoded."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class EncodedRows:
 
     item_index: Indices
     """(R,) index into the item embedding; 0 is the unknown row."""
-    item_dense: Floats
+    item_dense: Floats | SharedRows
     """Without vectors, which no row holds: `item_features` puts them in their place."""
-    user_dense: Floats
+    user_dense: Floats | SharedRows
     context: Floats
     item_row: Indices | None = None
     """(R,) row of `item_table`; None where no vector is declared, as the table."""
@@ -77,8 +81,8 @@ class EncodedRows:
         return replace(
             self,
             item_index=self.item_index[at],
-            item_dense=self.item_dense[at],
-            user_dense=self.user_dense[at],
+            item_dense=self.item_dense.take(at) if isinstance(self.item_dense, SharedRows) else self.item_dense[at],
+            user_dense=self.user_dense.take(at) if isinstance(self.user_dense, SharedRows) else self.user_dense[at],
             context=self.context[at],
             item_row=row,
         )
@@ -226,6 +230,31 @@ class Encoder:
         """Encode logged events; the context is the timestamp's. Strings may be dictionary-encoded."""
         columns, day = _with_clocks(self._tables, logged)
         return self.encode(columns, logged.num_rows, day)
+
+    def encode_ordered(self, logged: pa.Table, order: Indices) -> EncodedRows:
+        """As `encode_table` of rows `order` of logged events; what is static of a user or an item is held once."""
+        keys = {entity: logged[f"{entity}_id"].combine_chunks().dictionary_encode() for entity in ("user", "item")}
+        sharing = {
+            entity: Sharing(self._parts[entity].width_of(lambda feature: not feature.aggregate), len(ids.dictionary))
+            for entity, ids in keys.items()
+        }
+        codes = {entity: ids.indices.to_numpy(zero_copy_only=False) for entity, ids in keys.items()}
+        parts = []
+        for start in range(0, max(len(order), 1), _PART_ROWS):
+            at = order[start : start + _PART_ROWS]
+            part = self.encode_table(logged.take(at))
+            for entity, dense in (("user", part.user_dense), ("item", part.item_dense)):
+                sharing[entity].add(np.asarray(dense), codes[entity][at])
+            parts.append(part)
+        rows = [part.item_row for part in parts if part.item_row is not None]
+        return EncodedRows(
+            item_index=np.concatenate([part.item_index for part in parts]),
+            item_dense=sharing["item"].rows(),
+            user_dense=sharing["user"].rows(),
+            context=np.concatenate([part.context for part in parts]),
+            item_row=np.concatenate(rows) if rows else None,
+            item_table=self.item_table,
+        )
 
     def values(self, logged: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
         """Every feature of logged events with its values, as numbers and categories are made of them."""

@@ -81,7 +81,11 @@ def _fill_content(content_IC: Tensor, encoded: EncodedRows, known_R: Tensor) -> 
     item_R = torch.from_numpy(encoded.item_index)[known_R] - 1
     num_content, table = content_IC.shape[1] - 1, encoded.item_table
     num_logged = num_content - (0 if table is None else table.width)
-    content_IC[item_R, :num_logged] = torch.from_numpy(encoded.item_dense[:, :num_logged]).double()[known_R]
+    # Of each item the last of its rows.
+    row_I = torch.full((len(content_IC),), -1)
+    row_I[item_R] = torch.arange(len(known_R))[known_R]
+    there_I = row_I >= 0
+    content_IC[there_I, :num_logged] = torch.from_numpy(encoded.item_dense[row_I[there_I].numpy()][:, :num_logged]).double()
     if table is None or encoded.item_row is None:
         return
     row_I = torch.zeros(len(content_IC), dtype=torch.long)

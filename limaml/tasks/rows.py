@@ -109,7 +109,7 @@ class Rows:
         return cls(
             item_index_TR=torch.from_numpy(encoded.item_index)[None],
             item_dense_TRF=torch.from_numpy(encoded.item_features())[None],
-            user_dense_TRF=torch.from_numpy(encoded.user_dense)[None],
+            user_dense_TRF=torch.from_numpy(encoded.user_dense[:])[None],
             context_TRF=torch.from_numpy(encoded.context)[None],
             mask_TR=mask_TR,
             gap_s_TR=torch.zeros_like(mask_TR),

@@ -57,7 +57,7 @@ class TaskRows:
         time_us = timestamps_us(logged)
         order = np.lexsort((event_rank[event.indices.to_numpy(zero_copy_only=False)], time_us, entity))
         return cls(
-            encoded=encoder.encode_table(logged).take(order),
+            encoded=encoder.encode_ordered(logged, order),
             label=logged["label"].to_numpy().astype(np.float32)[order],
             timestamp_us=time_us[order],
             source_row=order,

@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_tasks(fitted):
     broken = rows.entities[meta_batch(rows, cfg, seed=0, step=4)[0].entity]
     for spec in meta_batch(rows, cfg, seed=0, step=4):
         if rows.entities[spec.entity] == broken:
-            rows.encoded.item_dense[spec.query] = math.nan
+            rows.encoded.item_dense.own[spec.query] = math.nan
     with pytest.raises(TrainingError, match=rf"got loss nan .* at step 4 \(tasks {broken}[,)]") as caught:
         outer_step(network, optimizer, rows, cfg, 4, Workers())
     assert "lower meta.inner_lr" in str(caught.value)
