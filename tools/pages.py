@@ -20,8 +20,15 @@ def results(path: str) -> dict[str, Any]:
 
 
 PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
-    "README.md": {"result": lambda: figures.result(results("experiments/results/results.json"))},
-    "docs/results.md": {"gains": lambda: figures.gains(results("experiments/results/results.json"))},
+    "README.md": {
+        "result": lambda: figures.result(
+            results("experiments/results/results.json"), results("experiments/results/grocery.json")
+        )
+    },
+    "docs/results.md": {
+        "gains": lambda: figures.gains(results("experiments/results/results.json")),
+        "grocer": lambda: figures.grocer(results("experiments/results/grocery.json")),
+    },
     "docs/performance.md": {
         "engine": lambda: figures.engine(results("benchmarks/results/engine.json")),
         "service": lambda: figures.service(results("benchmarks/results/serving.json")),

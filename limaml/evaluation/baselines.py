@@ -1,6 +1,7 @@
 """The rivals, fitted on the twin's training rows; whatever they choose, they choose on the rows that validate.
 
 item_mean       the item's smoothed positive rate as it was logged
+own_rate        the user's own smoothed positive rate of the item, where one is declared
 user_residual   plus one shrunk number per user: how far the user's support lies above its items' rates
 global_mlp      the global block without personalisation, trained on the same tasks' query rows
 wide_deep       user-ID embeddings; a new user's is fitted on the same support rows with the network frozen
@@ -28,8 +29,9 @@ _log = telemetry.get_logger(__name__)
 
 def fit_baselines(cfg: Config, training: JudgedRows, judge: Judge, encoder: Encoder) -> dict[str, Method]:
     """All rivals by name, fitted and chosen."""
+    counted = {"item_mean": item_mean} | ({"own_rate": own_rate} if training.own_rate is not None else {})
     return {
-        "item_mean": item_mean,
+        **counted,
         "user_residual": choose_shrinkage(judge),
         "global_mlp": score_as_trained(train(cfg, GlobalMlp(cfg, encoder.dims), training.rows, judge)),
         "wide_deep": choose_fit(cfg, train(cfg, WideDeep(cfg, encoder.dims), training.rows, judge), judge),
@@ -39,6 +41,12 @@ def fit_baselines(cfg: Config, training: JudgedRows, judge: Judge, encoder: Enco
 def item_mean(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
     """The logged rate of each query row's item."""
     return _inside(judged.item_rate[query_rows(judged.rows, specs).rows])
+
+
+def own_rate(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
+    """The user's own rate of each query row's item."""
+    assert judged.own_rate is not None
+    return _inside(judged.own_rate[query_rows(judged.rows, specs).rows])
 
 
 def user_residual(shrinkage: float) -> Method:

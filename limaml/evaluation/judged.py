@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from limaml.config import Config
 from limaml.features.encoder import Encoder
-from limaml.schema import rate_feature
+from limaml.schema import own_rate_feature, rate_feature
 from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.training.validation import OBJECTIVE, Validator
 
@@ -25,15 +25,18 @@ class JudgedRows:
     rows: TaskRows
     item_rate: Floats
     """(R,) the item's smoothed positive rate as logged with the row, if one is declared; the prior where none is known."""
+    own_rate: Floats | None = None
+    """(R,) the user's own smoothed rate of the item, if one of all time is declared (`by = "item_id"`)."""
 
     @classmethod
     def from_logged(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> "JudgedRows":
         rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
-        declared = rate_feature(cfg.features, "item")
+        declared, own = rate_feature(cfg.features, "item"), own_rate_feature(cfg.features)
+        own_rate = None if own is None else encoder.values_of(own, logged).to_numpy()[rows.source_row]
         if declared is None:
-            return cls(rows, np.full(len(rows.label), _UNDECLARED_RATE))
+            return cls(rows, np.full(len(rows.label), _UNDECLARED_RATE), own_rate)
         rate = logged[declared.name].fill_null(declared.prior).to_numpy().astype(np.float64)
-        return cls(rows, rate[rows.source_row])
+        return cls(rows, rate[rows.source_row], own_rate)
 
 
 Method = Callable[[JudgedRows, Sequence[TaskSpec]], Floats]

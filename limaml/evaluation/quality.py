@@ -5,12 +5,18 @@ from typing import Any
 
 METHODS = (
     ("item_mean", "item mean"),
+    ("own_rate", "user's own rate of the item"),
     ("user_residual", "item mean + user residual"),
     ("global_mlp", "global MLP"),
     ("wide_deep", "wide and deep, user ids"),
     ("limaml", "LiMAML"),
 )
 Table = Mapping[str, Any]
+
+
+def judged(table: Table) -> list[tuple[str, str]]:
+    """Methods of a table with their titles, in their order; a rate that is not declared is none."""
+    return [(name, title) for name, title in METHODS if name in table["methods"]]
 
 
 def quality_table(result: Table) -> str:
@@ -29,7 +35,7 @@ def quality_table(result: Table) -> str:
 def method_rows(table: Table) -> list[list[str]]:
     """A header and one row of cells a method: values, differences to both rivals, log loss, calibration error."""
     rows = [["method", "pooled AUC", "vs global MLP", "per-user AUC", "vs global MLP", "vs user residual", "log loss", "ECE"]]
-    for name, title in METHODS:
+    for name, title in judged(table):
         values = table["methods"][name]
         rows.append(
             [
@@ -74,7 +80,7 @@ def by_days_rows(as_served: Mapping[str, Table]) -> list[list[str]]:
 
 def _side_by_side(tables: Mapping[str, Table]) -> list[list[str]]:
     rows = [["method", *tables]]
-    for name, title in METHODS:
+    for name, title in judged(next(iter(tables.values()))):
         cells = [table["methods"][name] for table in tables.values()]
         rows.append([title, *(f"{number(cell['pooled_auc'])} / {number(cell['per_user_auc'])}" for cell in cells)])
     return rows

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from limaml.evaluation.quality import METHODS, by_days_rows, by_k_rows, method_rows
+from limaml.evaluation.quality import METHODS, by_days_rows, by_k_rows, judged, method_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ figure { margin: 1rem 0; } img { max-width: 100%; }
 """
 _COLOURS = {
     "item_mean": "#9aa3ad",
+    "own_rate": "#586e75",
     "user_residual": "#b58900",
     "global_mlp": "#268bd2",
     "wide_deep": "#6c71c4",
@@ -90,10 +91,9 @@ def _lineage(result: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in rows[0])
-    names = [name for name, _ in METHODS]
+    names = {title: name for name, title in METHODS}
     body = "".join(
-        f"<tr class='{name}'>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-        for name, row in zip(names, rows[1:], strict=True)
+        f"<tr class='{names[row[0]]}'>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -113,7 +113,7 @@ def _plot_by_k(first_k: Mapping[str, Mapping[str, Any]]) -> "Figure":
     ks = sorted(first_k, key=int)
     metrics = (("pooled_auc", "Pooled AUC"), ("per_user_auc", "Per-user AUC"))
     for axis, (metric, title) in zip(figure.subplots(1, 2), metrics, strict=True):
-        for offset, (name, label) in enumerate(METHODS):
+        for offset, (name, label) in enumerate(judged(first_k[ks[0]])):
             cells = [first_k[k]["methods"][name] for k in ks]
             # A method's points stand beside the others', so that the bars can be told apart.
             at = [position + (offset - 2) * 0.08 for position in range(len(ks))]

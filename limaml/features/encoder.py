@@ -260,6 +260,11 @@ class Encoder:
         """Every feature of logged events with its values, as numbers and categories are made of them."""
         return {feature.name: values for feature, values in _values(self._tables, logged)}
 
+    def values_of(self, feature: FeatureConfig, logged: pa.Table) -> pa.Array:
+        """As `values` of one feature."""
+        columns, day = _with_clocks(self._tables, logged)
+        return self._derived.values(feature, columns, logged.num_rows, day)
+
     def encode_user(self, user: Mapping[str, Any], at: datetime) -> Floats:
         """(F,) what `encode` makes of one user's features, without a column for each: 6 us of a request instead of 400."""
         return self._one("user", user, _day(at))

@@ -21,7 +21,7 @@ from limaml.schema.columns import (
     embeddings,
     ranking_service,
 )
-from limaml.schema.declared import Tables, arrow_type, clock_value, rate_feature, tables
+from limaml.schema.declared import Tables, arrow_type, clock_value, own_rate_feature, rate_feature, tables
 
 __all__ = [
     "AFFINITY_VIEW",
@@ -45,6 +45,7 @@ __all__ = [
     "day_start",
     "embedding_view",
     "embeddings",
+    "own_rate_feature",
     "ranking_service",
     "rate_feature",
     "tables",

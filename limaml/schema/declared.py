@@ -201,6 +201,12 @@ def rate_feature(features: Sequence[FeatureConfig], entity: str) -> FeatureConfi
     return next((feature for feature in rates if feature.entity == entity), None)
 
 
+def own_rate_feature(features: Sequence[FeatureConfig]) -> FeatureConfig | None:
+    """A user's smoothed rate of an item over all time, if one is declared."""
+    rates = (feature for feature in features if feature.aggregate == "rate" and feature.by == "item_id")
+    return next((feature for feature in rates if not feature.window_days), None)
+
+
 def clock_value(clock: str, instant: datetime) -> int:
     """Hour of the day (UTC, 0 to 23), or day of the week (0: Monday)."""
     instant = instant.astimezone(UTC)
