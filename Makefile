@@ -30,7 +30,7 @@ stop:  ## End exactly what `make run` started
 test: check  ## Lint, types, import rules, and every test that needs pip only
 	$(BIN)/python -m pytest -m "not services"
 
-test-services: .venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command)
+test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
 
 check: .venv/installed  ## Lint, format, types and import rules
@@ -64,6 +64,12 @@ benchmarks/.venv/installed: benchmarks/requirements-peers.txt
 	grep '^learn2learn' $< | CYTHON_FORCE_REGEN=1 xargs benchmarks/.venv/bin/python -m pip install --quiet --no-deps \
 		--no-build-isolation --global-option=build_ext > benchmarks/.venv/learn2learn.log 2>&1 \
 		|| echo "learn2learn did not build (benchmarks/.venv/learn2learn.log); its figures will be missing"
+	@touch $@
+
+# The S3 server that tests start has an environment of its own, so that nothing of what it needs comes to the project's.
+tests/.venv/installed: tests/requirements-s3.txt
+	$(PYTHON) -m venv tests/.venv
+	tests/.venv/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.

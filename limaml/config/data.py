@@ -11,7 +11,8 @@ class StorageConfig(Section):
     """Where partitions, snapshots and quarantine live."""
 
     root: str = ".run/data"
-    """Folder or fsspec/pyarrow URL (`s3://bucket/prefix`)."""
+    """Folder or pyarrow URL: `s3://bucket/prefix`, of another S3 server
+    `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http&region=NAME`. Keys come from the environment."""
 
 
 class TableColumns(Section):

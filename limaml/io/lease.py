@@ -60,8 +60,11 @@ def lease(cfg: Config, who: str) -> Iterator[Held]:
 def lease_named(settings: EmbeddingsConfig, name: str, who: str, wait_s: float) -> Iterator[Held]:
     """Hold the lease `name` of the database at `embeddings.lease_url` while the block runs; waits up to `wait_s`."""
     table = _LeaseTable(settings.lease_url, name, settings.lease_ttl_s)
-    deadline = time.monotonic() + wait_s
+    deadline, said = time.monotonic() + wait_s, False
     while (fence := table.acquire(who)) is None:
+        if not said:
+            get_logger(__name__).info("lease_awaited", lease=name, holder=table.holder(), wait_s=wait_s)
+            said = True
         if time.monotonic() >= deadline:
             raise BusyError(
                 f"{table.holder()}; wait until it has ended and run again (the lease of a dead holder frees itself "

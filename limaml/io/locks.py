@@ -33,7 +33,9 @@ def exclusive(cfg: Config, name: str, wait_s: float) -> Iterator[Lock]:
     """Hold the lock `name` of `cfg.storage.root` while the block runs. Raises BusyError if it is not free within `wait_s`."""
     root = cfg.storage.root
     if "://" in root:
-        with lease_named(cfg.embeddings, f"{name} of {root.rstrip('/')}", holder_name(name), wait_s) as held:
+        # A URL's options say how its place is reached: however two spell them, they must meet at one lock.
+        place = root.partition("?")[0].rstrip("/")
+        with lease_named(cfg.embeddings, f"{name} of {place}", holder_name(name), wait_s) as held:
             yield held
         return
     path = Path(root).absolute() / f"{name}.lock"

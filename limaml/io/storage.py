@@ -37,8 +37,11 @@ class Storage:
         self._local = isinstance(self._fs, fs.LocalFileSystem)
 
     def path(self, relative: str) -> str:
-        """Absolute path or URL of `relative`, as other tools (duckdb, Feast) read it."""
-        return f"{self._base}/{relative}" if self._local else f"{self.root.rstrip('/')}/{relative}"
+        """Absolute path or URL of `relative`, as other tools (duckdb, Feast) read it; what follows a URL's `?` stays last."""
+        if self._local:
+            return f"{self._base}/{relative}"
+        folder, mark, options = self.root.partition("?")
+        return f"{folder.rstrip('/')}/{relative}{mark}{options}"
 
     def exists(self, relative: str) -> bool:
         return bool(self._info(relative).type != fs.FileType.NotFound)

@@ -43,6 +43,11 @@ def peers_locked() -> dict[str, str]:
     return pins("benchmarks/requirements-peers.txt")
 
 
+def s3_server_locked() -> dict[str, str]:
+    """The environment of the S3 server that tests start (tests/.venv)."""
+    return pins("tests/requirements-s3.txt")
+
+
 def imported(path: Path) -> set[str]:
     """Top-level names of absolute imports anywhere in a file."""
     found = set()
@@ -55,13 +60,13 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_pin_is_exact() -> None:
-    every = [*locked().items(), *peers_locked().items()]
+    every = [*locked().items(), *peers_locked().items(), *s3_server_locked().items()]
     assert not [name for name, version in every if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
 
 
 def test_the_lock_has_no_gpu_build() -> None:
     # nvidia-ml-py is one pure Python file, which BentoML imports on every machine.
-    every = (set(locked()) | set(peers_locked())) - {"nvidia-ml-py"}
+    every = (set(locked()) | set(peers_locked()) | set(s3_server_locked())) - {"nvidia-ml-py"}
     assert not [name for name in every if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
@@ -109,6 +114,13 @@ def test_ours_runs_beside_the_peers_on_the_same_versions() -> None:
     shared = set(locked()) & set(peers_locked())
     assert {"torch", "numpy", "pydantic", "pyarrow"} <= shared
     assert not {name: (locked()[name], peers_locked()[name]) for name in shared if locked()[name] != peers_locked()[name]}
+
+
+def test_the_s3_server_has_the_versions_of_the_lock() -> None:
+    """What it shares with the project is checked and updated once."""
+    shared = set(locked()) & set(s3_server_locked())
+    assert {"requests", "cryptography"} <= shared
+    assert not {name for name in shared if locked()[name] != s3_server_locked()[name]}
 
 
 def test_no_data_set_model_or_large_file_is_committed() -> None:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from limaml.config import FeatureConfig
+from limaml.config import FeatureConfig, StorageConfig
 from limaml.errors import BusyError, GateError
 from limaml.events import catalogue, ingest, snapshots
 from limaml.events.day_store import EventStore
@@ -49,6 +49,16 @@ def test_a_second_one_waits_for_the_first(cfg):
         order.append("second")
     thread.join(DEADLINE_S)
     assert order == ["another lock", "first", "second"]
+
+
+def test_two_spellings_of_one_url_are_one_place(delivery):
+    lease = delivery.cfg.embeddings.model_copy(update={"lease_url": f"sqlite:///{delivery.folder}/lease.db"})
+    plain, more = (
+        delivery.cfg.model_copy(update={"storage": StorageConfig(root=f"s3://bucket/folder{end}"), "embeddings": lease})
+        for end in ("", "/?region=here")
+    )
+    with exclusive(plain, "ingest", 1.0), pytest.raises(BusyError, match=r"^busy: ingest"), exclusive(more, "ingest", 0.05):
+        pass
 
 
 def test_ingest_and_apply_take_it(cfg, delivery, monkeypatch):

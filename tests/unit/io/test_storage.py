@@ -56,3 +56,11 @@ def test_names_come_sorted_whatever_the_file_system_says(storage: Storage) -> No
     assert storage.list("a") == names
     assert list(storage.walk("a")) == [f"a/{name}/file" for name in names]
     assert storage.list("nowhere") == []
+
+
+def test_the_options_of_a_url_stay_behind_every_path() -> None:
+    storage = Storage("mock:///bucket?region=here&scheme=http")
+    assert storage.path("days/dt=D.json") == "mock:///bucket/days/dt=D.json?region=here&scheme=http"
+    storage.write_bytes("days/dt=D.json", b"content")
+    assert list(storage.walk("days")) == ["days/dt=D.json"]
+    assert Storage("mock:///bucket").path("days") == "mock:///bucket/days"

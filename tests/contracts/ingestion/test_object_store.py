@@ -1,0 +1,238 @@
+"""Ingesting into an object store, by real processes at once: an S3 server of our own, and the lease as the lock (contract 11).
+
+The winner is stopped by a signal while it writes, so that the other one comes while it is at work, on any machine.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from limaml.io.locks import exclusive
+from limaml.io.storage import Storage
+from tests.polling import wait_for
+
+pytestmark = pytest.mark.services
+
+DEADLINE_S = 120.0
+ROOT = Path(__file__).parents[3]
+S3_SERVER = ROOT / "tests" / ".venv" / "bin" / "python"
+FOLDERS = ("catalogue", "catalogue_history", "days", "events", "logged", "snapshots", "state")
+# As `limaml`, which waits two minutes for the lock: here a moment.
+IMPATIENT = """
+from limaml import cli
+from limaml.events import ingest
+ingest._LOCK_WAIT_S = 0.3
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def s3_address(tmp_path_factory, free_ports):
+    """`host:port` of an S3 server of our own, empty, in memory."""
+    if not S3_SERVER.exists():
+        pytest.fail("the S3 server must be installed for this test: make tests/.venv/installed")
+    (port,), log_path = free_ports(1), tmp_path_factory.mktemp("s3") / "server.log"
+    with log_path.open("wb") as log:
+        command = [S3_SERVER, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def answers():
+        if process.poll() is not None:
+            raise AssertionError(f"the S3 server ended with {process.returncode}:\n{log_path.read_text()[-4000:]}")
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for(answers, "the S3 server's answer")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+class World:
+    """A delivery, and a configuration whose storage is an empty bucket's folder."""
+
+    def __init__(self, delivery, address, bucket, lease_ttl_s):
+        self.delivery, self.lease_path = delivery, delivery.folder / "lease.db"
+        httpx.put(f"http://{address}/{bucket}", trust_env=False).raise_for_status()
+        root = f"s3://{bucket}/some/folder?endpoint_override={address}&scheme=http&region=us-east-1"
+        cfg, registry = delivery.cfg, delivery.folder / "feast_of_s3" / "registry.db"
+        lease = {"lease_url": f"sqlite:///{self.lease_path}", "lease_ttl_s": lease_ttl_s}
+        self.cfg = cfg.model_copy(
+            update={
+                "storage": cfg.storage.model_copy(update={"root": root}),
+                "embeddings": cfg.embeddings.model_copy(update=lease),
+                "feast": cfg.feast.model_copy(
+                    update={"registry": str(registry), "online_connection": str(registry.with_name("online.db"))}
+                ),
+            }
+        )
+        self.registry, self.storage = registry, Storage(root)
+        self.config_path = delivery.folder / "s3.json"
+        self.config_path.write_text(json.dumps(self.cfg.model_dump(mode="json")))
+        self.started = []
+
+    def start(self, verb, *arguments, program=("-m", "limaml.cli")):
+        self.started.append(Verb(self, len(self.started), [*program, verb, "--config", self.config_path, *arguments]))
+        return self.started[-1]
+
+    def ingest(self, through, **more):
+        return self.start("ingest", "--through", str(through), "--today", str(self.delivery.today), **more)
+
+    def files(self, *folders):
+        return {path: self.storage.read_bytes(path) for folder in folders for path in self.storage.walk(folder)}
+
+    def lease_is_free_to_write(self):
+        with closing(sqlite3.connect(self.lease_path, timeout=0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            return True
+
+
+class Verb:
+    """A process of the command line, its log, and its result once it has ended."""
+
+    def __init__(self, world, number, arguments):
+        self.world, self.log_path = world, world.delivery.folder / f"verb{number}.log"
+        self._result_path = world.delivery.folder / f"verb{number}.json"
+        command = [sys.executable, *arguments, "--result", self._result_path]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def wait_for_log(self, text):
+        def logged():
+            assert self.process.poll() is None or text in self.log(), self.log()
+            return text in self.log()
+
+        wait_for(logged, f"{text} in the log of {self.process.args}", DEADLINE_S)
+
+    def stop_while_it_writes_events(self):
+        """Stop it between the first day's events and its first manifest, and not in a transaction of the lease's SQLite."""
+
+        def stopped():
+            assert self.process.poll() is None, self.log()
+            if not self.world.storage.list("events"):
+                return False
+            self.process.send_signal(signal.SIGSTOP)
+            state = Path(f"/proc/{self.process.pid}/stat")
+            wait_for(lambda: state.read_text().rpartition(") ")[2].startswith("T"), "the process to stand still")
+            if self.world.lease_is_free_to_write():
+                return True
+            self.process.send_signal(signal.SIGCONT)
+            return False
+
+        wait_for(stopped, "events in the bucket", DEADLINE_S)
+        assert self.world.storage.list("days") == [], "it was stopped too late"
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def ended(self):
+        """Its exit code and its result."""
+        code = self.process.wait(DEADLINE_S)
+        assert self._result_path.exists(), self.log()
+        return code, json.loads(self._result_path.read_text())
+
+
+@pytest.fixture
+def world(delivery, s3_address, monkeypatch, request):
+    """Its lease can be taken from a holder that has not renewed for `param` seconds."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    world = World(delivery, s3_address, uuid.uuid4().hex, getattr(request, "param", DEADLINE_S))
+    yield world
+    for verb in world.started:
+        if verb.process.poll() is None:
+            verb.process.kill()
+            verb.process.wait()
+
+
+def assert_as_on_a_folder(world, through):
+    """Every day is there once, with the bytes of one ingestion into a local folder, and nothing else is there."""
+    delivery = world.delivery
+    delivery.history(through)
+    assert [path.count("/") for path in world.storage.walk("events")] == [2] * (delivery.days.index(through) + 1)
+    assert world.files(*FOLDERS) == delivery.files(*FOLDERS)
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (0, "unchanged")
+    assert world.files(*FOLDERS) == delivery.files(*FOLDERS)
+
+
+def test_of_two_ingestions_at_once_the_second_waits_and_finds_the_work_done(world):
+    through = world.delivery.days[-1]
+    first = world.ingest(through)
+    first.stop_while_it_writes_events()
+    second = world.ingest(through)
+    second.wait_for_log("lease_awaited")
+    assert world.storage.list("days") == []
+    first.go_on()
+    (code, result), (second_code, second_result) = first.ended(), second.ended()
+    assert (code, result["status"], result["ingested"]) == (0, "ingested", len(world.delivery.days))
+    assert (second_code, second_result["status"], second_result["ingested"]) == (0, "unchanged", 0)
+    assert_as_on_a_folder(world, through)
+
+
+def test_who_does_not_get_the_lock_ends_busy_and_writes_nothing(world):
+    through = world.delivery.days[-1]
+    with exclusive(world.cfg, "ingest", 0.0):
+        code, result = world.ingest(through, program=("-c", IMPATIENT)).ended()
+        assert code == 1
+        assert result["message"].startswith("busy: ingest (")
+        assert world.files("") == {}
+    assert world.ingest(through).ended()[1]["status"] == "ingested"
+    assert_as_on_a_folder(world, through)
+
+
+@pytest.mark.parametrize("world", [2.0], indirect=True)
+def test_who_has_lost_the_lock_while_it_stood_still_ends_busy_and_harms_nothing(world):
+    through = world.delivery.days[-1]
+    first = world.ingest(through)
+    first.stop_while_it_writes_events()
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (0, "ingested"), "the lease of a holder that stands still frees itself"
+    first.go_on()
+    code, result = first.ended()
+    assert code == 1
+    assert "has lost the lease of ingest of s3://" in result["message"]
+    assert "busy: ingest (" in result["message"]
+    assert_as_on_a_folder(world, through)
+
+
+def test_a_correction_replaces_a_day_and_keeps_what_it_was(world):
+    delivery, day = world.delivery, world.delivery.days[1]
+    assert world.ingest(delivery.days[-1]).ended()[1]["status"] == delivery.history(delivery.days[-1])["status"] == "ingested"
+    delivery.flip(day, 0)
+    code, result = world.start("ingest", "--day", str(day), "--today", str(delivery.today)).ended()
+    assert (code, result["status"], result["revision"]) == (0, "corrected", 2)
+    assert delivery.day(day)["status"] == "corrected"
+    every = (*FOLDERS, "events_superseded", "logged_superseded")
+    assert world.files(*every) == delivery.files(*every)
+
+
+def test_apply_takes_the_lock(world):
+    with exclusive(world.cfg, "feast-apply", 0.0):
+        second = world.start("apply")
+        second.wait_for_log("lease_awaited")
+        assert not world.registry.exists()
+    code, result = second.ended()
+    assert (code, result["status"]) == (0, "applied")
+    assert world.start("apply").ended()[1]["status"] == "unchanged"
