@@ -4,43 +4,24 @@ Offline takes its features from the logged rows (the point-in-time join) and its
 online, everything was fetched from the feature store over HTTP. The features fetched are compared too; they are of every kind.
 """
 
-import asyncio
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from limaml import registry, schema
-from limaml.config import Config, FeatureConfig, ServingConfig
-from limaml.embeddings import daily, slots, switch
-from limaml.events.ingest import ingest_day, ingest_history
-from limaml.events.logged import read_logged
+from limaml import schema
+from limaml.config import Config, FeatureConfig
 from limaml.events.sources import week_shift
 from limaml.events.synthetic import SyntheticSource
-from limaml.features.encoder import Encoder
-from limaml.features.feature_store import apply
-from limaml.io.storage import Storage
-from limaml.models import bundle
-from limaml.models.network import build_network
 from limaml.monitoring.consistency import compare_day
 from limaml.monitoring.export import Gauges
-from limaml.registry import Registry
-from limaml.tasks.protocols import as_served, query_rows
-from limaml.tasks.sampling import TaskRows
-from limaml.training.scoring import score_specs
-from serving.features import OnlineFeatures
-from serving.store_calls import StoreCalls
+from tests.contracts.served_days import TOLERANCE, Chain, Day, context_of, scores
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
-# Contract 7's own bound; both sides compute in float32, in batches of different sizes.
-TOLERANCE = 1e-5
-RUN = "contract-7"
 
 
 def feature(entity, name, kind, **how):
@@ -136,71 +117,13 @@ def write(path, table):
     pq.write_table(table, path)
 
 
-class Chain:
-    """Filled and cut over through the day before the first of three, which daily runs then publish one by one.
-
-    Of each the next day is ingested, but not published. Users arrive on them who were never seen before; the encoder has not
-    seen every item.
-    """
-
-    def __init__(self, cfg, folder):
-        days = deliver(cfg, folder / "delivered")
-        self.day_before, *self.days = days[5:10]
-        self.cfg = cfg
-        self.folder = folder
-        self.storage = Storage(cfg.storage.root)
-        self.registry = Registry(cfg.registry)
-
-    def run(self):
-        apply(self.cfg)
-        ingest_history(self.cfg, self.day_before, TODAY)
-        self._promote()
-
-    def publish(self, day):
-        """Publish `day`, and take the next one in."""
-        ingest_day(self.cfg, day, TODAY)
-        daily.adapt_day(self.cfg, day)
-        daily.publish_day(self.cfg, day, RUN)
-        ingest_day(self.cfg, day + timedelta(days=1), TODAY)
-
-    def _promote(self):
-        logged = read_logged(self.storage, TABLES, through=self.day_before)
-        encoder = Encoder.fit(logged.filter(pc.invert(pc.ends_with(logged["item_id"], "7"))), self.cfg)
-        network = build_network(self.cfg, encoder.dims, seed=7)
-        # Untrained layers hardly tell rows apart: make them, so that a wrong feature or embedding is seen.
-        with torch.no_grad():
-            for parameter in network.global_block.parameters():
-                parameter.mul_(2.5)
-        self.model = bundle.Model(network, encoder)
-        bundle.save(bundle.Bundle(config=self.cfg, refit=self.model, twin=self.model), self.folder / "bundle")
-        run_id = self.registry.start_run(RUN)
-        version = self.registry.register(self.folder / "bundle", run_id, {})
-        for shard in slots.plan_fill(self.cfg, version, self.day_before, RUN)["shards"]:
-            slots.fill_shard(self.cfg, version, shard, RUN)
-        switch.cut_over(self.cfg, version, RUN)
-        self.version = version
-
-    def offline(self, next_day, support_through=None):
-        """Logged rows of a day and their as-served scores, in one order.
-
-        `support_through` leaves later days out of the supports, as if they had not been published.
-        """
-        logged = read_logged(self.storage, TABLES, through=next_day)
-        if support_through is not None:
-            end = pa.scalar(schema.day_end(support_through), schema.TIMESTAMP)
-            start = pa.scalar(schema.day_start(next_day), schema.TIMESTAMP)
-            logged = logged.filter(pc.or_(pc.less(logged["timestamp"], end), pc.greater_equal(logged["timestamp"], start)))
-        rows = TaskRows.from_logged(logged, self.model.encoder, self.cfg.task_kind)
-        start_us = int(schema.day_start(next_day).timestamp() * 1e6)
-        specs = as_served(rows, from_us=start_us, support_rows=self.cfg.meta.support_rows)
-        queries = query_rows(rows, specs)
-        return logged.take(rows.source_row[queries.rows]), score_specs(self.model.network, rows, specs), queries
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, start_server):
     folder = tmp_path_factory.mktemp("contract7")
-    chain = Chain(make_config(folder), folder)
+    cfg = make_config(folder)
+    days = deliver(cfg, folder / "delivered")
+    chain = Chain(cfg, folder, days[5], TODAY)
+    chain.days = days[6:10]
     # Creates the registry's tables, which the server, started ahead because it takes seconds, would do at the same time.
     assert chain.registry.champion() is None
     chain.server = start_server(chain.cfg, folder)
@@ -209,53 +132,9 @@ def chain(tmp_path_factory, start_server):
     return chain
 
 
-def context_of(row):
-    return {"at": row["timestamp"].isoformat(), "temperature": row["temperature"], "page": [row["page"]]}
-
-
-class Day:
-    """Answers of the service for every row of the day after a published one, asked at the row's time; and what was fetched."""
-
-    def __init__(self, chain, day):
-        self.day, self.next_day = day, day + timedelta(days=1)
-        chain.publish(day)
-        # The server reads the moved `complete_through` at its next poll; the age of any embedding shows that it has.
-        lag_s = (datetime.now(UTC) - schema.day_end(day)).total_seconds()
-        anything = {"temperature": None, "page": [None]}
-        chain.server.ranked_when(
-            lambda answer: answer["embeddings"]["user"]["age_s"] < lag_s + 3600, "u0", ["i0"], context=anything
-        )
-        self.logged, self.offline, self.queries = chain.offline(self.next_day)
-        self.rows = self.logged.to_pylist()
-        self.answers = [chain.server.ranked(row["user_id"], [row["item_id"]], context=context_of(row)) for row in self.rows]
-        self.mismatches = differing(chain, self.rows)
-
-
-def differing(chain, rows):
-    """Values fetched from the online store now that are not those the rows were logged with."""
-    online = OnlineFeatures(chain.cfg, chain.registry.get(chain.version).tags[registry.SLOT])
-    online.open()
-    calls, found = StoreCalls(ServingConfig(store_timeout_s=4.0)), []
-    for row in rows:
-        [item] = online.read_items([row["item_id"]]).values()
-        fetched = asyncio.run(online.read_user(row["user_id"], calls))
-        values = {**fetched.user, **dict(zip(TABLES.names("item"), item.values, strict=True))}
-        for affinity in TABLES.affinities:
-            key = row["item_id"] if affinity.by == "item_id" else row[affinity.by]
-            keys = fetched.affinities[affinity.keys_column] or []
-            for name in affinity.counts:
-                values[name] = fetched.affinities[name][keys.index(key)] if key in keys else None
-        found += [(row["event_id"], name) for name, value in values.items() if value != row[name]]
-    return found
-
-
 @pytest.fixture(scope="module")
 def asked(chain):
     return [Day(chain, day) for day in chain.days[:3]]
-
-
-def scores(answers):
-    return np.array([answer["items"][0]["score"] for answer in answers])
 
 
 def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
@@ -265,7 +144,7 @@ def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
         assert np.abs(scores(day.answers) - day.offline).max() <= TOLERANCE
         assert day.offline.std() > 0.05
     # The rows are worth comparing: with and without history, known and unknown items, and scores that differ.
-    sizes = np.concatenate([day.queries.support_sizes for day in asked])
+    sizes = np.concatenate([day.support_sizes for day in asked])
     assert (sizes == 0).any()
     assert (sizes > 0).any()
     items = [item for day in asked for item in day.logged["item_id"].to_pylist()]
@@ -275,7 +154,7 @@ def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
 def test_the_service_says_missing_exactly_for_users_without_history(asked):
     for day in asked:
         fallbacks = [answer["embeddings"]["user"]["fallback"] for answer in day.answers]
-        assert fallbacks == ["missing" if size == 0 else None for size in day.queries.support_sizes]
+        assert fallbacks == ["missing" if size == 0 else None for size in day.support_sizes]
 
 
 def test_the_comparison_sees_a_day_that_was_not_published(chain, asked):
@@ -294,7 +173,7 @@ def test_candidates_are_scored_alike_in_whatever_order_they_stand(chain, asked):
     """Each with its own context and the user's own entry; at the moment of one row, so not as logged."""
     user = max((row["user_id"] for row in asked[-1].rows), key=[row["user_id"] for row in asked[-1].rows].count)
     mine = {row["item_id"]: row for row in asked[-1].rows if row["user_id"] == user}
-    items, at = sorted(mine), context_of(next(iter(mine.values())))
+    items, at = sorted(mine), context_of(TABLES, next(iter(mine.values())))
 
     def ask(chosen):
         answer = chain.server.ranked(user, chosen, context=at | {"page": [mine[item]["page"] for item in chosen]})
