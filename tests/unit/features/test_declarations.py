@@ -17,6 +17,11 @@ name = "brand"
 type = "category"
 
 [[features]]
+entity = "context"
+name = "page"
+type = "category"
+
+[[features]]
 entity = "event"
 name = "paid"
 type = "number"
@@ -55,6 +60,11 @@ def block(**values):
             "the item; declare it, or name another",
         ),
         (
+            block(entity="user", name="mean_page", type="number", aggregate="mean", of="page"),
+            "the mean mean_page must be of a number of the event or the context, one of ['paid'], got 'page', a category of "
+            "the context; declare it, or name another",
+        ),
+        (
             block(entity="user", name="mean_cost", type="number", aggregate="mean", of="cost"),
             "the mean mean_cost must be of a number of the event or the context, one of ['paid'], got 'cost'; declare it",
         ),
@@ -63,12 +73,12 @@ def block(**values):
             "paid_events must be by item_id or a category of the item, one of ['item_id', 'brand'], got 'paid'; declare it",
         ),
     ],
-    ids=["twice", "of two entities", "reserved", "mean of text", "mean of nothing", "by a number"],
+    ids=["twice", "of two entities", "reserved", "mean of an item", "mean of text", "mean of nothing", "by a number"],
 )
 def test_what_does_not_fit_is_named(tmp_path, more, message):
     path = tmp_path / "shop.toml"
     path.write_text(SHOP)
-    assert len(config.load(path).features) == 3
+    assert len(config.load(path).features) == 4
     path.write_text(SHOP + more)
     with pytest.raises(ConfigError, match=re.escape(message)):
         config.load(path)
