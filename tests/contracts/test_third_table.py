@@ -122,7 +122,7 @@ class Library:
         self.verb("apply")
         self.ingested = self.verb("ingest", "--through", history)
         folder = self.verb("train", "--through", history)["candidate"]
-        # What `evaluate` does when the gate passes; with so few steps and rows it may well refuse.
+        # As `evaluate` does, whatever it decides: of so few rows and steps its gate need not be convinced.
         self.version = Registry(self.cfg.registry).register(Path(folder) / BUNDLE, read_candidate(folder).run_id, {})
         for shard in self.verb("plan-fill", "--version", self.version, "--through", history)["shards"]:
             self.verb("fill", "--version", self.version, "--shard", str(shard))
