@@ -13,6 +13,8 @@ _SAMPLE_ROWS = 50_000
 _MAX_CATEGORIES = 1_000
 _MAX_GRADES = 11
 """Distinct numbers of a rating at most: 0 to 5 in halves."""
+_NUMBERS = re.compile(r"(TINYINT|SMALLINT|INTEGER|BIGINT|FLOAT|DOUBLE|DECIMAL\([\d,]+\))\[\d*\]")
+"""duckdb's types that could be vectors."""
 _PARSED = 0.99
 _CONTAINED = 0.9
 _EPOCHS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
@@ -67,6 +69,8 @@ class Profile:
     highest: Any
     parsed: float
     """Text: the share that is a time."""
+    width: int = 0
+    """Lists of numbers, and text that writes them: how many each holds; 0 where they are no such lists, or not of one width."""
 
     @property
     def mapped(self) -> Mapped:
@@ -107,6 +111,8 @@ class Feature:
     reason: str
     is_certain: bool = True
     """Otherwise its owner must know whether it is known before the event."""
+    width: int = 0
+    """vector: how many numbers it holds."""
 
 
 def profiles(connection: Any, location: str, setting: str, view: str, decimal: str = ".") -> list[Profile]:
@@ -128,7 +134,19 @@ def _profile(connection: Any, view: str, name: str, kind: str, rows: int) -> Pro
     time = f"count(TRY_CAST({column} AS TIMESTAMP)) / greatest(count({column}), 1)" if kind == "VARCHAR" else "0"
     statement = f"SELECT count(*) - count({column}), count(DISTINCT {column}), {span}, {time} FROM {view}"  # noqa: S608
     nulls, distinct, lowest, highest, parsed = connection.execute(statement).fetchall()[0]
-    return Profile(name, kind, rows, nulls, distinct, lowest, highest, float(parsed))
+    width = _width(connection, view, column, kind, rows - nulls)
+    return Profile(name, kind, rows, nulls, distinct, lowest, highest, float(parsed), width)
+
+
+def _width(connection: Any, view: str, column: str, kind: str, values: int) -> int:
+    """How many numbers each of the column's lists holds; 0 if that differs, or is one, or they are not lists of numbers."""
+    if kind != "VARCHAR" and not _NUMBERS.fullmatch(kind):
+        return 0
+    # Text that is no list of numbers becomes a null, which is not counted.
+    lengths = f"len(TRY_CAST({column} AS DOUBLE[]))"
+    statement = f"SELECT count({lengths}), min({lengths}), max({lengths}) FROM {view}"  # noqa: S608
+    lists, least, most = connection.execute(statement).fetchall()[0]
+    return int(least) if lists == values > 0 and least == most > 1 else 0
 
 
 def decimal_comma_column(connection: Any, view: str, columns: Sequence[Profile]) -> str | None:
@@ -277,7 +295,8 @@ def guess_features(columns: Sequence[Profile], entity: str, key: str) -> list[Fe
     for profile in columns:
         if profile.name != key:
             kind, reason = _feature_type(profile, entity, any(f.type == "text" for f in found))
-            found.append(Feature(entity, profile.name, kind, f"{reason}; {profile.text}"))
+            width = profile.width if kind == "vector" else 0
+            found.append(Feature(entity, profile.name, kind, f"{reason}; {profile.text}", width=width))
     return found
 
 
@@ -285,6 +304,10 @@ def _feature_type(profile: Profile, entity: str, has_text: bool) -> tuple[str, s
     mapped = profile.mapped
     if profile.nulls == profile.rows or profile.distinct <= 1:
         return "", "it always says the same"
+    if profile.width:
+        if entity != "item":
+            return "", f"each value is {profile.width} numbers, and only items have vectors"
+        return "vector", f"each value is {profile.width} numbers; say what made them and under which licence"
     if profile.type == "VARCHAR[]":
         return "categories", "it holds lists of text"
     if profile.type == "BOOLEAN":
@@ -308,7 +331,9 @@ def guess_event_features(columns: Sequence[Profile]) -> list[Feature]:
     found = []
     for profile in columns:
         kind, reason = _feature_type(profile, "event", True)
-        if kind == "number":
+        if kind == "number" and profile.mapped.is_whole and profile.is_unique:
+            found.append(Feature("event", profile.name, "", f"it numbers the rows; {profile.text}"))
+        elif kind == "number":
             found.append(Feature("event", profile.name, kind, f"a number of what happened, for means; {profile.text}"))
         elif kind == "category":
             why = f"a category; declare it if a request can say it; {profile.text}"

@@ -9,6 +9,11 @@ from limaml.config.whole import RESERVED
 from limaml.events.table_guess import Feature
 
 _AGGREGATES = (("events", "count"), ("positive_rate", "rate"))
+_UNKNOWN = (
+    'encoder = "unknown"  # correct it: what made these numbers, with its version',
+    'licence = "unknown"  # correct it: under which licence they may be used',
+)
+"""What a column cannot tell of its vectors."""
 
 
 def key_setting(entity: str) -> str:
@@ -71,6 +76,8 @@ def _features(features: Sequence[Feature]) -> list[str]:
         names[feature.entity, feature.column] = name
         column = {} if name == feature.column else {"column": feature.column}
         block = _block(entity=feature.entity, name=name, type=feature.type, **column)
+        if feature.type == "vector":
+            block += [f"width = {feature.width}", *_UNKNOWN]
         lines += ["", f"# {feature.reason}", *(block if feature.is_certain else [f"# {line}" for line in block])]
     lines += ["", "# What each user and item did before; what each user did with an item, and with items of a category."]
     for entity in ("user", "item"):

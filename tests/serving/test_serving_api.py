@@ -4,18 +4,26 @@ import json
 
 import pytest
 
+from limaml import schema
+from limaml.config import FeatureConfig
 from serving.api import RequestError, parse_request, request_model
 from serving.items import Items
 from tests import declared
 
 REQUEST = request_model(3, declared.TABLES)
 GOOD = {"user_id": "u1", "item_ids": ["i1", "i2"], "context": {"hour": 23}}
+# A context that no clock says: a number for all candidates, and a category of each.
+SHOP = (
+    FeatureConfig(entity="context", name="temperature", type="number", minimum=-60, maximum=60),
+    FeatureConfig(entity="context", name="page", type="category", per_candidate=True),
+)
+IN_SHOP = {"user_id": "u1", "item_ids": ["i1", "i2"], "context": {"temperature": 3.5, "page": ["front", None]}}
 
 
-def refused(body):
+def refused(body, request=REQUEST):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(RequestError) as caught:
-        parse_request(raw, REQUEST)
+        parse_request(raw, request)
     assert caught.value.status == 400
     error = caught.value.body["error"]
     assert set(error) == {"field", "rule", "value", "remedy"}
@@ -59,6 +67,26 @@ def test_wrong_fields_are_named(change, field, rule, value):
 def test_a_missing_field_is_named():
     assert refused({"item_ids": ["i1"]}) == ("user_id", "is required", None)
     assert refused({"user_id": "u1"}) == ("item_ids", "is required", None)
+
+
+@pytest.mark.parametrize(
+    ("context", "field", "rule", "value"),
+    [
+        ({"page": ["front", None]}, "context.temperature", "is required", None),
+        ({"temperature": None}, "context.page", "is required", None),
+        ({"temperature": 61.0, "page": ["a", "b"]}, "context.temperature", "must be less than or equal to 60", "61.0"),
+        ({"temperature": None, "page": "front"}, "context.page", "must be a valid array", "front"),
+        ({"temperature": None, "page": ["front"]}, "context.page", "must have one value a candidate, 2", "list of 1"),
+        ({"temperature": None, "page": ["a", "b", "c"]}, "context.page", "must have one value a candidate, 2", "list of 3"),
+        ({"temperature": None, "page": []}, "context.page", "must have one value a candidate, 2", "list of 0"),
+        ({"temperature": None, "page": ["a", 1]}, "context.page.1", "must be a valid string", 1),
+    ],
+)
+def test_a_declared_context_must_be_said_and_fit_the_candidates(context, field, rule, value):
+    request = request_model(3, schema.tables(SHOP))
+    assert parse_request(json.dumps(IN_SHOP).encode(), request).context.page == ["front", None]
+    assert refused({**IN_SHOP, "context": context}, request) == (field, rule, value)
+    assert refused({name: IN_SHOP[name] for name in ("user_id", "item_ids")}, request) == ("context", "is required", None)
 
 
 def test_a_body_that_is_no_json_object():

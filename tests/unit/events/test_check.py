@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from limaml.config import Config
+from limaml.errors import ConfigError
 from limaml.events.check import check
 
 TODAY = date(2026, 6, 1)
@@ -41,6 +42,43 @@ def test_vectors_of_a_csv_are_judged_as_at_ingestion(tmp_path, last, wrong):
     report = check(Config.model_validate({"source": source | {"columns": {"label": "label"}}, "features": [VECTOR]}), TODAY)
     assert len(report.wrong) == (wrong is not None)
     assert wrong is None or wrong in report.wrong[0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "wrong"),
+    [
+        (["0", "1", "2", "3", "4"], None),
+        (["00", "01", "02", "03", "04"], "one of the 5 in the catalogue, where '0' is '00': write ids alike in both"),
+        ([0.5, 1.5, 2.5, 3.5, 4.5], "source.item_columns.item_id must be whole numbers or text, got"),
+    ],
+)
+def test_ids_of_another_type_in_the_catalogue_are_the_same_ones_or_refused(tmp_path, ids, wrong):
+    """Whole numbers in the events."""
+    events = [row | {"item_id": int(row["item_id"][1:])} for row in rows()]
+    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    pq.write_table(pa.table({"item_id": ids}), tmp_path / "items.parquet")
+    source = {"kind": "table", "events": str(tmp_path / "events.parquet"), "items": str(tmp_path / "items.parquet")}
+    cfg = Config.model_validate({"source": source | {"columns": {"label": "label"}}})
+    try:
+        found = check(cfg, TODAY).wrong
+    except ConfigError as error:
+        found = [str(error)]
+    assert len(found) == (wrong is not None)
+    assert wrong is None or wrong in found[0]
+
+
+def test_an_aggregate_of_a_column_that_is_no_number_is_refused_by_its_type(tmp_path):
+    events = [row | {"paid": "4.50 EUR"} for row in rows()]
+    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    features = [
+        {"entity": "event", "name": "paid", "type": "number"},
+        {"entity": "user", "name": "mean_paid", "type": "number", "aggregate": "mean", "of": "paid"},
+    ]
+    source = {"kind": "table", "events": str(tmp_path / "events.parquet"), "columns": {"label": "label"}}
+    report = check(Config.model_validate({"source": source, "features": features}), TODAY)
+    [wrong] = report.wrong
+    kind = "expect_column_values_to_be_of_type(paid): type_ double [e.g. string]"
+    assert wrong == f"events of 2026-05-01 and 9 more days: {kind}"
 
 
 @pytest.fixture

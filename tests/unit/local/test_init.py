@@ -166,6 +166,58 @@ def test_decimal_commas_and_seconds_are_seen(shop):
     assert check(cfg, TODAY).days == 12
 
 
+def rows_of(num_numbers):
+    """Three numbers an item, of which the last item may have another number of them."""
+    return [[n / 4, -1.0, n * 1e-3] for n in range(29)] + [[0.5] * num_numbers]
+
+
+@pytest.mark.parametrize(
+    "meaning",
+    [
+        pa.array(rows_of(3), pa.list_(pa.float64())),
+        pa.array(rows_of(3), pa.list_(pa.float32(), 3)),
+        pa.array([[n, n + 1, 0] for n in range(29)] + [None], pa.list_(pa.int32())),
+        pa.array([str(row) for row in rows_of(3)]),
+    ],
+    ids=["doubles", "fixed size", "whole numbers", "text"],
+)
+def test_lists_of_numbers_of_one_width_are_a_vector_whose_encoder_only_its_owner_knows(shop, capsys, meaning):
+    items = pq.read_table(shop / "items.parquet").append_column("meaning", meaning)
+    pq.write_table(items, shop / "items.parquet")
+    cfg = run(shop)
+    [vector] = [feature for feature in cfg.features if feature.type == "vector"]
+    assert (vector.name, vector.entity, vector.width) == ("meaning", "item", 3)
+    assert (vector.encoder, vector.licence) == ("unknown", "unknown")
+    assert "item meaning: vector: each value is 3 numbers; say what made them" in capsys.readouterr().out
+    written = (shop / "limaml.toml").read_text().splitlines()
+    for name in ("encoder", "licence"):
+        assert any(line.startswith(f'{name} = "unknown"  # correct it: ') for line in written)
+    assert check(cfg, TODAY).wrong == []
+
+
+@pytest.mark.parametrize(
+    "meaning",
+    [
+        pa.array(rows_of(4), pa.list_(pa.float64())),
+        pa.array([str(row) for row in rows_of(2)]),
+        pa.array([str(row) for row in rows_of(3)[:-1]] + ["none"]),
+        pa.array([[n / 2] for n in range(30)], pa.list_(pa.float64())),
+    ],
+    ids=["widths", "widths of text", "not every text", "one number"],
+)
+def test_lists_that_are_no_vector_are_left_out(shop, meaning):
+    items = pq.read_table(shop / "items.parquet").append_column("meaning", meaning)
+    pq.write_table(items, shop / "items.parquet")
+    assert "meaning" not in {feature.name for feature in run(shop).features}
+
+
+def test_a_column_that_numbers_the_rows_is_no_number_of_what_happened(shop, capsys):
+    rows = [row | {"receipt": n} for n, row in enumerate(purchases())]
+    pq.write_table(pa.Table.from_pylist(rows), shop / "events.parquet")
+    assert "receipt" not in {feature.name for feature in run(shop).features}
+    assert "event receipt: left out: it numbers the rows; BIGINT, 480 distinct" in capsys.readouterr().out
+
+
 def test_a_file_that_is_there_is_not_overwritten(shop):
     (shop / "limaml.toml").write_text("mine")
     with pytest.raises(ConfigError, match=r"--out must name a new file, got .*limaml\.toml, which is there"):
