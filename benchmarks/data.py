@@ -4,6 +4,7 @@
     history.ratio_to_query      to one duckdb query of the same columns over the same files, on as many cores, in the same run
     history.peak_mib            of the process that did it
     day_seconds.<days>          one more day, 2,740 events, after so many days of history
+    adapt_seconds.<days>        embeddings of that day's users, an untrained network's, from logged events to a gated partition
 
 Each is measured in a process of its own, without its imports; a day is the median of three on end.
 
@@ -34,6 +35,7 @@ _ROOT = Path(__file__).parents[1]
 _FIRST, _TODAY = date(2022, 1, 1), date(2026, 1, 1)
 _EVENTS_A_DAY, _USERS, _ITEMS = 2740, 5000, 2000
 _MORE_DAYS = 3
+_TIMED = 3
 _DAY_US = 86_400_000_000
 _QUERY = """
 CREATE TABLE joined AS
@@ -63,10 +65,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         what, folder, days = arguments.measure
-        print(json.dumps({"history": _history, "days": _more_days, "query": _query}[what](Path(folder), int(days))))
+        measures = {"history": _history, "days": _more_days, "adapt": _adapt, "query": _query}
+        print(json.dumps(measures[what](Path(folder), int(days))))
         return
     lengths = [30] if arguments.quick else [30, 365, 1000]
-    found: dict[str, Any] = {"machine": results.machine(), "day_seconds": {}}
+    found: dict[str, Any] = {"machine": results.machine(), "day_seconds": {}, "adapt_seconds": {}}
     for length in lengths:
         with TemporaryDirectory(prefix="limaml-data-") as name:
             folder = Path(name)
@@ -77,9 +80,11 @@ def main() -> None:
                 found["history"] = history | {"query_seconds": query, "ratio_to_query": history["seconds"] / query}
                 found["history"] |= {"events": length * _EVENTS_A_DAY, "days": length}
             found["day_seconds"][str(length)] = _measured("days", folder, length)["seconds"]
-            print(f"{length} days: history {history}, one more day {found['day_seconds'][str(length)]:.2f} s", file=sys.stderr)
+            found["adapt_seconds"][str(length)] = _measured("adapt", folder, length)["seconds"]
+            more = ", ".join(f"{name} {found[name][str(length)]:.2f}" for name in ("day_seconds", "adapt_seconds"))
+            print(f"{length} days: history {history}, {more}", file=sys.stderr)
     results.write(found, arguments.out)
-    print(json.dumps(found["history"] | {"day_seconds": found["day_seconds"]}, indent=1))
+    print(json.dumps({name: value for name, value in found.items() if name != "machine"}, indent=1))
 
 
 def _measured(what: str, folder: Path, days: int) -> dict[str, float]:
@@ -119,6 +124,31 @@ def _more_days(folder: Path, days: int) -> dict[str, float]:
         ingest.ingest_day(_config(folder), _FIRST + timedelta(days=days + number), _TODAY)
         taken.append(time.perf_counter() - started)
     return {"seconds": statistics.median(taken)}
+
+
+def _adapt(folder: Path, days: int) -> dict[str, float]:
+    """Once the newest rows are in their files, as they are on any but a first day."""
+    from limaml import schema
+    from limaml.embeddings.partition import Partition, write_partition
+    from limaml.events.logged import read_logged
+    from limaml.features.encoder import Encoder
+    from limaml.io.storage import Storage
+    from limaml.models.bundle import Bundle, Model
+    from limaml.models.network import build_network
+
+    cfg, day = _config(folder), _FIRST + timedelta(days=days + _MORE_DAYS - 1)
+    storage, kind = Storage(cfg.storage.root), cfg.task_kind
+    logged = read_logged(storage, schema.tables(cfg.features), first=day, through=day)
+    encoder = Encoder.fit(logged, cfg)
+    bundle = Bundle(config=cfg, refit=Model(build_network(cfg, encoder.dims, seed=1), encoder))
+    users = logged[kind.entity_column].unique().to_pylist()
+    taken = []
+    for number in range(1 + _TIMED):
+        started = time.perf_counter()
+        where = Partition(kind, "1", day, f"shard-{number:03d}")
+        write_partition(cfg, storage, bundle, where, users, schema.day_end(day), {})
+        taken.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(taken[1:])}
 
 
 def _query(folder: Path, days: int) -> dict[str, float]:

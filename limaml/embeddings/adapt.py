@@ -4,20 +4,17 @@ An embedding is a pure function of (model version, those events with their logge
 batch, gets the same vector to 1e-6, and the same entities in the same order give the same bytes.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timedelta
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from limaml import schema
 from limaml.config import TaskKindConfig
-from limaml.errors import DataError
 from limaml.events.catalogue import item_vectors
 from limaml.events.day_store import partition_files
+from limaml.events.recent import Recent, logged_rows, require_logged
 from limaml.io.storage import Storage
 
 if TYPE_CHECKING:
@@ -25,25 +22,19 @@ if TYPE_CHECKING:
 
 _READ_ROWS = 65_536
 """Rows read at a time."""
-_DUCKDB = {"threads": 1, "memory_limit": "400MB"}
-"""What does not fit is sorted on disk; the other core is adapting meanwhile."""
 
 
 def active_entities(storage: Storage, tables: schema.Tables, kind: TaskKindConfig, as_of: datetime) -> list[str]:
     """Entities with at least one logged event in the last `active_days` before `as_of`, sorted."""
     first, through = as_of - timedelta(days=kind.active_days), _last_day(as_of)
     files = partition_files(storage, "logged", first=first.date(), through=through)
+    require_logged(storage, files)
     query = (
         f"SELECT DISTINCT {kind.entity_column} FROM logged"  # noqa: S608  names come from the schema
         " WHERE timestamp >= $first AND timestamp < $as_of ORDER BY 1"
     )
-    with _duckdb(storage, files, tables) as connection:
+    with logged_rows(storage, files, tables.logged_events.arrow) as connection:
         return [row[0] for row in connection.execute(query, {"first": first, "as_of": as_of}).fetchall()]
-
-
-def shard_of(entity: str, num_shards: int) -> int:
-    """The shard an entity belongs to: the same on every machine and in every process."""
-    return int.from_bytes(hashlib.blake2b(entity.encode(), digest_size=8).digest(), "big") % num_shards
 
 
 def adapt(
@@ -66,9 +57,10 @@ def adapt(
     adapter = Adapter.of(bundle.with_items(item_vectors(storage, tables)), version, kind, as_of)
     planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
     params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
+    recent = Recent(storage, tables, kind.entity_column, as_of, bundle.config.meta.support_rows)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with _duckdb(storage, partition_files(storage, "logged", through=_last_day(as_of)), tables) as connection:
+        with logged_rows(storage, recent.files(entities), recent.columns) as connection:
             connection.register("planned", planned)
             rows = connection.sql(_planned_rows(tables, kind), params=params).to_arrow_reader(_READ_ROWS)
             yield from adapter.embed_all(rows, batch_entities, planned.num_rows)
@@ -110,22 +102,6 @@ def _planned_rows(tables: schema.Tables, kind: TaskKindConfig) -> str:
     )
 
 
-@contextmanager
-def _duckdb(storage: Storage, files: list[str], tables: schema.Tables) -> Iterator[Any]:
-    """A connection that sees the logged events in `files` as `logged`. Raises DataError if there are none."""
-    import duckdb
-
-    if not files:
-        raise DataError(f"{storage.path('logged')} must hold a partition to adapt from, got none; run limaml ingest first")
-    with (
-        TemporaryDirectory(prefix="limaml-sort-") as folder,
-        duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
-    ):
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.scanner(files, tables.logged_events.arrow))
-        yield connection
-
-
-def _last_day(as_of: datetime) -> Any:
+def _last_day(as_of: datetime) -> date:
     """The last day that can hold an event before `as_of`."""
     return (as_of - timedelta(microseconds=1)).date()

@@ -23,9 +23,10 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import Config, TaskKindConfig
-from limaml.embeddings.adapt import adapt, shard_of
+from limaml.embeddings.adapt import adapt
 from limaml.errors import DataError
 from limaml.events.day_store import partition
+from limaml.events.recent import Recent, shard_of
 from limaml.io.storage import Storage
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def write_partition(
     from limaml.events.gates import check_embeddings, require
 
     started = time.monotonic()
+    column, rows = where.kind.entity_column, bundle.config.meta.support_rows
+    Recent(storage, schema.tables(bundle.config.features), column, as_of, rows).move_on(cfg)
     batches = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)
     done = Adaptation(storage.write_batches(where.path, batches), time.monotonic() - started)
     result = check_embeddings(

@@ -74,21 +74,24 @@ def content_hash(table: pa.Table) -> str:
 
 
 class EventStore:
-    """Day partitions of events under one storage root."""
+    """Day partitions of events under one storage root. A verb has one of its own: manifests are read once."""
 
     def __init__(self, storage: Storage, events: schema.Table = schema.EVENTS) -> None:
         """`events` says which columns are read of them."""
         self._storage = storage
         self._events = events
+        self._known: dict[date, DayManifest] | None = None
 
     def manifest(self, day: date) -> DayManifest | None:
         path = f"days/{partition(day)}.json"
         return DayManifest.from_json(self._storage.read_json(path)) if self._storage.exists(path) else None
 
     def manifests(self) -> dict[date, DayManifest]:
-        """Every recorded day, in order."""
-        days = [partition_day(name) for name in self._storage.list("days")]
-        return {day: DayManifest.from_json(self._storage.read_json(f"days/{partition(day)}.json")) for day in days}
+        """Every recorded day, in order: as it was when this was first asked, and what this store has recorded since."""
+        if self._known is None:
+            days = [partition_day(name) for name in self._storage.list("days")]
+            self._known = {day: DayManifest.from_json(self._storage.read_json(f"days/{partition(day)}.json")) for day in days}
+        return dict(sorted(self._known.items()))
 
     def days(self, status: Status = "passed") -> list[date]:
         """Recorded days of one status, in order."""
@@ -119,6 +122,8 @@ class EventStore:
     def commit(self, manifest: DayManifest) -> None:
         """Record a day; the last write of its ingestion."""
         self._storage.write_json(f"days/{partition(manifest.day)}.json", manifest.to_json())
+        if self._known is not None:
+            self._known[manifest.day] = manifest
 
     def record_no_data(self, day: date) -> DayManifest:
         """Record that the source has no such day (not the same as an empty file, which fails its gate)."""

@@ -148,6 +148,13 @@ class Storage:
             if info.type == fs.FileType.File:
                 yield str(Path(info.path).relative_to(self._base))
 
+    def stamps(self, relative: str) -> dict[str, str]:
+        """Files under a folder that are not hidden, sorted, each with its size and the time it was written, in one listing."""
+        selector = fs.FileSelector(f"{self._base}/{relative}", recursive=True, allow_not_found=True)
+        infos = [info for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
+        visible = sorted((info for info in infos if not info.base_name.startswith(".")), key=lambda info: info.path)
+        return {str(Path(info.path).relative_to(self._base)): f"{info.size} {info.mtime_ns}" for info in visible}
+
     @contextmanager
     def _replacing(self, target: str) -> Iterator[str]:
         """`atomic.replacing`, on an object store too: a stream is closed, and so shows what it has, even if its block fails."""

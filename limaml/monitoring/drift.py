@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.embeddings.adapt import shard_of
 from limaml.embeddings.slots import Places
 from limaml.errors import DataError, NothingToDo
 from limaml.events.catalogue import item_vectors
 from limaml.events.day_store import EventStore, partition, partition_files
 from limaml.events.logged import read_logged
+from limaml.events.recent import shard_of
 from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.histograms import Histogram

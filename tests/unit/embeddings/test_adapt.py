@@ -1,13 +1,13 @@
 """Adaptation in a stream: which rows an embedding sees, that its batch does not matter, and that a re-run is the same bytes.
 
-Logged events made by hand and a small untrained model on them; no ingestion, no registry.
+No ingestion, no registry.
 """
 
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,57 +19,24 @@ import torch
 
 from benchmarks.adapt import measure
 from limaml import schema
-from limaml.config import Config, MetaConfig, ModelConfig, SourceConfig, TaskKindConfig
+from limaml.config import TaskKindConfig
 from limaml.embeddings import stream
-from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted, shard_of
+from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted
 from limaml.embeddings.stream import precision
 from limaml.errors import DataError
 from limaml.events.logged import read_logged, write_logged
-from limaml.features.encoder import Encoder
+from limaml.events.recent import shard_of
 from limaml.io.storage import Storage
 from limaml.meta.engine import embed_tasks
-from limaml.models.bundle import Bundle, Model
-from limaml.models.network import build_network
+from limaml.models.bundle import Bundle
 from limaml.tasks import supports
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, build_batch, microseconds, support_spec
 from limaml.tasks.supports import Supports, cut_by_entity
 from tests import declared
+from tests.adapting import FIRST_DAY, NUM_USERS, SUPPORT_ROWS, bundle_of, events_of
 
-FIRST_DAY = date(2026, 1, 1)
 NUM_DAYS = 6
-NUM_USERS = 23
-SUPPORT_ROWS = 5
-
-
-def events_of(day: date, seed: int) -> pa.Table:
-    """A day of logged events: user u has rows on every day that u divides; several share their second."""
-    rng = np.random.default_rng(seed)
-    number = (day - FIRST_DAY).days + 1
-    rows = []
-    for user in [u for u in range(1, NUM_USERS + 1) if u % number == 0 or number == 1]:
-        for k in range(int(rng.integers(1, 5))):
-            rows.append(
-                {
-                    "event_id": f"e{number}-{user}-{k}",
-                    "user_id": f"u{user}",
-                    "item_id": f"i{rng.integers(1, 12)}",
-                    "timestamp": datetime(day.year, day.month, day.day, 12, tzinfo=UTC) + timedelta(seconds=user + k // 2),
-                    "label": int(rng.integers(0, 2)),
-                    "age_band": "25_34",
-                    "gender": str(rng.choice(["F", "M"])),
-                    "occupation": "writer",
-                    "user_events": int(rng.integers(0, 50)),
-                    "user_positive_rate": float(rng.random()),
-                    "year": 1995,
-                    "genres": ["Drama"],
-                    "item_events": int(rng.integers(0, 50)),
-                    "item_positive_rate": float(rng.random()),
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=declared.LOGGED_EVENTS.arrow).sort_by(
-        [("user_id", "ascending"), ("timestamp", "ascending"), ("event_id", "ascending")]
-    )
 
 
 @pytest.fixture
@@ -79,25 +46,6 @@ def storage(tmp_path: Path) -> Storage:
         day = FIRST_DAY + timedelta(days=offset)
         write_logged(stored, day, events_of(day, offset), 1)
     return stored
-
-
-def bundle_of(model: dict[str, object], meta: dict[str, object] | None = None) -> Bundle:
-    cfg = Config(
-        features=declared.FEATURES,
-        source=SourceConfig(kind="synthetic"),
-        model=ModelConfig.model_validate({"global_hidden": (16,), **model}),
-        meta=MetaConfig.model_validate({"support_rows": SUPPORT_ROWS, **(meta or {})}),
-    )
-    logged = pa.concat_tables([events_of(FIRST_DAY, 0), events_of(FIRST_DAY + timedelta(days=1), 1)])
-    encoder = Encoder.fit(logged, cfg)
-    network = build_network(cfg, encoder.dims, seed=3)
-    with torch.no_grad():
-        # Items as training leaves them: vectors of length 1.
-        network.global_block.item.div_(network.global_block.item.norm(dim=1, keepdim=True))
-        # A prior as training leaves it; at first it is all zeros, which nothing could be told apart from.
-        for start in (getattr(network.meta, name) for name in ("vector", "empty") if hasattr(network.meta, name)):
-            start.copy_(torch.linspace(-0.5, 0.5, len(start)))
-    return Bundle(config=cfg, refit=Model(network, encoder))
 
 
 @pytest.fixture(scope="session")
@@ -343,7 +291,7 @@ def test_the_window_of_active_entities_has_its_first_instant_and_not_its_last(st
 def test_shards_partition_the_entities_the_same_way_in_every_process() -> None:
     mine = [shard_of(user, 4) for user in USERS]
     assert set(mine) == set(range(4))
-    code = f"from limaml.embeddings.adapt import shard_of; print([shard_of(u, 4) for u in {USERS}])"
+    code = f"from limaml.events.recent import shard_of; print([shard_of(u, 4) for u in {USERS}])"
     environment = {"PYTHONHASHSEED": "1"}
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert other.stdout.strip() == str(mine)

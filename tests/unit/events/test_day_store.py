@@ -81,3 +81,18 @@ def test_a_null_where_none_may_be_does_not_conform(column):
     assert conforms(table, schema.EVENTS)
     nothing = pa.nulls(1, table.schema.field(column).type)
     assert not conforms(table.set_column(table.schema.get_field_index(column), column, nothing), schema.EVENTS)
+
+
+def test_manifests_are_read_once_and_what_the_store_records_is_among_them(store, storage, monkeypatch):
+    EventStore(storage).commit(DayManifest(NEXT, "passed", 1))
+    read = []
+    before = Storage.read_json
+    monkeypatch.setattr(Storage, "read_json", lambda self, path: read.append(path) or before(self, path))
+    assert list(store.manifests()) == [NEXT]
+    store.commit(DayManifest(DAY, "passed", 1, warnings=("rows",)))
+    store.record_no_data(AFTER)
+    assert (store.days(), store.days("no_data")) == ([DAY, NEXT], [AFTER])
+    assert store.lineage(AFTER) == {str(DAY): 1, str(NEXT): 1}
+    assert read == [f"days/dt={NEXT}.json"]
+    store.manifests().clear()
+    assert store.manifests() == EventStore(storage).manifests()

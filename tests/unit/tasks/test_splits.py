@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from limaml import config, schema
 from limaml.config import EvaluationConfig
-from limaml.embeddings.adapt import shard_of
 from limaml.errors import DataError
 from limaml.events.movielens import MovieLensSource
+from limaml.events.recent import shard_of
 from limaml.tasks.splits import Split, is_held_out, split_events
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
