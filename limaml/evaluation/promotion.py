@@ -89,7 +89,7 @@ def decide(evidence: Evidence, cfg: PromotionConfig) -> Decision:
     """Apply every rule of [promotion] to the evidence."""
     return Decision(
         (
-            _per_user(evidence.per_user),
+            _per_user(evidence.per_user, cfg),
             _as_served(evidence, cfg),
             _champion(evidence, cfg),
             _refit(evidence, cfg),
@@ -97,14 +97,19 @@ def decide(evidence: Evidence, cfg: PromotionConfig) -> Decision:
     )
 
 
-def _per_user(per_user: PerUserEvidence) -> Check:
-    gain = per_user.gain
+def _per_user(per_user: PerUserEvidence, cfg: PromotionConfig) -> Check:
+    gain, margin = per_user.gain, cfg.per_user_margin
     remedy = "" if per_user.num_users else "; there are none: train on more days or choose another promotion.protocol"
+    if margin:
+        outcome, rule = _at_least(gain.low, -margin), f"at most {margin:g} below the global MLP's with its whole interval"
+    else:
+        outcome = "passed" if gain.value > 0.0 and gain.excludes_zero() else "failed"
+        rule = "above the global MLP's with an interval that excludes zero"
     return Check(
         "per_user_auc",
-        "passed" if gain.value > 0.0 and gain.excludes_zero() else "failed",
-        f"per-user AUC of {per_user.num_users} {per_user.whose} ({per_user.num_rows} rows) must be above the global MLP's with "
-        f"an interval that excludes zero, got {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{remedy}",
+        outcome,
+        f"per-user AUC of {per_user.num_users} {per_user.whose} ({per_user.num_rows} rows) must be {rule}, "
+        f"got {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{remedy}",
     )
 
 

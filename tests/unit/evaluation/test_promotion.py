@@ -116,3 +116,19 @@ def test_equal_to_the_margin_is_good_enough():
     assert decide(replace(GOOD, champion=replace(CHAMPION, candidate_auc=0.732)), CFG).passed
     assert decide(replace(GOOD, as_served_auc=0.70), CFG).passed
     assert decide(replace(GOOD, refit_psi=0.25), CFG).passed
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        ((-0.002, -0.005, 0.001), "passed"),
+        ((0.01, -0.0051, 0.02), "failed"),
+        ((NAN, NAN, NAN), "failed"),
+        ((0.2, 0.1, 0.3), "passed"),
+    ],
+)
+def test_with_a_margin_the_interval_may_reach_so_far_below(interval, outcome):
+    cfg = CFG.model_copy(update={"per_user_margin": 0.005})
+    check = decide(replace(GOOD, **gain(*interval)), cfg).checks[0]
+    assert check.outcome == outcome
+    assert "must be at most 0.005 below the global MLP's with its whole interval, got" in check.reason
