@@ -125,8 +125,8 @@ class PromotionConfig(Section):
     gate_k: Count = 20
     """Support rows of `first_k` at the gate, and in the tables that show one k."""
     per_user_margin: Share = 0.0
-    """0: per-user AUC must be above the global MLP's, with an interval that excludes zero. Otherwise the interval may reach this
-    far below it: a model is then served that is shown not to be worse by more, not to gain."""
+    """0: per-user AUC must be above the global MLP's, with an interval that excludes zero. Otherwise the interval may reach
+    this far below it: a model is then served that is shown not to be worse by more, not to gain."""
     as_served_margin: Share = 0.01
     """As-served AUC of all users may be at most this much below the global MLP's."""
     champion_margin: Share = 0.01
