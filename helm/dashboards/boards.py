@@ -121,6 +121,13 @@ def serving() -> Dashboard:
                 Query(f"time() - min({names.REGISTRY_POLL_SECONDS} > 0)", "registry"),
                 unit="s",
             ),
+            lines(
+                "Categories that training never saw",
+                "A second, by feature, of users and requests. A rise is a new category, or a column written otherwise.",
+                per_second(names.UNKNOWN_CATEGORIES_TOTAL, "feature"),
+                unit="short",
+                span=WHOLE,
+            ),
         ],
     )
 
