@@ -120,8 +120,10 @@ class Metrics:
         self._serving: tuple[str, str] | None = None
         self._pending = _Pending()
 
-    def start(self, kinds: Sequence[str]) -> None:
-        """Give every series its zero, so that rates and alerts see the first count."""
+    def start(self, kinds: Sequence[str], categories: Sequence[str] = ()) -> None:
+        """Give every series its zero, so that rates and alerts see the first count; `categories` are features of them."""
+        for feature in categories:
+            self._unknown.labels(feature)
         for kind in kinds:
             self._lag.labels(kind)
             self._inactivity.labels(kind)

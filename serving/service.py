@@ -97,7 +97,8 @@ class Ranking:
         telemetry.configure()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._metrics = Metrics()
-        self._metrics.start([kind.name for kind in CONFIG.task_kinds])
+        categories = [f.name for f in CONFIG.features if f.type in ("category", "categories") and f.entity != "item"]
+        self._metrics.start([kind.name for kind in CONFIG.task_kinds], categories)
         self._calls = StoreCalls(CONFIG.serving, on_breaker=self._metrics.breaker_open)
         self._champion = Champion(CONFIG, self._metrics, on_switch=self._switched)
         self._log = RequestLog(CONFIG)

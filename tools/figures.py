@@ -135,6 +135,24 @@ def _speed(found: Results, model: str, engine: str) -> str:
     return f"{shown} (ours: {times})" if ratios else shown
 
 
+def data(found: Results) -> list[str]:
+    """A history beside one query, and one more day after histories of several lengths."""
+    history, machine, days = found["history"], found["machine"], list(found["day_seconds"])
+    seconds = {"one more day, gate to logged rows": found["day_seconds"], "adapting its users": found["adapt_seconds"]}
+    return [
+        f"Measured by `make bench-data` on {machine['cores']} cores of {machine['cpu']}.",
+        "",
+        f"{history['events']:,} events over {history['days']} days: {history['seconds']:.1f} s in {history['peak_mib']:,.0f}"
+        f" MiB, {history['ratio_to_query']:.1f} times one duckdb query of the same columns over the same files "
+        f"({history['query_seconds']:.2f} s).",
+        "",
+        *table(
+            ("seconds, after so many days of history", *days),
+            [(name, *(f"{one[day]:.2f}" for day in days)) for name, one in seconds.items()],
+        ),
+    ]
+
+
 def service(found: Results) -> list[str]:
     """A request beside BentoML's floor and a plain service, and the soak."""
     machine, soaks = found["machine"], {"Redis": found["soak"]["ours_redis"], "SQLite": found["soak"]["ours_sqlite"]}

@@ -32,6 +32,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/performance.md": {
         "engine": lambda: figures.engine(results("benchmarks/results/engine.json")),
         "service": lambda: figures.service(results("benchmarks/results/serving.json")),
+        "data": lambda: figures.data(results("benchmarks/results/data.json")),
     },
     "docs/configuration.md": {"settings": configuration.settings},
 }
