@@ -1,6 +1,6 @@
 """Ask the running service to rank candidates for three users, and show what came back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any
 
@@ -31,6 +31,8 @@ class DemoUser:
     description: str
     rows: int
     candidates: tuple[str, ...]
+    context: dict[str, Any] = field(default_factory=dict)
+    """What a request must say of its moment: that it is not known."""
 
 
 def choose_users(cfg: Config) -> list[DemoUser]:
@@ -44,7 +46,8 @@ def choose_users(cfg: Config) -> list[DemoUser]:
         (by_user[-1], "fewest rows"),
         ((NEVER_SEEN, 0), "never seen"),
     ]
-    return [DemoUser(user, what, rows, _candidates(storage, events, user)) for (user, rows), what in users]
+    found = [(user, what, rows, _candidates(storage, events, user)) for (user, rows), what in users]
+    return [DemoUser(*each, _unknown_context(cfg, len(each[-1]))) for each in found]
 
 
 def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
 
     Raises LimamlError with its refusal, or with what kept it.
     """
-    request = {"user_id": user.user_id, "item_ids": list(user.candidates)}
+    request = {"user_id": user.user_id, "item_ids": list(user.candidates), "context": user.context}
     deadline = monotonic() + timeout_s
     while True:
         try:
@@ -89,6 +92,11 @@ def show(console: Console, cfg: Config, url: str) -> None:
             table.add_row(f"{item['score']:.3f}", str(titles[item["item_id"]] or item["item_id"]))
         console.print(table)
         console.print()
+
+
+def _unknown_context(cfg: Config, num_candidates: int) -> dict[str, Any]:
+    said = [feature for feature in cfg.features if feature.entity == "context" and not feature.clock]
+    return {feature.name: [None] * num_candidates if feature.per_candidate else None for feature in said}
 
 
 def _counts(events: pa.Table, column: str) -> list[tuple[str, int]]:

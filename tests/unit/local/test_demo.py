@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from limaml.config import Config, FeatureConfig
 from limaml.errors import LimamlError
 from limaml.local import demo
 
@@ -70,3 +71,14 @@ def test_a_service_that_stays_late_is_an_error_after_the_limit(
     assert len(given) > 1
     with pytest.raises(LimamlError, match="ConnectError"):
         demo.ask(f"http://127.0.0.1:{free_ports(1)[0]}", USER, timeout_s=0.1)
+
+
+def test_a_request_says_that_its_moment_is_not_known() -> None:
+    """What only a service's callers know; a clock's values are left to the service."""
+    features = (
+        FeatureConfig(entity="context", name="page", type="category", per_candidate=True),
+        FeatureConfig(entity="context", name="temperature", type="number"),
+        FeatureConfig(entity="context", name="hour", type="cycle", clock="hour"),
+    )
+    cfg = Config.model_validate({"source": {"kind": "synthetic"}, "features": features})
+    assert demo._unknown_context(cfg, 2) == {"page": [None, None], "temperature": None}
