@@ -54,7 +54,7 @@ def test_vectors_of_a_batch_are_looked_up_and_an_unknown_item_has_that_of_its_fe
     batch = build_batch(rows, [TaskSpec(0, 0, 0, 2, hide_items=np.array([1]))])
     found_TRK = items(batch.support, torch.tensor([2]))
     torch.testing.assert_close(found_TRK[0, 0], items.item_FIK[2, rows.encoded.item_index[0]])
-    content_C = torch.from_numpy(rows.encoded.item_dense[1, : encoder.dims.item_static])
+    content_C = torch.from_numpy(rows.encoded.item_dense[1:2][0, : encoder.dims.item_static])
     torch.testing.assert_close(found_TRK[0, 1], content_C @ items.content_FCK[2] + items.bias_FK[2])
 
 
@@ -69,4 +69,4 @@ def test_rows_of_some_entities(planted_logged: pa.Table, small_config: Callable[
     for name in ("label", "timestamp_us", "offsets", "entity_index"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     np.testing.assert_array_equal(found.encoded.item_index, wanted.encoded.item_index)
-    np.testing.assert_array_equal(found.encoded.item_dense, wanted.encoded.item_dense)
+    np.testing.assert_array_equal(found.encoded.item_dense[:], wanted.encoded.item_dense[:])
