@@ -1,9 +1,10 @@
 """Daily snapshots: what was known of users and items at the end of each day, and of users by attributes of items.
 
 `snapshots/<subject>/dt=D/part.parquet` holds a row for everything that changed on day D, stamped with the end of D. A subject
-is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window, with a
-catalogue row that is new or different, and with events that a correction took away, so that what they left online is replaced.
-The catalogue as first delivered is stamped with the start of the first day, that is the end of the day before it.
+is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window (a user also
+with one that leaves that of an entry), with a catalogue row that is new or different, and with events that a correction took
+away, so that what they left online is replaced. The catalogue as first delivered is stamped with the start of the first day, that
+is the end of the day before it.
 
 A day's rows follow from the state at the end of the day before and from the day's events (limaml.events.state); from wherever
 one starts, they are the same, to the byte. Of an affinity the keys with the newest events stay, so many a user (of one day the
@@ -101,13 +102,14 @@ class Span:
 
 def subjects(tables: schema.Tables) -> dict[str, Subject]:
     """Everything that has snapshots: users, items, and what is kept of users by attributes of items."""
-    entities = [Subject.of_kind(kind) for kind in catalogue.kinds(tables).values()]
+    kinds = catalogue.kinds(tables)
+    entities = [Subject.of_kind(kinds["user"], tables.affinities), Subject.of_kind(kinds["item"])]
     return {subject.name: subject for subject in (*entities, *map(Subject.of_affinity, tables.affinities))}
 
 
 def has_windows(tables: schema.Tables) -> bool:
     """Whether something changes on days without an event of its own, as one leaves a window."""
-    return any(subject.windows != (0,) for subject in subjects(tables).values())
+    return any(subject.leaving for subject in subjects(tables).values())
 
 
 def write(storage: Storage, tables: schema.Tables, span: Span) -> None:
@@ -168,8 +170,7 @@ def _advance(storage: Storage, tables: schema.Tables, before: Mapping[str, pa.Ta
 
 def _changes(storage: Storage, tables: schema.Tables, subject: Subject, base: pa.Table, first: date, through: date) -> pa.Table:
     """`Span.changes` of one subject."""
-    longest = max(subject.windows)
-    earliest = first - timedelta(days=longest) if longest else first
+    earliest = first - timedelta(days=max(subject.leaving, default=0))
     dates = {"first": _number(first), "through": _number(through)}
     with duckdb.connect() as connection:
         connection.register("base", base)
@@ -232,8 +233,7 @@ def _query(subject: Subject) -> str:
         f" UNION ALL SELECT {', '.join(f'gone.{key}' for key in keys)}, gone.day, gone.life FROM"
         f" (SELECT {', '.join(keys)}, day + {days} AS day, life FROM lives) AS gone ASOF LEFT JOIN dropped"
         f" ON {same('gone', 'dropped')} AND gone.day > dropped.day WHERE coalesce(dropped.day, -1) = gone.life"
-        for days in subject.windows
-        if days
+        for days in subject.leaving
     )
     static, history = "", ""
     if subject.kind is not None:

@@ -34,10 +34,12 @@ class Subject:
     snapshots: schema.Table
     kind: Kind | None = None
     affinity: schema.Affinity | None = None
+    maps: tuple[schema.Affinity, ...] = ()
+    """Of users: what is kept of them by attributes of items, which goes online with their own row."""
 
     @classmethod
-    def of_kind(cls, kind: Kind) -> Self:
-        return cls(kind.name, (kind.key,), kind.snapshots, kind=kind)
+    def of_kind(cls, kind: Kind, maps: tuple[schema.Affinity, ...] = ()) -> Self:
+        return cls(kind.name, (kind.key,), kind.snapshots, kind=kind, maps=maps)
 
     @classmethod
     def of_affinity(cls, affinity: schema.Affinity) -> Self:
@@ -62,6 +64,12 @@ class Subject:
         """Days of each window, ascending; 0, all time, is always there."""
         mine = self.affinity.features if self.affinity else self.aggregates
         return tuple(sorted({0, *(feature.window_days for feature in mine)}))
+
+    @cached_property
+    def leaving(self) -> tuple[int, ...]:
+        """Days after an event on which it leaves a window, so that a row is due: one of a user's maps, too."""
+        windows = {*self.windows, *(days for affinity in self.maps for days in affinity.windows)}
+        return tuple(sorted(windows - {0}))
 
     @cached_property
     def sums(self) -> dict[str, str]:

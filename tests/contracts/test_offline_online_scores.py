@@ -45,7 +45,8 @@ FEATURES = (
     feature("user", "away", "number", aggregate="days_since"),
     feature("item", "segment_of", "category", column="segment"),
     feature("item", "unsold", "number", aggregate="days_since"),
-    feature("user", "same", "number", aggregate="count", by="item_id", max_keys=4, window_days=2),
+    # No other feature of users has this window: a user's maps change with it all the same.
+    feature("user", "same", "number", aggregate="count", by="item_id", max_keys=4, window_days=4),
     feature("user", "same_rate", "number", aggregate="rate", by="item_id", max_keys=4, prior_rows=2.0),
     feature("user", "same_away", "number", aggregate="days_since", by="item_id", max_keys=4),
     feature("user", "likes", "number", aggregate="rate", by="segment_of", max_keys=3),

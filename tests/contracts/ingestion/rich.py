@@ -32,7 +32,7 @@ FEATURES = [
         "aggregate": "rate",
         "by": "item_id",
         "max_keys": MAX_KEYS,
-        "window_days": 2,
+        "window_days": 3,
         "prior_rows": 2.0,
     },
     {"entity": "user", "name": "same_away", "type": "number", "aggregate": "days_since", "by": "item_id", "max_keys": MAX_KEYS},

@@ -79,8 +79,8 @@ def expect(row, day, history):
         if by == "item_id":
             bought = [at for at, r in entry or [] if r["label"]]
             assert row["by_item_id_last_positive_day"] == (number(max(bought)) if bought else None)
-            two = last(2, entry or [])
-            assert row["by_item_id_positives_2"] == (sum(r["label"] for r in two) if entry else None)
+            three = last(3, entry or [])
+            assert row["by_item_id_positives_3"] == (sum(r["label"] for r in three) if entry else None)
         else:
             assert row["by_sort_positives"] == (sum(r["label"] for _, r in entry) if entry else None)
 
@@ -107,6 +107,16 @@ def test_keys_were_dropped_and_came_again(shop, tables):
     assert span.num_dropped["user_by_item_id"] > 5
     assert span.num_dropped["user_by_sort"] > 0
     assert span.num_dropped["user"] == 0
+
+
+def test_a_user_has_a_row_on_every_day_on_which_an_entry_changes(shop, tables):
+    """What goes online with a day is what its users' rows name; no window of a user's own is as long as an entry's."""
+    span = snapshots.advance(shop.storage, tables, FIRST - timedelta(days=1), DAYS[-1] + timedelta(days=4))
+    changed = {name: span.changes[name].select(["user_id", "day"]).to_pylist() for name in ("user", "user_by_item_id")}
+    users, entries = ({(row["user_id"], row["day"]) for row in rows} for rows in changed.values())
+    quiet = {day for _, day in entries} - {(day - EPOCH).days for day in DAYS}
+    assert len(quiet) == 3, "days on which entries change by leaving a window alone"
+    assert entries <= users
 
 
 @pytest.mark.parametrize("seed", range(2))
