@@ -1,10 +1,10 @@
 """Daily snapshots: what was known of users and items at the end of each day, and of users by attributes of items.
 
 `snapshots/<subject>/dt=D/part.parquet` holds a row for everything that changed on day D, stamped with the end of D. A subject
-is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window (a user also
-with one that leaves that of an entry), with a catalogue row that is new or different, and with events that a correction took
-away, so that what they left online is replaced. The catalogue as first delivered is stamped with the start of the first day, that
-is the end of the day before it.
+is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window (a user
+also with one that leaves that of an entry), with a catalogue row that is new or different, and with events that a correction
+took away, so that what they left online is replaced. The catalogue as first delivered is stamped with the start of the first
+day, that is the end of the day before it.
 
 A day's rows follow from the state at the end of the day before and from the day's events (limaml.events.state); from wherever
 one starts, they are the same, to the byte. Of an affinity the keys with the newest events stay, so many a user (of one day the
