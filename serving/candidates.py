@@ -34,5 +34,5 @@ def _entries(affinity: schema.Affinity, keys: Sequence[Any], stored: Mapping[str
     found: dict[str, Sequence[Any]] = {}
     for name in affinity.counts:
         numbers = stored.get(name) or ()
-        found[name] = [None if at is None else numbers[at] for at in at_R]
+        found[name] = [None if at is None or numbers[at] == schema.NO_NUMBER else numbers[at] for at in at_R]
     return found

@@ -19,7 +19,7 @@ def maps(storage: Storage, tables: schema.Tables, users: pa.Table, through: date
     for affinity in tables.affinities:
         entries = _entries(storage, subjects(tables)[affinity.name], through)
         columns = [f"list({affinity.by} ORDER BY {affinity.by}) AS {affinity.keys_column}"]
-        columns += [f"list({name} ORDER BY {affinity.by}) AS {name}" for name in affinity.counts]
+        columns += [f"list(coalesce({name}, {schema.NO_NUMBER}) ORDER BY {affinity.by}) AS {name}" for name in affinity.counts]
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.register("users", rows)

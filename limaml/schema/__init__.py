@@ -1,6 +1,6 @@
 """Which columns there are: those that every data set has, and those that the declared features make."""
 
-from limaml.schema.affinities import Affinity
+from limaml.schema.affinities import NO_NUMBER, Affinity
 from limaml.schema.columns import (
     AFFINITY_VIEW,
     EMBEDDING_FEATURE_NAMES,
@@ -31,6 +31,7 @@ __all__ = [
     "FETCHED_EMBEDDING",
     "ITEM_VIEW",
     "MAX_ID_LENGTH",
+    "NO_NUMBER",
     "SLOTS",
     "TIMESTAMP",
     "TRAINING_SERVICE",

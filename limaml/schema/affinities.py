@@ -12,6 +12,9 @@ import pyarrow as pa
 from limaml.config import FeatureConfig
 from limaml.schema.columns import TIMESTAMP, Column, Table
 
+NO_NUMBER = -1
+"""Online, in place of a null: a list in Feast's stores has none, and what comes behind one would move up."""
+
 
 @dataclass(frozen=True)
 class Affinity:

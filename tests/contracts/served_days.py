@@ -134,7 +134,8 @@ def differing(chain, rows):
             key = row["item_id"] if affinity.by == "item_id" else row[affinity.by]
             keys = fetched.affinities[affinity.keys_column] or []
             for name in affinity.counts:
-                values[name] = fetched.affinities[name][keys.index(key)] if key in keys else None
+                number = fetched.affinities[name][keys.index(key)] if key in keys else schema.NO_NUMBER
+                values[name] = None if number == schema.NO_NUMBER else number
         found += [(row["event_id"], name) for name, value in values.items() if value != row[name]]
     return found
 

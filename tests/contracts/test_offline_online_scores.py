@@ -49,6 +49,7 @@ FEATURES = (
     feature("user", "same", "number", aggregate="count", by="item_id", max_keys=4, window_days=4),
     feature("user", "same_rate", "number", aggregate="rate", by="item_id", max_keys=4, prior_rows=2.0),
     feature("user", "same_away", "number", aggregate="days_since", by="item_id", max_keys=4),
+    feature("user", "same_bought", "number", aggregate="days_since", positive=True, by="item_id", max_keys=4),
     feature("user", "likes", "number", aggregate="rate", by="segment_of", max_keys=3),
     feature("context", "page", "category", per_candidate=True),
     feature("context", "temperature", "number"),
