@@ -1,6 +1,7 @@
 """What a request has for each of its candidates beside the item: its context, and what the user did with the item before."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from limaml import schema
@@ -22,7 +23,7 @@ def columns(tables: schema.Tables, loaded: Loaded, request: RankRequest, fetched
     return found
 
 
-def encode(loaded: Loaded, found: Mapping[str, Sequence[Any]], request: RankRequest, at: Any) -> Floats | None:
+def encode(loaded: Loaded, found: Mapping[str, Sequence[Any]], request: RankRequest, at: datetime) -> Floats | None:
     """(R, F) what the network reads of `columns`; None where nothing is declared."""
     return loaded.encoder.encode_candidates(found, len(request.item_ids), at) if found else None
 

@@ -9,6 +9,10 @@ from limaml.config.section import Count, Name, Positive, PositiveCount, Section,
 _CLOCK_PERIODS = {"hour": 24, "weekday": 7}
 
 
+_LARGEST = 1e15
+"""Of a number of events, either way: a billion of them still add up exactly; and infinity is none."""
+
+
 class FeatureConfig(Section):
     """One feature, declared once: its columns, gates, Feast fields, encoding, API fields, log and drift follow from it."""
 
@@ -128,13 +132,22 @@ class FeatureConfig(Section):
         """Least value there can be."""
         if self.aggregate == "mean":
             return None
-        return 0.0 if self.aggregate or self.type == "cycle" else self.minimum
+        if self.aggregate or self.type == "cycle":
+            return 0.0
+        return -_LARGEST if self.minimum is None and self._is_summed else self.minimum
 
     @property
     def highest(self) -> float | None:
         if self.type == "cycle":
             return float(self.num_steps - 1)
-        return 1.0 if self.aggregate == "rate" else self.maximum
+        if self.aggregate == "rate":
+            return 1.0
+        return _LARGEST if self.maximum is None and self._is_summed else self.maximum
+
+    @property
+    def _is_summed(self) -> bool:
+        """Whether there may be means of it, which are sums of whole millionths."""
+        return self.is_delivered and self.type == "number"
 
 
 # What any table of events has.

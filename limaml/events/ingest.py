@@ -25,7 +25,7 @@ from limaml.events.declared import require_declared
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
 from limaml.events.logged import keep_logged_features, logged_path, write_logged
-from limaml.events.point_in_time import join
+from limaml.events.point_in_time import join, known_rows
 from limaml.events.sources import Source, open_source
 from limaml.io.locks import Lock, exclusive
 from limaml.io.storage import Storage
@@ -307,17 +307,18 @@ def _let_windows_pass(places: _Places, known: Mapping[date, DayManifest], days: 
     for day in days:
         if snapshots.has_windows(places.tables) and first is not None and day > first:
             places.lock.check()
+            state.forget(places.storage, day)
             _write_snapshots(places, day, day)
 
 
 def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span:
-    """Write what changed in a span of days, once it has passed its gate."""
-    state.forget(places.storage, first)
+    """Write what changed in a span of days, once it has passed its gate; the states of those days are forgotten already."""
     span = snapshots.advance(places.storage, places.tables, first, last)
+    rows = {name: span.rows(subject) for name, subject in snapshots.subjects(places.tables).items()}
     for name, subject in snapshots.subjects(places.tables).items():
-        result = gates.check_snapshots(span.rows(subject), subject.snapshots, f"{name} snapshots of {first} to {last}")
+        result = gates.check_snapshots(rows[name], subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
-    snapshots.write(places.storage, places.tables, span)
+    snapshots.write(places.storage, places.tables, span, rows)
     for name, number in span.num_dropped.items():
         if number:
             _log.info("affinity_keys_dropped", affinity=name, keys=number, first=first.isoformat(), through=last.isoformat())
@@ -326,10 +327,10 @@ def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span
 
 def _log_features(places: _Places, fresh: Sequence[_Delivery], span: snapshots.Span) -> None:
     """Join features to the fresh days' events, in as few joins as memory allows, and write them day by day."""
-    group: list[_Delivery] = []
+    known, group = known_rows(places.tables, span), list[_Delivery]()
     for delivery in (*fresh, None):
         if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > _JOIN_ROWS):
-            joined = join(pa.concat_tables([d.table for d in group]), places.tables, span)
+            joined = join(pa.concat_tables([d.table for d in group]), places.tables, known)
             days = joined["timestamp"].cast(pa.date32())
             for member in group:
                 rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))

@@ -4,6 +4,8 @@ Feast's `get_historical_features` over the same snapshots is the definition, and
 one duckdb query, over the rows that a span of days has just changed.
 """
 
+from collections.abc import Mapping
+
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +15,13 @@ from limaml.errors import StoreError
 from limaml.events.snapshots import Span, subjects
 
 
-def join(events: pa.Table, tables: schema.Tables, span: Span) -> pa.Table:
-    """Events of the span's days, each with the newest row of its user, item and entries that is not later than it.
+def known_rows(tables: schema.Tables, span: Span) -> dict[str, pa.Table]:
+    """What events of a span's days may be joined with: of each subject the rows before them and those of the days."""
+    return {name: span.rows(subject, before=True) for name, subject in subjects(tables).items()}
+
+
+def join(events: pa.Table, tables: schema.Tables, known: Mapping[str, pa.Table]) -> pa.Table:
+    """Each event with the newest of the `known_rows` of its user, item and entries that is not later than it.
 
     Returns `tables.logged_events`, sorted by (user_id, timestamp, event_id).
     """
@@ -23,7 +30,7 @@ def join(events: pa.Table, tables: schema.Tables, span: Span) -> pa.Table:
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("events", events.select(tables.events.names))
         for name, subject in subjects(tables).items():
-            connection.register(name, span.rows(subject, before=True))
+            connection.register(name, known[name])
             # An entry by a category is that of the category which the item has in the same join.
             holders = ["item" if subject.affinity and key not in ("user_id", "item_id") else "events" for key in subject.keys]
             same = " AND ".join(f'{holder}.{key} = "{name}".{key}' for holder, key in zip(holders, subject.keys, strict=True))

@@ -112,10 +112,10 @@ def has_windows(tables: schema.Tables) -> bool:
     return any(subject.leaving for subject in subjects(tables).values())
 
 
-def write(storage: Storage, tables: schema.Tables, span: Span) -> None:
-    """Write a span's rows, and the state at its end; no state of a day in it may be kept (`state.forget`)."""
-    for subject in subjects(tables).values():
-        _write_days(storage, subject, span.rows(subject))
+def write(storage: Storage, tables: schema.Tables, span: Span, rows: Mapping[str, pa.Table]) -> None:
+    """Write a span's `rows`, by subject, and the state at its end; no state of a day in it may be kept (`state.forget`)."""
+    for name, subject in subjects(tables).items():
+        _write_days(storage, subject, rows[name])
         state.keep(storage, subject, span.through, _after(subject, span))
 
 

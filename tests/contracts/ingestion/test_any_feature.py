@@ -4,9 +4,11 @@ import random
 from collections import defaultdict
 from datetime import date, timedelta
 
+import pyarrow as pa
 import pytest
 
 from limaml import schema
+from limaml.errors import GateError
 from limaml.events import ingest, snapshots
 from limaml.events.logged import read_logged
 from limaml.features.feature_store import join_features, open_store
@@ -107,6 +109,18 @@ def test_keys_were_dropped_and_came_again(shop, tables):
     assert span.num_dropped["user_by_item_id"] > 5
     assert span.num_dropped["user_by_sort"] > 0
     assert span.num_dropped["user"] == 0
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), -1e16])
+def test_a_number_that_no_sum_can_hold_refuses_its_day(tmp_path, wrong):
+    shop = Shop(tmp_path, DAYS[:1])
+    table = shop.events[FIRST]
+    prices = [wrong, *table["price"].to_pylist()[1:]]
+    shop.events[FIRST] = table.set_column(table.schema.get_field_index("price"), "price", pa.array(prices, pa.float64()))
+    shop.deliver(FIRST)
+    with pytest.raises(GateError, match=rf"between\(price\): min_value -1000000000000000.0, .*{wrong}".replace("+", r"\+")):
+        ingest.ingest_day(shop.cfg, FIRST, shop.today)
+    assert shop.storage.list("snapshots") == []
 
 
 def test_a_user_has_a_row_on_every_day_on_which_an_entry_changes(shop, tables):

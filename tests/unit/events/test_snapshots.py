@@ -52,7 +52,9 @@ class World:
 
 def write(storage, tables, first, through):
     state.forget(storage, first)
-    snapshots.write(storage, tables, snapshots.advance(storage, tables, first, through))
+    span = snapshots.advance(storage, tables, first, through)
+    rows = {name: span.rows(subject) for name, subject in snapshots.subjects(tables).items()}
+    snapshots.write(storage, tables, span, rows)
 
 
 @pytest.fixture
