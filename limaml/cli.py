@@ -327,12 +327,15 @@ def stop(cfg: "Config") -> dict[str, Any]:
     return {"status": "ok" if count else "unchanged", "ended": count}
 
 
-@verb(ONE_MACHINE)
+@verb(BY_HAND, spoken=True)
 def status(cfg: "Config", today: Today = None) -> dict[str, Any]:
-    """Say which model serves, whether it is the one that would be trained now, and which days are not online yet."""
+    """Say on one screen which model serves, how fresh each slot is, which days are in, and what was refused."""
+    from limaml.local.screen import screen
     from limaml.local.status import read_status
 
-    return read_status(cfg, _today(today)).to_dict()
+    found = read_status(cfg, _today(today))
+    print("\n".join(screen(cfg, found, datetime.now(UTC))))
+    return found.to_dict()
 
 
 @verb(YOUR_DATA, spoken=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from limaml.errors import StoreError
 from limaml.features.online.rows import BulkStore, OnlineRow, RowCodec
 from limaml.io.lease import Held
+from limaml.progress import progress
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -89,7 +90,7 @@ def _older_objects_left_alone() -> Iterator[None]:
 def publish(view: OnlineView, table: pa.Table, held: Held, batch_rows: int) -> pa.Table:
     """Write the table's rows that replace what is stored, and return them. The lease is checked before each write."""
     written = [table.slice(0, 0)]
-    for part in _batches(table, batch_rows):
+    for part in _batches(table, batch_rows, f"publishing {view.name}"):
         keys, rows = view.keys(part), view.rows(part)
         pairs = zip(rows, view.read(keys), strict=True)
         chosen = [at for at, (row, stored) in enumerate(pairs) if replaces(row, stored)]
@@ -107,7 +108,7 @@ def require_published(view: OnlineView, table: pa.Table, batch_rows: int) -> Non
     Raises StoreError that names the first row that differs, and how many do.
     """
     num_wrong, first = 0, ""
-    for part in _batches(table, batch_rows):
+    for part in _batches(table, batch_rows, f"reading back {view.name}"):
         rows, found = view.rows(part), view.read(view.keys(part))
         wrong = [at for at, (row, stored) in enumerate(zip(rows, found, strict=True)) if row != stored]
         if wrong and not first:
@@ -130,9 +131,12 @@ def sample(table: pa.Table, num_rows: int) -> pa.Table:
     return table.take([at * (table.num_rows - 1) // (num_rows - 1) for at in range(num_rows)])
 
 
-def _batches(table: pa.Table, batch_rows: int) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, batch_rows):
-        yield table.slice(start, batch_rows)
+def _batches(table: pa.Table, batch_rows: int, what: str) -> Iterator[pa.Table]:
+    with progress(what, "rows", table.num_rows) as advance:
+        for start in range(0, table.num_rows, batch_rows):
+            part = table.slice(start, batch_rows)
+            yield part
+            advance(part.num_rows)
 
 
 def _difference(view: OnlineView, row: OnlineRow, stored: OnlineRow | None) -> str:

@@ -22,11 +22,11 @@ import torch
 
 from limaml import schema
 from limaml.config import ModelConfig, TaskKindConfig
-from limaml.embeddings.progress import progress
 from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle
 from limaml.models.network import LiMAML
+from limaml.progress import progress
 from limaml.tasks.sampling import microseconds
 from limaml.tasks.supports import Supports, cut_by_entity
 
@@ -93,7 +93,7 @@ class Adapter:
     def embed_all(self, rows: Iterable[pa.RecordBatch], batch_entities: int, total: int | None) -> Iterator[pa.RecordBatch]:
         """`embed` for a stream sorted by (entity, timestamp, event id), `batch_entities` entities at a time, with progress."""
         tables = cut_by_entity(rows, self.kind.entity_column, batch_entities)
-        with _one_torch_thread(), progress(total) as advance:
+        with _one_torch_thread(), progress("adapting", "entities", total) as advance:
             for batch in _ordered_map(self.embed, tables):
                 advance(batch.num_rows)
                 yield batch

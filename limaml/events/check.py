@@ -18,6 +18,7 @@ from limaml.events.casting import declared_events
 from limaml.events.day_store import canonical, conforms
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.sources import Source, open_source
+from limaml.progress import tracked
 
 _BATCH_ROWS = 500_000
 """Rows whose gates run together: bounds memory."""
@@ -106,7 +107,7 @@ def _days(
     """The gates of all days, a batch at a time."""
     tables, unread, batch = schema.tables(cfg.features), dict[str, None](), dict[date, pa.Table]()
     ids = {name: _ids(table, f"{name}_id") for name, table in known.items()}
-    for day in days:
+    for day in tracked(days, "checking", "days", len(days)):
         try:
             table = source.read_day(day)
         except UnreadableDayError as error:

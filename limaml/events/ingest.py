@@ -29,6 +29,7 @@ from limaml.events.point_in_time import join, known_rows
 from limaml.events.sources import Source, open_source
 from limaml.io.locks import Lock, exclusive
 from limaml.io.storage import Storage
+from limaml.progress import tracked
 
 _JOIN_ROWS = 250_000
 """Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
@@ -106,7 +107,8 @@ def ingest_history(cfg: Config, through: date, today: date) -> dict[str, Any]:
             raise ConfigError(f"through must be a day of the source, from {first} on, got {through}; choose a later day")
         known = places.store.manifests()
         _refuse_before_first(known, days[0])
-        deliveries = [d for day in days if (d := _read(places, day, known.get(day))) is not None]
+        reading = tracked(days, "reading", "days", len(days))
+        deliveries = [d for day in reading if (d := _read(places, day, known.get(day))) is not None]
         delivered = {d.day for d in deliveries}
         missing = [day for day in days if day not in delivered and _is_open(known.get(day))]
         fresh = [d for d in deliveries if not _is_complete(places.storage, d)]

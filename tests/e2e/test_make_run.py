@@ -45,7 +45,9 @@ class World:
         return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self.limaml("status").stdout)
+        done = self.limaml("status", "--result", str(self.home / "status.json"))
+        assert done.returncode == 0, done.stderr
+        return json.loads((self.home / "status.json").read_text())
 
     @property
     def state(self) -> dict[str, Any]:
@@ -111,6 +113,15 @@ def test_every_task_ran_once_and_the_days_in_order(world: World, api: AirflowApi
         assert {task.name: (task.state, task.try_number) for task in tasks} == {name: (states[name], 1) for name in states}
     through = datetime.fromisoformat(train["conf"]["through"])
     assert [run["conf"]["day"] for run in (first, second)] == [f"{through + timedelta(days=n):%Y-%m-%d}" for n in (1, 2)]
+
+
+def test_status_fits_one_screen_and_says_what_serves(world: World) -> None:
+    screen = world.limaml("status").stdout.splitlines()
+    assert len(screen) <= 24
+    assert "version 1 serves, trained on the data, configuration and code of now" in screen[0]
+    assert any("version 1 serves, complete through" in line for line in screen[1:])
+    assert any("all online" in line for line in screen)
+    assert any("days passed" in line for line in screen)
 
 
 def test_all_days_are_online_for_the_champion(world: World) -> None:
