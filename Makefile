@@ -69,8 +69,8 @@ benchmarks/.venv/installed: benchmarks/requirements-peers.txt
 		|| echo "learn2learn did not build (benchmarks/.venv/learn2learn.log); its figures will be missing"
 	@touch $@
 
-# The S3 server that tests start has an environment of its own, so that nothing of what it needs comes to the project's.
-tests/.venv/installed: tests/requirements-s3.txt
+# The S3 server that tests start, and the driver of a browser, have an environment of its own, so that nothing of what it needs comes to the project's.
+tests/.venv/installed: tests/requirements-services.txt
 	$(PYTHON) -m venv tests/.venv
 	tests/.venv/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@

@@ -5,7 +5,7 @@ from datetime import timedelta
 from airflow.sdk import DAG
 
 from dags.assets import EMBEDDINGS, EVENTS
-from dags.parameters import DAG_MACROS, TASK_DEFAULTS, day_param, from_next_tick
+from dags.parameters import DAG_MACROS, OWNER_LINKS, TASK_DEFAULTS, day_param, from_next_tick
 from dags.verb import VerbOperator
 
 DOC = """
@@ -47,7 +47,8 @@ with DAG(
     dagrun_timeout=timedelta(hours=6),
     user_defined_macros=DAG_MACROS,
     params={"day": day_param("Day to take in")},
-    tags=["limaml"],
+    tags=["limaml", "daily"],
+    owner_links=OWNER_LINKS,
 ) as dag:
     ingest = VerbOperator(
         task_id="ingest",

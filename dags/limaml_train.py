@@ -5,7 +5,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param
 
 from dags.assets import EMBEDDINGS, EVENTS, MODEL
-from dags.parameters import DAG_MACROS, TASK_DEFAULTS, day_param, from_next_tick
+from dags.parameters import DAG_MACROS, OWNER_LINKS, TASK_DEFAULTS, day_param, from_next_tick
 from dags.verb import VerbOperator
 
 DOC = """
@@ -59,7 +59,8 @@ with DAG(
             description="Empty: as configured.",
         ),
     },
-    tags=["limaml"],
+    tags=["limaml", "training"],
+    owner_links=OWNER_LINKS,
 ) as dag:
     apply = VerbOperator(
         task_id="apply",

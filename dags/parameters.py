@@ -4,6 +4,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
 # Anchored; the operator passes it on as one element of an argv list, so this is for the reader, not the shell.
@@ -16,6 +17,10 @@ TASK_DEFAULTS: dict[str, Any] = {
     "depends_on_past": False,
 }
 
+_OWNER_LINK = conf.get("limaml", "owner_link", fallback="")
+OWNER_LINKS = {"limaml": _OWNER_LINK} if _OWNER_LINK else {}
+"""Where the owner's name leads in the list of DAGs: an https: or mailto: address in `[limaml] owner_link`."""
+
 
 def from_next_tick(cron: str) -> CronTriggerTimetable:
     """A schedule (UTC) that does nothing when the DAG is switched on but wait for its next tick.
@@ -26,17 +31,20 @@ def from_next_tick(cron: str) -> CronTriggerTimetable:
 
 
 def day_param(title: str) -> Param:
-    """A calendar day, or empty for the day before the run's logical date."""
+    """A calendar day, or empty for the day before the run's logical date.
+
+    Null is what an empty field of the form gives: one that must be text would be asked for.
+    """
     return Param(
-        "",
-        type="string",
+        None,
+        type=["null", "string"],
         pattern=DAY_PATTERN,
         title=title,
         description="YYYY-MM-DD (UTC). Empty: the day before the run's logical date.",
     )
 
 
-def day_of(day: str, logical_date: datetime | None) -> str:
+def day_of(day: str | None, logical_date: datetime | None) -> str:
     """The run's day: the parameter, else the day before the logical date (so that a backfill works).
 
     Raises AirflowFailException (no retry) if there is neither.

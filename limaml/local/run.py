@@ -59,7 +59,7 @@ def up(cfg: Config, today: date, console: Console) -> Status:
     with stack.exclusive(cfg):
         steps = Steps(console)
         with steps.step("Airflow and MLflow"):
-            running = _ready_stack(cfg)
+            running = ready_stack(cfg)
         api = AirflowApi(running.urls["airflow"], ADMIN, running.password, cfg.local.ready_timeout_s)
         try:
             _train(cfg, today, api, running, steps)
@@ -77,7 +77,7 @@ def up(cfg: Config, today: date, console: Console) -> Status:
         return status
 
 
-def _ready_stack(cfg: Config) -> Stack:
+def ready_stack(cfg: Config) -> Stack:
     """The running stack if it is whole and has this configuration; else a new one, after the end of what is left of it."""
     root = Path(cfg.local.run_root).absolute()
     config_path = root / "config.json"

@@ -45,7 +45,7 @@ def peers_locked() -> dict[str, str]:
 
 def s3_server_locked() -> dict[str, str]:
     """The environment of the S3 server that tests start (tests/.venv)."""
-    return pins("tests/requirements-s3.txt")
+    return pins("tests/requirements-services.txt")
 
 
 def imported(path: Path) -> set[str]:
