@@ -30,6 +30,8 @@ CONFIG_VARIABLE = "LIMAML_CONFIG"
 
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _APPLY_WAIT_S = 60.0
+_REDIS_TIMEOUT_S = 10
+"""A batch of 2,000 rows takes 40 ms. redis-py asks four times, and all of it ends before the lease does (60 s)."""
 _ONLINE = "limaml.features.online"
 """Feast's own online stores with a bulk path; a reader may as well have Feast's plain `sqlite` or `redis`."""
 
@@ -71,7 +73,7 @@ def repo_config(feast: FeastConfig) -> "RepoConfig":
     else:
         # Without skip_dedup Feast drops a row whose timestamp is not newer, silently; which row wins is decided by the
         # publisher, under its lease, for every store alike (contract 5).
-        connection = feast.online_connection + _redis_password(feast)
+        connection = feast.online_connection + _redis_timeouts(feast) + _redis_password(feast)
         online = {"type": f"{_ONLINE}.redis.BulkRedisOnlineStore", "connection_string": connection, "skip_dedup": True}
     # A URL holds a password percent-encoded, whatever is in it.
     registry = _SECRET.sub(lambda found: quote(_secret(found[1], "feast.registry"), safe=""), feast.registry)
@@ -85,6 +87,12 @@ def repo_config(feast: FeastConfig) -> "RepoConfig":
         offline_store={"type": "duckdb"},
         entity_key_serialization_version=3,
     )
+
+
+def _redis_timeouts(feast: FeastConfig) -> str:
+    """redis-py waits for ever otherwise, where a network drops what it was sent, and its caller would keep the lease."""
+    named = "socket_timeout" in feast.online_connection
+    return "" if named else f",socket_timeout={_REDIS_TIMEOUT_S},socket_connect_timeout={_REDIS_TIMEOUT_S}"
 
 
 def open_store(cfg: Config) -> "FeatureStore":
