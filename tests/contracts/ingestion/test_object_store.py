@@ -19,6 +19,7 @@ import pytest
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
 from tests.polling import wait_for
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.services
 
@@ -83,6 +84,12 @@ class World:
         self.config_path = delivery.folder / "s3.json"
         self.config_path.write_text(json.dumps(self.cfg.model_dump(mode="json")))
         self.started = []
+
+    def reach_through(self, proxy):
+        """From the next verb on; this process goes on reading at the server itself."""
+        root = self.cfg.storage.root.replace(proxy.target, proxy.address)
+        cfg = self.cfg.model_copy(update={"storage": self.cfg.storage.model_copy(update={"root": root})})
+        self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
 
     def start(self, verb, *arguments, program=("-m", "limaml.cli")):
         self.started.append(Verb(self, len(self.started), [*program, verb, "--config", self.config_path, *arguments]))
@@ -177,6 +184,10 @@ def assert_as_on_a_folder(world, through):
     assert world.files(*FOLDERS) == delivery.files(*FOLDERS)
 
 
+@pytest.mark.fault(
+    "two ingestions of the same days into S3 at once",
+    after="the second waits and finds the work done: files equal one ingestion's, byte for byte",
+)
 def test_of_two_ingestions_at_once_the_second_waits_and_finds_the_work_done(world):
     through = world.delivery.days[-1]
     first = world.ingest(through)
@@ -203,6 +214,10 @@ def test_who_does_not_get_the_lock_ends_busy_and_writes_nothing(world):
 
 
 @pytest.mark.parametrize("world", [2.0], indirect=True)
+@pytest.mark.fault(
+    "an ingestion into S3 that stands still until another has its lock",
+    after="it ends busy: files equal those of the other alone, byte for byte",
+)
 def test_who_has_lost_the_lock_while_it_stood_still_ends_busy_and_harms_nothing(world):
     through = world.delivery.days[-1]
     first = world.ingest(through)
@@ -236,3 +251,29 @@ def test_apply_takes_the_lock(world):
     code, result = second.ended()
     assert (code, result["status"]) == (0, "applied")
     assert world.start("apply").ended()[1]["status"] == "unchanged"
+
+
+@pytest.fixture
+def proxy(s3_address):
+    proxy = Proxy(s3_address)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.mark.fault(
+    "S3 that answers 503 to everything, then to every tenth request, each answer late",
+    after="the first ingestion fails and no day counts; the next one leaves the bytes of one into a local folder",
+)
+def test_an_ingestion_outlives_an_object_store_that_is_slow_and_refuses(world, proxy):
+    through = world.delivery.days[1]  # Arrow's client waits 0.2 s after each refusal
+    world.reach_through(proxy)
+    proxy.refuse_every = 1
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (1, "failed"), result
+    assert "HTTP status 503" in result["message"]
+    assert world.files("") == {}
+    proxy.refuse_every, proxy.delay_s, proxy.refused = 10, 0.005, 0
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (0, "ingested"), result
+    assert proxy.refused > 5
+    assert_as_on_a_folder(world, through)
