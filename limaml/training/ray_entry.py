@@ -20,7 +20,7 @@ from typing import Any
 from limaml import telemetry
 from limaml.allocator import keep_freed_memory
 from limaml.config import Config
-from limaml.errors import TrainingError
+from limaml.errors import LimamlError, TrainingError
 from limaml.features.encoder import Encoder
 from limaml.training.checkpoint import TrainState, load_state, save_state
 from limaml.training.ray_compat import patient_start
@@ -35,7 +35,8 @@ _log = telemetry.get_logger(__name__)
 def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, name: str) -> TrainState:
     """Train on the logged rows up to `through` and return the final state; `name` identifies what is trained.
 
-    Raises TrainingError for a loss that is not finite, and for workers that failed more often than configured.
+    Raises TrainingError for a loss that is not finite, LimamlError for workers that failed more often than configured: a full
+    disk or a lost node may be put right, and the next run goes on from the last checkpoint.
     """
     # Train polls its workers every 2 s otherwise, which every checkpoint and the end would wait for.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
@@ -71,7 +72,7 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"training run {name} failed {cfg.training.max_failures + 1} times: {error}") from error
+            raise LimamlError(f"training run {name} failed {cfg.training.max_failures + 1} times: {error}") from error
         outcome = result.return_value or {}
         if "error" in outcome:
             raise TrainingError(outcome["error"])
