@@ -22,12 +22,15 @@ from limaml.allocator import keep_freed_memory
 from limaml.config import Config
 from limaml.errors import LimamlError, TrainingError
 from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
 from limaml.training.checkpoint import TrainState, load_state, save_state
 from limaml.training.ray_compat import patient_start
 
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
 _SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
 _MAX_SOCKET_BYTES = 107
+_CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
+"""Ray's own name for it, in a run's folder."""
 
 _log = telemetry.get_logger(__name__)
 
@@ -51,6 +54,7 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
 
         storage = cfg.training.storage_path
         storage = storage if "://" in storage else os.path.abspath(storage)
+        _forget_unreadable(storage, name)
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
@@ -208,6 +212,20 @@ def _with_absolute_paths(cfg: Config) -> Config:
     if "://" in root:
         return cfg
     return cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": os.path.abspath(root)})})
+
+
+def _forget_unreadable(storage: str, name: str) -> None:
+    """Let a run start afresh whose list of checkpoints cannot be read.
+
+    Ray writes it in place (Ray 2.60): a full disk leaves half of it, on which every later run of this name would end.
+    """
+    runs, path = Storage(storage), f"{name}/{_CHECKPOINT_LIST}"
+    try:
+        if runs.exists(path):
+            runs.read_json(path)
+    except ValueError as error:
+        _log.warning("checkpoints_forgotten", run=name, path=runs.path(path), error=str(error))
+        runs.delete_dir(name)
 
 
 def _remove_run(result: Any) -> None:

@@ -163,7 +163,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.mark.fault(
-    "disk full while a checkpoint is written", after=f"the run fails in time; with room again, the next one goes on; {SAME}"
+    "disk full while a checkpoint is written",
+    after=f"the run fails in time; with room again, the next one goes on, or starts afresh; {SAME}",
 )
 def test_the_disk_of_the_checkpoints_is_full(trainings: Trainings, disk: Disk) -> None:
     full = f"os.system('cat /dev/zero > {disk.root}/.filler')"
