@@ -75,6 +75,10 @@ class LocalConfig(Section):
     """Port of Airflow's pages and API, on loopback."""
     mlflow_port: Annotated[int, Field(ge=1, le=65535)] = 5000
     """Port of MLflow's pages, on loopback."""
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] = 19090
+    """Port of Prometheus and the dashboards' page, on loopback, where Prometheus is installed; 0: they are not started."""
+    exporter_port: Annotated[int, Field(ge=1, le=65535)] = 19100
+    """Port of the node exporter that shows Prometheus the batch verbs' metrics, on loopback."""
     daily_days: PositiveCount = 7
     """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
     ready_timeout_s: Positive = 120.0

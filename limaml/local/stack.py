@@ -102,6 +102,7 @@ def new_stack(cfg: Config, config_path: Path) -> Stack:
             "Airflow": ("local.airflow_port", airflow),
             "MLflow": ("local.mlflow_port", mlflow),
             "the service": ("serving.port", service),
+            **_dashboard_ports(cfg.local),
         }
     )
     for folder in ("home", "airflow", "mlflow", "bentoml", "logs", "feast"):
@@ -145,6 +146,15 @@ def require_free_ports(ports: dict[str, tuple[str, int]]) -> None:
     ]
     if taken:
         raise LimamlError("nothing was started: " + "; ".join(taken))
+
+
+def _dashboard_ports(cfg: LocalConfig) -> dict[str, tuple[str, int]]:
+    if not cfg.prometheus_port:
+        return {}
+    return {
+        "Prometheus": ("local.prometheus_port", cfg.prometheus_port),
+        "the node exporter": ("local.exporter_port", cfg.exporter_port),
+    }
 
 
 class _Silence:

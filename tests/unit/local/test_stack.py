@@ -26,6 +26,7 @@ def cfg(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Config:
         f"local.airflow_port={airflow}",
         f"local.mlflow_port={mlflow}",
         f"serving.port={service}",
+        "local.prometheus_port=0",
     ]
     return load(ROOT / "configs" / "movielens.toml", overrides)
 
