@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
-from limaml.events.casting import is_list, is_number
+from limaml.events.casting import first_misfit, is_list, is_number
 from limaml.events.expectations import (
     BETWEEN,
     IN_SET,
@@ -338,8 +338,19 @@ def type_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...
         if column.name in table.column_names:
             good = _has_type(table, column.name, column.type)
             name, rule = f"expect_column_values_to_be_of_type({column.name})", f"type_ {column.type}"
-            findings.append(Finding(name, True, good, rule, 0, () if good else (str(table.schema.field(column.name).type),)))
+            findings.append(Finding(name, True, good, rule, 0, () if good else (_misfit(expected, table, column),)))
     return tuple(findings)
+
+
+def _misfit(expected: schema.Table, table: pa.Table, column: schema.Column) -> str:
+    """The type a column has instead, and its first value that is not of the right one, with the key of its row."""
+    values = table[column.name]
+    row = first_misfit(values, column.type)
+    if row is None:
+        return str(values.type)
+    key = next((c.name for c in expected.columns if c.unique or c.name == expected.key), None)
+    where = f"{key} {table[key][row]}" if key in table.column_names and key != column.name else f"row {row + 1}"
+    return f"{values.type}: {where}: {shown(values[row].as_py())}"
 
 
 def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
