@@ -70,7 +70,7 @@ MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive
 Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
 Version = Annotated[str, typer.Option(help="Model version in the registry.")]
 MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back to; a repeated call then changes nothing.")]
-Candidate = Annotated[Path, typer.Option(help="Folder that `train` left.")]
+Candidate = Annotated[str, typer.Option(help="Folder or URL that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
 _COMMON_RESULT = typer.Option("--result", help="Where to leave the result (JSON, at most 4 KiB).")

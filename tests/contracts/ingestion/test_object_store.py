@@ -11,13 +11,17 @@ import subprocess
 import sys
 import uuid
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
 import pytest
 
+from limaml.errors import DataError
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
+from limaml.training import candidate as candidates
+from limaml.training.candidate import Candidate, download_candidate, read_candidate
 from tests.polling import wait_for
 
 pytestmark = pytest.mark.services
@@ -152,12 +156,16 @@ class Verb:
 
 
 @pytest.fixture
-def world(delivery, s3_address, monkeypatch, request):
-    """Its lease can be taken from a holder that has not renewed for `param` seconds."""
+def s3_key(monkeypatch):
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+@pytest.fixture
+def world(delivery, s3_address, s3_key, request):
+    """Its lease can be taken from a holder that has not renewed for `param` seconds."""
     world = World(delivery, s3_address, uuid.uuid4().hex, getattr(request, "param", DEADLINE_S))
     yield world
     for verb in world.started:
@@ -236,3 +244,24 @@ def test_apply_takes_the_lock(world):
     code, result = second.ended()
     assert (code, result["status"]) == (0, "applied")
     assert world.start("apply").ended()[1]["status"] == "unchanged"
+
+
+def test_a_candidate_goes_through_the_object_store(s3_address, s3_key, tmp_path):
+    """What one machine trains another one judges: the location that `train` says is all it is given."""
+    httpx.put(f"http://{s3_address}/candidates", trust_env=False).raise_for_status()
+    root = f"s3://candidates/some/folder?endpoint_override={s3_address}&scheme=http&region=us-east-1"
+    storage, files = Storage(root), {"bundle/refit.safetensors": bytes(range(256)), "history.json": b"{}"}
+    found = Candidate("f" * 64, "run", "2026-01-31", 10, 0.75, 1.5)
+    files |= {"candidate.json": json.dumps(asdict(found)).encode()}
+    for name, data in files.items():
+        (tmp_path / "trained" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "trained" / name).write_bytes(data)
+    with pytest.raises(DataError, match=r"must hold candidate.json, which train writes last"):
+        read_candidate(storage.path("candidates/0"))
+    for number in range(candidates._KEPT + 2):
+        candidates._upload(tmp_path / "trained", storage, f"candidates/{number}")
+        candidates._keep_newest(storage, f"candidates/{number}")
+    assert len(storage.list("candidates")) == candidates._KEPT
+    download_candidate(storage.path(f"candidates/{number}"), tmp_path / "back")
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == files
+    assert read_candidate(storage.path(f"candidates/{number}")) == found
