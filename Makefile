@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-worlds check bench bench-serving bench-vectors bench-data experiments dashboards
+.PHONY: help run stop test test-services test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -27,14 +27,23 @@ run: .venv/installed  ## Set up, start Airflow, MLflow and the service, train, t
 stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
-test: check  ## Lint, types, import rules, and every test that needs pip only
-	$(BIN)/python -m pytest -m "not services and not worlds"
+test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
+	$(BIN)/python -m pytest -m "not services and not worlds and not images"
 
 test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
 	$(BIN)/python -m pytest -m worlds
+
+base-image:  ## A base for the images where none can be pulled: Debian 12, by mmdebstrap (localhost/limaml-base:bookworm)
+	docker/base.sh
+
+images:  ## Build the images limaml-airflow, -train and -serve with buildah or docker on BASE=NAME@sha256:…, see docker/README.md
+	docker/build.sh
+
+test-images: .venv/installed  ## Run the images that were built: verbs, a cluster of Ray, a request, the DAGs, their sizes
+	$(BIN)/python -m pytest -m images -rP
 
 check: .venv/installed  ## Lint, format, types and import rules
 	$(BIN)/ruff check
