@@ -27,10 +27,10 @@ run: .venv/installed  ## Set up, start Airflow, MLflow and the service, train, t
 stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
-test: check  ## Lint, types, import rules, and every test that needs pip only
+test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
 	$(BIN)/python -m pytest -m "not services and not worlds"
 
-test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
+test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
@@ -79,6 +79,12 @@ tests/.venv/installed: tests/requirements-s3.txt
 tests/.deploy/installed: tests/requirements-deploy.txt
 	$(PYTHON) -m venv tests/.deploy
 	tests/.deploy/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
+	@touch $@
+
+# The scanner of manifests has one too: it pins what others want otherwise.
+tests/.checkov/installed: tests/requirements-checkov.txt
+	$(PYTHON) -m venv tests/.checkov
+	tests/.checkov/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.
