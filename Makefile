@@ -30,7 +30,7 @@ stop:  ## End exactly what `make run` started
 test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
 	$(BIN)/python -m pytest -m "not services and not worlds and not images"
 
-test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
+test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
@@ -88,6 +88,12 @@ tests/.venv/installed: tests/requirements-services.txt
 tests/.deploy/installed: tests/requirements-deploy.txt
 	$(PYTHON) -m venv tests/.deploy
 	tests/.deploy/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
+	@touch $@
+
+# The scanner of manifests has one too: it pins what others want otherwise.
+tests/.checkov/installed: tests/requirements-checkov.txt
+	$(PYTHON) -m venv tests/.checkov
+	tests/.checkov/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.

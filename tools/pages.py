@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml.io import atomic
-from tools import configuration, figures
+from tools import chart, configuration, figures
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +35,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
         "data": lambda: figures.data(results("benchmarks/results/data.json")),
     },
     "docs/configuration.md": {"settings": configuration.settings},
+    "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
 }
 """Page -> name -> its markdown."""
 
