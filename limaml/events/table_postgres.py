@@ -124,30 +124,26 @@ class PostgresScan:
 
     def _address(self, location: str) -> tuple[str, str]:
         """libpq's URL with secrets filled in, and the table's name."""
-
-        def secret(found: re.Match[str]) -> str:
-            if found[1] not in os.environ:
-                raise ConfigError(
-                    f"{self.setting} refers to ${{{found[1]}}}, which is not in the environment; set that variable"
-                )
-            value = os.environ[found[1]]
-            self._secrets += [value, quote(value, safe="")] if value else []
-            return quote(value, safe="")
-
         split = urlsplit(location)
         asked = dict(parse_qsl(split.query, keep_blank_values=True))
         table = asked.pop("table", "")
         if not table:
             raise ConfigError(
-                f"{self.setting} must name a table, got {ts.redacted(location)}; write postgresql://HOST/DATABASE?table=SCHEMA.TABLE"
+                f"{self.setting} must name a table, got {self._shown}; write postgresql://HOST/DATABASE?table=SCHEMA.TABLE"
             )
         if "PGCONNECT_TIMEOUT" not in os.environ:
             asked.setdefault("connect_timeout", _CONNECT_TIMEOUT_S)
         asked.setdefault("application_name", "limaml")
-        query = urlencode(
-            {name: _SECRET.sub(secret, value) if "$" in value else value for name, value in asked.items()}, quote_via=quote
-        )
-        return split._replace(netloc=_SECRET.sub(secret, split.netloc), query=query).geturl(), table
+        netloc = _SECRET.sub(lambda found: quote(self._secret(found[1]), safe=""), split.netloc)
+        query = {name: _SECRET.sub(lambda found: self._secret(found[1]), value) for name, value in asked.items()}
+        return f"postgresql://{netloc}{split.path}?{urlencode(query, quote_via=quote)}", table
+
+    def _secret(self, name: str) -> str:
+        if name not in os.environ:
+            raise ConfigError(f"{self.setting} refers to ${{{name}}}, which is not in the environment; set that variable")
+        value = os.environ[name]
+        self._secrets += [value, quote(value, safe="")] if value else []
+        return value
 
     def _relation(self, table: str) -> Sequence[Any]:
         try:

@@ -13,9 +13,13 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
+import deltalake
 import httpx
+import pyarrow as pa
 import pytest
+from pyiceberg.catalog import load_catalog
 
+from limaml.events import table_scans
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
 from tests.polling import wait_for
@@ -236,3 +240,23 @@ def test_apply_takes_the_lock(world):
     code, result = second.ended()
     assert (code, result["status"]) == (0, "applied")
     assert world.start("apply").ended()[1]["status"] == "unchanged"
+
+
+def test_a_delta_and_an_iceberg_table_are_read_from_a_bucket(s3_address, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    bucket, endpoint = uuid.uuid4().hex, f"http://{s3_address}"
+    httpx.put(f"{endpoint}/{bucket}", trust_env=False).raise_for_status()
+    table = pa.table({"sku": ["a", "b"], "stars": [1, 5]})
+    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+    deltalake.write_deltalake(f"s3://{bucket}/delta", table, storage_options=options)
+    keys = {"s3.endpoint": endpoint, "s3.region": "us-east-1", "s3.access-key-id": "key", "s3.secret-access-key": "secret"}
+    catalogue = load_catalog("lake", type="sql", uri=f"sqlite:///{tmp_path}/lake.db", warehouse=f"s3://{bucket}/lake", **keys)
+    catalogue.create_namespace("raw")
+    written = catalogue.create_table("raw.events", schema=table.schema)
+    written.append(table)
+    query = f"?endpoint_override={s3_address}&scheme=http&region=us-east-1"
+    for location in (f"delta:s3://{bucket}/delta{query}", f"iceberg:{written.metadata_location}{query}"):
+        with table_scans.find("source.events", location).rows() as reader:
+            assert reader.read_all().to_pylist() == table.to_pylist()
+    catalogue.close()

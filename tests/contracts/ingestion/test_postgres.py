@@ -311,6 +311,10 @@ def test_a_password_of_odd_characters_and_one_that_libpq_finds(world, tmp_path, 
         ts.find("source.events", odd)
     world.run("GRANT SELECT ON raw.purchases TO odd")
     assert "at" in ts.find("source.events", odd).schema.names
+    plain = world.table("raw.purchases").replace("limaml:${SHOP_PASSWORD}@127.0.0.1:", "/shop?user=limaml&host=127.0.0.1&port=")
+    beside = plain.replace("/shop?table", "&password=${ODD_PASSWORD}&table").replace("user=limaml", "user=odd")
+    monkeypatch.setenv("ODD_PASSWORD", "a/b@c:d%20 e")
+    assert "at" in ts.find("source.events", beside).schema.names
     (tmp_path / "pgpass").write_text(f"*:*:*:limaml:{world.password}\n")
     (tmp_path / "pgpass").chmod(0o600)
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
