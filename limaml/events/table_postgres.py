@@ -74,8 +74,8 @@ class PostgresScan:
     def sample(self, num_rows: int) -> AbstractContextManager[pa.RecordBatchReader]:
         statement = self.statement()
         if self._can_sample and self._estimate > 2 * num_rows:
-            share = 100 * 1.2 * num_rows / self._estimate  # Whole pages, and the estimate may be old.
-            statement += f" TABLESAMPLE SYSTEM ({share:.6f}) REPEATABLE (1)"
+            statement += f" TABLESAMPLE SYSTEM ({100 * num_rows / self._estimate:.6f}) REPEATABLE (1)"
+            num_rows *= 2  # The estimate may be old; a limit that is reached would cut off the table's end.
         return self._reader(f"{statement} LIMIT {num_rows}")
 
     def spans(self, column: str, bounds: Sequence[Bound]) -> pa.Table:

@@ -182,6 +182,11 @@ def test_a_day_is_read_by_the_index(database):
             plan = database.run(f"EXPLAIN {scan.statement(None, bounds)}")
             assert re.search(rf"Index (Scan|Cond)[^\n]*\(?.*{column}", plan), plan
             assert "Seq Scan" not in plan
+    # A sample comes from pages all over the table.
+    with ts.find("source.events", database.table("big")).sample(50_000) as reader:
+        sampled = reader.read_all()
+    assert 40_000 < sampled.num_rows < 60_000
+    assert len({at.month for at in sampled["at"].to_pylist()}) == 12
     # The whole source, with what the server says it read: a day's pages and no others.
     opened = source(database.table("big"))
     database.run("SELECT pg_stat_reset()")
