@@ -353,7 +353,7 @@ def check(cfg: "Config", today: Today = None) -> dict[str, Any]:
 
 @app.command("init", rich_help_panel=YOUR_DATA)
 def init(
-    table: Annotated[str, typer.Argument(help="Events: a file, folder, pattern or URL of Parquet, CSV or JSON files.")],
+    table: Annotated[str, typer.Argument(help="Events: Parquet, CSV or JSON files, or what else `source.events` may name.")],
     users: Annotated[str, typer.Option(help="The same, of what is known of users.")] = "",
     items: Annotated[str, typer.Option(help="The same, of what is known of items.")] = "",
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("limaml.toml"),

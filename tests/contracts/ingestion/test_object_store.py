@@ -14,10 +14,14 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import deltalake
 import httpx
+import pyarrow as pa
 import pytest
+from pyiceberg.catalog import load_catalog
 
 from limaml.errors import DataError
+from limaml.events import table_scans
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
 from limaml.training import candidate as candidates
@@ -265,3 +269,23 @@ def test_a_candidate_goes_through_the_object_store(s3_address, s3_key, tmp_path)
     download_candidate(storage.path(f"candidates/{number}"), tmp_path / "back")
     assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == files
     assert read_candidate(storage.path(f"candidates/{number}")) == found
+
+
+def test_a_delta_and_an_iceberg_table_are_read_from_a_bucket(s3_address, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    bucket, endpoint = uuid.uuid4().hex, f"http://{s3_address}"
+    httpx.put(f"{endpoint}/{bucket}", trust_env=False).raise_for_status()
+    table = pa.table({"sku": ["a", "b"], "stars": [1, 5]})
+    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+    deltalake.write_deltalake(f"s3://{bucket}/delta", table, storage_options=options)
+    keys = {"s3.endpoint": endpoint, "s3.region": "us-east-1", "s3.access-key-id": "key", "s3.secret-access-key": "secret"}
+    catalogue = load_catalog("lake", type="sql", uri=f"sqlite:///{tmp_path}/lake.db", warehouse=f"s3://{bucket}/lake", **keys)
+    catalogue.create_namespace("raw")
+    written = catalogue.create_table("raw.events", schema=table.schema)
+    written.append(table)
+    query = f"?endpoint_override={s3_address}&scheme=http&region=us-east-1"
+    for location in (f"delta:s3://{bucket}/delta{query}", f"iceberg:{written.metadata_location}{query}"):
+        with table_scans.find("source.events", location).rows() as reader:
+            assert reader.read_all().to_pylist() == table.to_pylist()
+    catalogue.close()
