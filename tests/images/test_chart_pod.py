@@ -27,6 +27,8 @@ from tests.serving.conftest import World
 pytestmark = pytest.mark.images
 
 IMAGE = os.environ.get("IMAGE_PREFIX", "localhost/limaml") + "-serve"
+# Of this run alone: what a run that was killed left is in nobody's way.
+RELEASE = f"limaml-{os.getpid()}"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 TOKEN = "a-token-of-this-test"
 # Torch, Feast and MLflow are imported from an image that nobody has read yet, with one thread.
@@ -72,9 +74,9 @@ def for_podman(objects, folder):
         if "secret" in volume:  # podman 4.3 reads it without looking whether it is set, and ends
             volume["secret"]["optional"] = False
     token = base64.b64encode(TOKEN.encode()).decode()
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "limaml-token"}, "data": {"token": token}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": RELEASE}, "data": {"token": token}}
     path = folder / "pod.yaml"
-    path.write_text(yaml.safe_dump_all([secret, find(objects, "ConfigMap", "limaml"), deployment]))
+    path.write_text(yaml.safe_dump_all([secret, find(objects, "ConfigMap", RELEASE), deployment]))
     return path, spec["terminationGracePeriodSeconds"]
 
 
@@ -96,7 +98,7 @@ def world():
 
 
 class Pod:
-    """The release `limaml`, played by podman on the machine's network."""
+    """The release, played by podman on the machine's network."""
 
     def __init__(self, world, port):
         self.port = port
@@ -104,7 +106,7 @@ class Pod:
             "allowLocalStores": True,
             "config": configuration(world.cfg, port),
             "images": {"serve": {"repository": IMAGE}},
-            "secrets": {"env": None},
+            "secrets": {"env": None, "token": {"name": RELEASE}},
             "serving": {
                 "replicas": 1,
                 "extraVolumes": [{"name": "world", "hostPath": {"path": str(world.folder), "type": "Directory"}}],
@@ -113,10 +115,10 @@ class Pod:
         }
         path = world.folder / "values.json"
         path.write_text(json.dumps(values))
-        self.path, self.grace_s = for_podman(render("--values", path), world.folder)
+        self.path, self.grace_s = for_podman(render("--values", path, name=RELEASE), world.folder)
         podman("play", "kube", "--network", "host", self.path)
         names = podman("ps", "--all", "--format", "{{.Names}}").stdout.split()
-        (self.name,) = (name for name in names if name.startswith("limaml-pod-") and name.endswith("-serve"))
+        (self.name,) = (name for name in names if name.startswith(f"{RELEASE}-pod-") and name.endswith("-serve"))
 
     def get(self, path):
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=10)
@@ -154,7 +156,7 @@ class Pod:
 
     def remove(self):
         podman("play", "kube", "--down", self.path, check=False)
-        podman("secret", "rm", "limaml-token", check=False)
+        podman("secret", "rm", RELEASE, check=False)
 
 
 @pytest.fixture(scope="module")
