@@ -56,9 +56,9 @@ def template(*arguments, name="limaml"):
     return run_helm("template", name, CHART, "--namespace", "ranking", *arguments)
 
 
-def render(*arguments):
+def render(*arguments, name="limaml"):
     """Objects that Helm makes of the chart."""
-    done = template(*arguments)
+    done = template(*arguments, name=name)
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
 

@@ -187,6 +187,11 @@ CASES = {
         "secrets.externalSecret.data must say what is fetched",
         "add [{secretKey: token",
     ),
+    "a verb's pod by tag": (
+        {"airflow": {"podTemplate": {"enabled": True}}},
+        "images.train.digest must be set where airflow.podTemplate is enabled, got none",
+        "set it to sha256:…",
+    ),
     "Ray without a size": (
         {"ray": {"enabled": True, "head": RAY_POD, "worker": {"resources": {"limits": {"cpu": "1"}}}}},
         'ray.worker.resources must have a cpu and a limit of memory where ray is enabled, got {"limits":{"cpu":"1"}}',

@@ -136,6 +136,9 @@ secrets.env.{{ $name }}.name must name a Secret, got none; set it, or enable sec
 {{- end }}
 
 {{- define "limaml.wrongRest" -}}
+{{- if and .Values.airflow.podTemplate.enabled (not .Values.images.train.digest) }}
+images.train.digest must be set where airflow.podTemplate is enabled, got none: a tag may move between two verbs of one run, so Airflow refuses it; set it to sha256:…
+{{- end }}
 {{- if .Values.ray.enabled }}
 {{- range $name := list "head" "worker" }}
 {{- $resources := get (get $.Values.ray $name) "resources" }}

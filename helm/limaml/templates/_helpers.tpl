@@ -40,6 +40,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- toYaml (mergeOverwrite $labels (deepCopy $.Values.commonLabels) (deepCopy $more)) }}
 {{- end }}
 
+{{/* Of pods that only ask: verbs, hooks, the test. Not the component, which Airflow's runner of verbs sets to the verb. */}}
+{{- define "limaml.client" -}}
+limaml/role: client
+{{- end }}
+
 {{/* Labels of a pod. The chart's version is none: it would replace pods that are the same. Takes the same list. */}}
 {{- define "limaml.podLabels" -}}
 {{- $ := index . 0 -}}
