@@ -16,8 +16,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from limaml import schema
+from limaml.events.logged import read_logged
+from limaml.features.feature_store import join_features, open_store
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
+from tests import declared
 from tests.polling import wait_for
 
 pytestmark = pytest.mark.services
@@ -236,3 +240,13 @@ def test_apply_takes_the_lock(world):
     code, result = second.ended()
     assert (code, result["status"]) == (0, "applied")
     assert world.start("apply").ended()[1]["status"] == "unchanged"
+
+
+def test_feast_joins_what_lies_in_the_bucket(world):
+    """What `limaml consistency` compares with; duckdb's own way there is an extension, which must not be downloaded."""
+    through = world.delivery.days[-1]
+    assert world.ingest(through).ended()[0] == world.start("apply").ended()[0] == 0
+    logged = read_logged(world.storage, declared.TABLES, through=through)
+    joined = join_features(open_store(world.cfg), logged.select(list(schema.EVENTS.names)), declared.TABLES)
+    assert joined.equals(logged)
+    assert len(set(joined["user_events"].to_pylist())) > 2, "the features do vary"
