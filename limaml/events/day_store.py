@@ -180,7 +180,10 @@ class EventStore:
 
 def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:
     """Relative paths of the Parquet files of the days from `first` to `through`, in order of days."""
-    names = [name for name in storage.list(folder) if name.startswith("dt=")]
+    if first is not None and first == through:  # without a listing of all days for each of them
+        names = [partition(first)]
+    else:
+        names = [name for name in storage.list(folder) if name.startswith("dt=")]
     wanted = [
         name
         for name in names

@@ -5,7 +5,7 @@ against recent days, label rate) is the caller's choice.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import date
@@ -17,11 +17,15 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
+from limaml.events import own_rules
 from limaml.events.arrow_findings import has_type, is_vectors, list_findings, type_findings, vector_findings
 from limaml.events.expectations import (
     BETWEEN,
+    COLUMNS,
     IN_SET,
+    NOT_NULL,
     NULL,
+    UNIQUE_TOGETHER,
     Expectation,
     Finding,
     GateResult,
@@ -32,9 +36,9 @@ from limaml.events.expectations import (
 )
 
 _EXAMPLES = 5
-_SNAPSHOT_ROWS = 250_000
 _COMPARED = 1000
 """Unknown ids that are compared with the known ones for a hint."""
+_Judge = Callable[[pa.Table, Sequence[Expectation]], tuple[Finding, ...]]
 
 
 def require(result: GateResult, remedy: str) -> None:
@@ -210,33 +214,24 @@ def check_catalogue(table: pa.Table, expected: schema.Table) -> GateResult:
 
 def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
     """Gate a table of entity features (or of the catalogue): columns, types, nulls, ranges, one row a key and instant."""
-    suite = table_expectations(expected, table)
-    keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
-    if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
-        suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
-    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and is_vectors(table, c.name)]
-    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
-    findings = (*type_findings(typed, table), *validate(table, suite), *list_findings(expected, table))
-    findings += tuple(finding for column in vectors for finding in vector_findings(column, expected.key, table))
-    return GateResult(what, table.num_rows, findings)
+    return _check_features(table, expected, what, validate)
 
 
 def check_snapshots(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
-    """`check_features` of rows in the order of their instants, some at a time: pandas holds them at ten times their size."""
-    found = [check_features(part, expected, what).findings for part in _by_instant(table, _SNAPSHOT_ROWS)]
-    return GateResult(what, table.num_rows, merge(found))
+    """`check_features` of what we compute ourselves, by the same rules."""
+    return _check_features(table, expected, what, own_rules.judge)
 
 
-def _by_instant(table: pa.Table, num_rows: int) -> Iterator[pa.Table]:
-    """Parts of about so many rows, none of which ends between rows of one instant; one that is empty where there is no row."""
-    stamps, start = table["event_timestamp"].cast(pa.int64()).to_numpy(), 0
-    if not table.num_rows:
-        yield table
-    while start < table.num_rows:
-        last = min(start + num_rows, table.num_rows) - 1
-        stop = int(np.searchsorted(stamps, stamps[last], side="right"))
-        yield table.slice(start, stop - start)
-        start = stop
+def _check_features(table: pa.Table, expected: schema.Table, what: str, judge: _Judge) -> GateResult:
+    suite = table_expectations(expected, table)
+    keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
+    if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
+        suite.append(Expectation(UNIQUE_TOGETHER, "", {"column_list": keys}))
+    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and is_vectors(table, c.name)]
+    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
+    findings = (*type_findings(typed, table), *judge(table, suite), *list_findings(expected, table))
+    findings += tuple(finding for column in vectors for finding in vector_findings(column, expected.key, table))
+    return GateResult(what, table.num_rows, findings)
 
 
 def check_embeddings(
@@ -312,12 +307,12 @@ def _measure_vectors(column: pa.ChunkedArray) -> dict[str, pa.Array]:
 def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectation]:
     """What the schema says about every column; a column's values are judged where it is there with its type."""
     names = {"column_set": list(expected.names), "exact_match": True}
-    suite = [Expectation("expect_table_columns_to_match_set", "", names)]
+    suite = [Expectation(COLUMNS, "", names)]
     for column in expected.columns:
         if not has_type(table, column.name, column.type):
             continue
         if not column.nullable:
-            suite.append(Expectation("expect_column_values_to_not_be_null", column.name))
+            suite.append(Expectation(NOT_NULL, column.name))
         if column.unique:
             suite.append(Expectation("expect_column_values_to_be_unique", column.name))
         if column.allowed is not None and not pa.types.is_list(column.type):

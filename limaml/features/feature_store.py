@@ -232,10 +232,19 @@ def historical(store: "FeatureStore", rows: pa.Table, features: Any) -> pa.Table
         # ibis 12 still calls duckdb's older name for to_arrow_table.
         warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
         try:
+            _open_backend()
             joined = store.get_historical_features(frame.to_pandas(), features).to_arrow()
         finally:
             _close_backend()
     return joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
+
+
+def _open_backend() -> None:
+    import ibis
+
+    from limaml.features.offline import UrlBackend
+
+    ibis.options.default_backend = UrlBackend().connect()
 
 
 def _close_backend() -> None:

@@ -6,7 +6,8 @@ Paths are strings or URLs under one root; local writes go to a temporary name an
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ _ROW_GROUP_ROWS = 65_536
 """Rows a row group of a file that is written in a stream: what a reader must hold at once."""
 _READ_BUFFER_BYTES = 1 << 20
 """A column's pages are read in pieces of this size, not a whole row group at once."""
+
+_NUM_WRITERS = 4
+
+
+def each_in_threads(write: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Call `write` for every item, a few at a time: one compresses while another waits for its disk or store.
+
+    The first error ends it: what has begun is finished, nothing more is begun.
+    """
+    with ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="write") as pool:
+        for _ in pool.map(write, items):
+            pass
 
 
 class Storage:

@@ -20,12 +20,16 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import load_catalog
 
+from limaml import schema
 from limaml.errors import DataError
 from limaml.events import table_scans
+from limaml.events.logged import read_logged
+from limaml.features.feature_store import join_features, open_store
 from limaml.io.locks import exclusive
 from limaml.io.storage import Storage
 from limaml.training import candidate as candidates
 from limaml.training.candidate import Candidate, download_candidate, read_candidate
+from tests import declared
 from tests.polling import wait_for
 
 pytestmark = pytest.mark.services
@@ -289,3 +293,13 @@ def test_a_delta_and_an_iceberg_table_are_read_from_a_bucket(s3_address, tmp_pat
         with table_scans.find("source.events", location).rows() as reader:
             assert reader.read_all().to_pylist() == table.to_pylist()
     catalogue.close()
+
+
+def test_feast_joins_what_lies_in_the_bucket(world):
+    """What `limaml consistency` compares with; duckdb's own way there is an extension, which must not be downloaded."""
+    through = world.delivery.days[-1]
+    assert world.ingest(through).ended()[0] == world.start("apply").ended()[0] == 0
+    logged = read_logged(world.storage, declared.TABLES, through=through)
+    joined = join_features(open_store(world.cfg), logged.select(list(schema.EVENTS.names)), declared.TABLES)
+    assert joined.equals(logged)
+    assert len(set(joined["user_events"].to_pylist())) > 2, "the features do vary"
