@@ -74,6 +74,10 @@ class RayConfig(Section):
     its checkpoint with more or fewer as nodes come and go; 0: with all of them or not at all."""
     resize_interval_s: Positive = 60.0
     """How often it looks whether there is room for more."""
+    job_template: str = ""
+    """YAML file of a KubeRay RayJob: `train` runs as this job, on a cluster of its own for that time; empty: it does not."""
+    job_poll_s: Positive = 5.0
+    """How often the job's state is read."""
     adapt_tasks: PositiveCount = 4
     """Parts of a shard that are adapted at once; each takes a CPU of the cluster."""
     part_entities: PositiveCount = 16_384

@@ -27,6 +27,7 @@ from limaml.tasks.splits import Split, split_events
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
+from limaml.training.ray_job import train_as_job
 from limaml.training.revision import code_revision
 
 BUNDLE = "bundle"
@@ -78,6 +79,9 @@ def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None)
     folder = Path(out_dir) if out_dir is not None else default_folder(cfg, through, mark)
     if (found := _complete(folder)) is not None and found.fingerprint == mark:
         return _result(folder, found)
+    if cfg.ray.job_template:
+        train_as_job(cfg, through, mark)
+        return _result(folder, read_candidate(folder))
     started = time.monotonic()
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
