@@ -28,7 +28,7 @@ stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
 test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
-	$(BIN)/python -m pytest -m "not services and not worlds and not images"
+	$(BIN)/python -m pytest -m "not services and not worlds and not images and not production"
 
 test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services

@@ -1,102 +1,97 @@
-"""A real PostgreSQL 15 server of Debian's package, for as long as a test needs it."""
+"""A Postgres server of our own, for tests marked `services`: empty, on a free port of loopback, its user with a password."""
 
-import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
 
 from tests.polling import wait_for
+from tests.ports import unused_ports
 
-BIN = Path("/usr/lib/postgresql/15/bin")
-INSTALL = "apt-get install postgresql"
-STOP_DEADLINE_S = 30.0
-
-
-@contextlib.contextmanager
-def postgres_server(folder):
-    """The URL of an empty database `shop` on a free loopback port, user and password in it; the server's log is in `folder`.
-
-    The server refuses to run as root, and its own user cannot enter root's temporary folders: then its data lies beside them.
-    """
-    if not (BIN / "postgres").exists():
-        raise FileNotFoundError(f"{BIN / 'postgres'} must be there, got nothing; install it: {INSTALL}")
-    account, data = _account_and_data(Path(folder))
-    password = secrets.token_hex(12)
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, data, ignore_errors=True)
-        log = stack.enter_context((Path(folder) / "postgres.log").open("ab"))
-        # No lock, message catalogue or collation of the machine: the same server everywhere.
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": str(data)}
-        started = {"cwd": "/", "stdout": log, "stderr": log, "env": environment, **account}
-        words = data / "password"
-        words.write_text(password)
-        if account:
-            os.chown(words, account["user"], account["group"])
-        cluster = data / "cluster"
-        subprocess.run(
-            [
-                BIN / "initdb",
-                "--pgdata",
-                cluster,
-                "--username=limaml",
-                f"--pwfile={words}",
-                "--auth=scram-sha-256",
-                "--no-sync",
-            ],
-            check=True,
-            **started,
-        )
-        port = _unused_port()
-        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
-        server = subprocess.Popen(
-            [BIN / "postgres", "-D", cluster, *(part for name, value in options.items() for part in ("-c", f"{name}={value}"))],
-            **started,
-        )
-        stack.callback(_stop, server)
-        url = f"postgresql://limaml:{password}@127.0.0.1:{port}/"
-        wait_for(lambda: _answers(server, url), f"a PostgreSQL server (see {log.name})")
-        psql(url + "postgres", "CREATE DATABASE shop")
-        yield url + "shop"
+START_DEADLINE_S = 60.0
+# What is lost with the machine is lost with the test.
+SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "unix_socket_directories=", "max_connections=200")
 
 
-def psql(url, statement):
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """Run a server in the block, its log in `folder`; gives `postgresql://user:password@127.0.0.1:port/postgres`."""
+    binaries, password, (port,) = _binaries(), secrets.token_hex(16), unused_ports(1)
+    # It refuses to run as root, and must reach its data as the user that Debian's package makes.
+    as_user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    data = Path(tempfile.mkdtemp(prefix="limaml-postgres-"))
+    if as_user:
+        shutil.chown(data, "postgres", "postgres")
+    try:
+        _make(binaries, data, password, as_user)
+        options = [part for setting in SETTINGS for part in ("-c", setting)]
+        command = [binaries / "postgres", "-D", data / "data", "-h", "127.0.0.1", "-p", str(port), *options]
+        log_path = folder / "postgres.log"
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=data, **as_user)
+        dsn = f"postgresql://limaml:{password}@127.0.0.1:{port}/postgres"
+        try:
+            wait_for(lambda: _answers(process, dsn, log_path), "Postgres' answer", START_DEADLINE_S)
+            yield dsn
+        finally:
+            process.send_signal(signal.SIGINT)  # ends the connections that are left
+            process.wait(30)
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def create_database(dsn: str, name: str) -> str:
+    """An empty database of the server; returns its address."""
+    connection = psycopg2.connect(dsn)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        connection.close()
+    return f"{dsn.rpartition('/')[0]}/{name}"
+
+
+def psql(url: str, statement: str) -> str:
     """Run a statement with the server's own client; what it prints, unaligned and without headings."""
-    command = [BIN / "psql", url, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "-f", "-"]
-    done = subprocess.run(command, input=statement, capture_output=True, text=True)
+    options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "-f", "-"]
+    done = subprocess.run([_binaries() / "psql", url, *options], input=statement, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def _account_and_data(folder):
-    if os.getuid():
-        return {}, Path(tempfile.mkdtemp(prefix="postgres-", dir=folder))
-    account = pwd.getpwnam("postgres")
-    data = Path(tempfile.mkdtemp(prefix="limaml-postgres-", dir="/tmp"))
-    os.chown(data, account.pw_uid, account.pw_gid)
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}, data
+def _binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.fail("Postgres must be installed for this test: apt-get install postgresql")
+    return found[-1].parent
 
 
-def _unused_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _make(binaries: Path, data: Path, password: str, as_user: dict[str, Any]) -> None:
+    password_file = data / "password"
+    password_file.write_text(password)
+    password_file.chmod(0o600)
+    if as_user:
+        shutil.chown(password_file, "postgres", "postgres")
+    command = [binaries / "initdb", "-D", data / "data", "-U", "limaml", "--auth=scram-sha-256", f"--pwfile={password_file}"]
+    command += ["--no-sync", "--encoding=UTF8", "--locale=C"]
+    subprocess.run(command, check=True, cwd=data, stdout=subprocess.DEVNULL, **as_user)
 
 
-def _answers(server, url):
-    assert server.poll() is None, f"PostgreSQL ended with {server.returncode}"
-    return subprocess.run([BIN / "pg_isready", "--quiet", "-d", url + "postgres"]).returncode == 0
-
-
-def _stop(server):
-    server.send_signal(signal.SIGINT)  # Its fast shutdown: clients are cut off.
+def _answers(process: "subprocess.Popen[bytes]", dsn: str, log_path: Path) -> bool:
+    if process.poll() is not None:
+        raise AssertionError(f"postgres ended with {process.returncode}:\n{log_path.read_text()[-4000:]}")
     try:
-        server.wait(STOP_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+        psycopg2.connect(dsn, connect_timeout=5).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

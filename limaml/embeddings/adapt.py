@@ -45,22 +45,27 @@ def adapt(
     entities: Sequence[str],
     as_of: datetime,
     batch_entities: int,
+    *,
+    is_part: bool = False,
 ) -> pa.RecordBatchReader:
     """Embeddings of `entities` as of an instant, as they come: batches of schema.embeddings, sorted by entity.
 
     Support is the entity's last N events before `as_of`, N from the bundle's configuration. An entity without any gets the
-    prior. Memory follows `batch_entities` and duckdb's limit, not the number of events.
+    prior. Memory follows `batch_entities` and duckdb's limit, not the number of events. With `is_part`, rows of entities before
+    the first one and after the last one are left in their files.
     """
     from limaml.embeddings.stream import Adapter
 
     tables = schema.tables(bundle.config.features)
     adapter = Adapter.of(bundle.with_items(item_vectors(storage, tables)), version, kind, as_of)
-    planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
+    names = sorted(entities)
+    planned = pa.table({"entity": pa.array(names, pa.string())})
+    span = (names[0], names[-1]) if is_part and names else None
     params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
     recent = Recent(storage, tables, kind.entity_column, as_of, bundle.config.meta.support_rows)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with logged_rows(storage, recent.files(entities), recent.columns) as connection:
+        with logged_rows(storage, recent.files(entities), recent.columns, kind.entity_column, span) as connection:
             connection.register("planned", planned)
             rows = connection.sql(_planned_rows(tables, kind), params=params).to_arrow_reader(_READ_ROWS)
             yield from adapter.embed_all(rows, batch_entities, planned.num_rows)

@@ -201,8 +201,12 @@ def require_logged(storage: Storage, files: Sequence[str]) -> None:
 
 
 @contextmanager
-def logged_rows(storage: Storage, files: Sequence[str], columns: pa.Schema) -> Iterator[Any]:
-    """A duckdb connection that sees these columns of `files` as `logged`, to be read once."""
+def logged_rows(
+    storage: Storage, files: Sequence[str], columns: pa.Schema, entity_column: str = "", span: tuple[str, str] | None = None
+) -> Iterator[Any]:
+    """A duckdb connection that sees these columns of `files` as `logged`, to be read once; of a `span` of entities, first and
+    last, no other rows are read than those of row groups that may hold some.
+    """
     import duckdb
 
     with (
@@ -210,7 +214,7 @@ def logged_rows(storage: Storage, files: Sequence[str], columns: pa.Schema) -> I
         duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
     ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.scanner(files, columns))
+        connection.register("logged", storage.scanner(files, columns, entity_column, span))
         yield connection
 
 

@@ -90,8 +90,13 @@ def ready_stack(cfg: Config) -> Stack:
     stack.stop(cfg)
     running = stack.new_stack(cfg, config_path)
     config_path.write_text(text)
-    stack.start_mlflow(running, cfg)
+    if stack.starts_mlflow(cfg):
+        stack.start_mlflow(running, cfg)
     stack.start_airflow(running)
+    if stack.starts_mlflow(cfg) and stack.is_server(cfg):
+        # Then the verbs ask it; otherwise they ask its database, and it only shows pages.
+        health = f"{running.urls['mlflow']}/health"
+        stack.wait_until(lambda: stack.answers(health), "MLflow", running, "mlflow", cfg.local)
     api = AirflowApi(running.urls["airflow"], ADMIN, running.password, cfg.local.ready_timeout_s)
     try:
         for part, process in PARTS.items():
@@ -155,7 +160,7 @@ def _ready_service(cfg: Config, running: Stack, status: Status) -> None:
     stack.wait_until(lambda: stack.answers(f"{url}/readyz"), "the service", running, "service", cfg.local)
     asked = demo.choose_users(cfg)[-1]
     stack.wait_until(
-        lambda: demo.ask(url, asked, cfg.local.ready_timeout_s)["model_version"] == status.champion,
+        lambda: demo.ask(url, asked, cfg.local.ready_timeout_s, demo.bearer(cfg))["model_version"] == status.champion,
         f"the service with model {status.champion}",
         running,
         "service",

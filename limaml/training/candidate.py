@@ -29,6 +29,7 @@ from limaml.tasks.splits import Split, split_events
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
+from limaml.training.ray_job import train_as_job
 from limaml.training.revision import code_revision
 
 BUNDLE = "bundle"
@@ -82,6 +83,9 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     location = storage.path(folder)
     if (found := _complete(location)) is not None and found.fingerprint == mark:
         return {"candidate": location, **asdict(found)}
+    if cfg.ray.job_template:
+        train_as_job(cfg, through, mark)
+        return {"candidate": location, **asdict(read_candidate(location))}
     started = time.monotonic()
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)

@@ -31,12 +31,12 @@ from limaml.training import candidate as candidates
 from limaml.training.candidate import Candidate, download_candidate, read_candidate
 from tests import declared
 from tests.polling import wait_for
+from tests.servers import s3_server
 
 pytestmark = pytest.mark.services
 
 DEADLINE_S = 120.0
 ROOT = Path(__file__).parents[3]
-S3_SERVER = ROOT / "tests" / ".venv" / "bin" / "python"
 FOLDERS = ("catalogue", "catalogue_history", "days", "events", "logged", "snapshots", "state")
 # As `limaml`, which waits two minutes for the lock: here a moment.
 IMPATIENT = """
@@ -48,29 +48,10 @@ cli.main()
 
 
 @pytest.fixture(scope="module")
-def s3_address(tmp_path_factory, free_ports):
+def s3_address(tmp_path_factory):
     """`host:port` of an S3 server of our own, empty, in memory."""
-    if not S3_SERVER.exists():
-        pytest.fail("the S3 server must be installed for this test: make tests/.venv/installed")
-    (port,), log_path = free_ports(1), tmp_path_factory.mktemp("s3") / "server.log"
-    with log_path.open("wb") as log:
-        command = [S3_SERVER, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def answers():
-        if process.poll() is not None:
-            raise AssertionError(f"the S3 server ended with {process.returncode}:\n{log_path.read_text()[-4000:]}")
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_for(answers, "the S3 server's answer")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with s3_server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
 
 
 class World:

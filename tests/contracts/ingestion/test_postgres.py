@@ -20,7 +20,7 @@ from limaml.features import feature_store
 from limaml.io.storage import Storage
 from limaml.local.init import Answers, init
 from tests.contracts.ingestion.conftest import ROOT
-from tests.postgres import postgres_server, psql
+from tests.postgres import create_database, postgres_server, psql
 
 pytestmark = pytest.mark.services
 
@@ -55,7 +55,7 @@ class Database:
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
-        found = Database(url)
+        found = Database(create_database(url, "shop"))
         found.run(
             "CREATE SCHEMA raw;"
             "CREATE TABLE raw.purchases (customer bigint, sku text, at timestamptz, stars bigint, page text);"

@@ -146,7 +146,7 @@ with ray_entry._cluster(cfg):
 """
 RESOLVE = """
 import json, os
-from limaml.training.ray_entry import start_limits
+from limaml.io.ray_compat import start_limits
 
 os.environ.update(start_limits(777))
 from ray._private import ray_constants

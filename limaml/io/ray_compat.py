@@ -1,4 +1,4 @@
-"""Two start limits of Ray that it offers no setting for, lifted through its private interface (Ray 2.60).
+"""Limits of Ray on a start: those it has settings for, and two lifted through its private interface (Ray 2.60).
 
 The raylet, which runs the node, ends itself where one of its two agents has not written down the port it listens on within 15 s
 (`WaitForPersistedPort`, src/ray/util/port_persistence.h). An agent is a Python process that imports for seconds, so on a loaded
@@ -20,6 +20,27 @@ _AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_li
 # Below the ports that the kernel gives by itself (32768 and up on Linux): no other part of Ray takes one in between.
 _PORTS = range(20_000, 32_000)
 _LOG_LINES = 5
+
+
+def start_limits(limit_s: int) -> dict[str, str]:
+    """The environment in which Ray's own limits on a start are `limit_s`; behind each stands what it is by default."""
+    return {
+        # Finding the control store (GCS) and the node: the driver, the agents and the workers.
+        "RAY_gcs_server_port_wait_time_s": f"{limit_s}",  # 30 s
+        "RAY_gcs_server_request_timeout_seconds": f"{limit_s}",  # 60 s
+        "RAY_gcs_rpc_server_connect_timeout_s": f"{limit_s}",  # 5 s
+        "RAY_py_gcs_connect_timeout_s": f"{limit_s}",  # 30 s
+        "RAY_raylet_client_num_connect_attempts": f"{limit_s}",  # 10, a second each
+        # The raylet, for the agent that prepares a worker's environment and for the worker.
+        "RAY_agent_register_timeout_ms": f"{limit_s * 1000}",  # 30 s
+        "RAY_worker_register_timeout_seconds": f"{limit_s}",  # 60 s
+        # Train, for the workers' places.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s}",  # 60 s
+        # Signs of life, asked for beyond the start and never given less than by default: of the raylet, where the fifth failure
+        # in a row counts, and of Train's workers.
+        "RAY_health_check_timeout_ms": f"{max(10, limit_s // 5) * 1000}",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{max(600, limit_s)}",
+    }
 
 
 @contextmanager
