@@ -38,7 +38,8 @@ _DRIVERS = ("feast[redis]", "psycopg", "psycopg-binary", "psycopg2-binary", "bot
 IMAGES = {
     # cncf-kubernetes runs verbs as pods; asyncpg and psycopg2 are how Airflow reaches Postgres.
     "airflow": Image(("dags",), ("apache-airflow-providers-cncf-kubernetes", "asyncpg", "psycopg2-binary")),
-    "train": Image(("limaml", "feature_repo"), _DRIVERS),
+    # A verb reaches a cluster that it is no node of by Ray's client.
+    "train": Image(("limaml", "feature_repo"), ("ray[client]", *_DRIVERS)),
     # Feast finds the online store by its name.
     "serve": Image(("serving", "limaml.features.online"), _DRIVERS),
 }
