@@ -115,7 +115,8 @@ class Pod:
         }
         path = world.folder / "values.json"
         path.write_text(json.dumps(values))
-        self.path, self.grace_s = for_podman(render("--values", path, name=RELEASE), world.folder)
+        self.release = render("--values", path, "--set-json", f"test.body={json.dumps(BODY)}", name=RELEASE)
+        self.path, self.grace_s = for_podman(self.release, world.folder)
         podman("play", "kube", "--network", "host", self.path)
         names = podman("ps", "--all", "--format", "{{.Names}}").stdout.split()
         (self.name,) = (name for name in names if name.startswith(f"{RELEASE}-pod-") and name.endswith("-serve"))
@@ -223,6 +224,24 @@ def test_it_runs_as_the_chart_says(pod):
     assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 0
     assert fields["NoNewPrivs"] == "1"
     assert podman("exec", pod.name, "touch", "/opt/limaml/written", check=False).returncode != 0
+
+
+def test_the_chart_s_own_test_passes_and_says_why_it_does_not(pod):
+    """What `helm test` starts, in the image it starts it in."""
+    (container,) = find(pod.release, "Pod")["spec"]["containers"]
+    body = next(one["value"] for one in container["env"] if one["name"] == "BODY")
+
+    def ranked(token):
+        given = {"URL": f"http://127.0.0.1:{pod.port}/rank", "BODY": body, "TOKEN": token}
+        options = [f"--env={name}={value}" for name, value in given.items()]
+        return podman("exec", *options, pod.name, *container["command"], check=False)
+
+    done = ranked(pod.token)
+    assert done.returncode == 0, done.stderr
+    assert {item["item_id"] for item in json.loads(done.stdout)["items"]} == set(BODY["item_ids"])
+    refused = ranked("another")
+    assert refused.returncode == 1
+    assert "answered 401" in refused.stderr
 
 
 def test_told_to_end_it_answers_what_it_took_and_ends_in_time(pod):
