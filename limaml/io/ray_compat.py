@@ -1,4 +1,4 @@
-"""Limits of Ray on a start: those it has settings for, and two lifted through its private interface (Ray 2.60).
+"""Ray 2.60 through its private interface: limits on a start that have no setting, and words from a worker to who waits for it.
 
 The raylet, which runs the node, ends itself where one of its two agents has not written down the port it listens on within 15 s
 (`WaitForPersistedPort`, src/ray/util/port_persistence.h). An agent is a Python process that imports for seconds, so on a loaded
@@ -20,6 +20,7 @@ _AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_li
 # Below the ports that the kernel gives by itself (32768 and up on Linux): no other part of Ray takes one in between.
 _PORTS = range(20_000, 32_000)
 _LOG_LINES = 5
+_NAMESPACE = "limaml"
 
 
 def start_limits(limit_s: int) -> dict[str, str]:
@@ -83,6 +84,28 @@ def patient_start(limit_s: float) -> Iterator[None]:
         yield
     finally:
         services.start_raylet, services.get_node = start_raylet, get_node
+
+
+def tell(name: str, words: bytes) -> None:
+    """Leave `words` under `name` in the cluster's key-value store, over what was there: a worker's log stays on its node."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(name, words, overwrite=True, namespace=_NAMESPACE)
+
+
+def told(name: str) -> bytes | None:
+    """What was left last under `name`; the process may be connected to the cluster from elsewhere."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    words: bytes | None = _internal_kv_get(name, namespace=_NAMESPACE)
+    return words
+
+
+def forget(name: str) -> None:
+    """Remove what was left under `name`."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(name, namespace=_NAMESPACE)
 
 
 def _ended(code: int, log: Path) -> str:

@@ -8,10 +8,12 @@ is removed. A worker that dies is restarted from there too, `training.max_failur
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -23,12 +25,14 @@ from limaml.config import Config
 from limaml.errors import TrainingError
 from limaml.features.encoder import Encoder
 from limaml.io import cluster
-from limaml.io.ray_compat import patient_start, start_limits
+from limaml.io.ray_compat import forget, patient_start, start_limits, tell, told
 from limaml.training.checkpoint import TrainState, load_state, save_state
 
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
 _SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
 _MAX_SOCKET_BYTES = 107
+
+_LISTEN_S = 1.0
 
 _log = telemetry.get_logger(__name__)
 
@@ -51,8 +55,9 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
         "through": through.isoformat(),
         "twin_encoder": twin.to_dict(),
         "refit_encoder": refit.to_dict(),
+        "name": name,
     }
-    with _cluster(cfg):
+    with _cluster(cfg), _heard(name):
         return cluster.call_inside(_fit, cfg, job, name)
 
 
@@ -131,11 +136,40 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
             save_state(state, folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    def say(how_far: dict[str, Any]) -> None:
+        if workers.rank == 0:
+            tell(job["name"], json.dumps(how_far).encode())
+
     try:
-        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save)
+        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save, say=say)
     except TrainingError as error:
         return {"error": str(error)}
     return outcome
+
+
+@contextlib.contextmanager
+def _heard(name: str) -> Iterator[None]:
+    """In the block, what the run's first worker says of itself is logged here, where Airflow shows it."""
+    ended, last = threading.Event(), None
+
+    def listen() -> None:
+        nonlocal last
+        # Once more after the end, for the last words.
+        for is_over in iter(lambda: ended.wait(_LISTEN_S), None):
+            if (words := told(name)) not in (None, last):
+                last = words
+                _log.info("training", **json.loads(words or b"{}"))
+            if is_over:
+                return
+
+    forget(name)  # The words of an earlier try, on a cluster that stays.
+    listener = threading.Thread(target=listen, name="training-progress", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
 
 
 @contextlib.contextmanager
