@@ -62,7 +62,7 @@ def tag(image):
 
 
 def hardened(user):
-    return ["--rm", "--read-only", "--tmpfs=/tmp", f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+    return ["--read-only", "--tmpfs=/tmp", f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges",
             "--network=host"]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ class World:
         settings = {
             "storage.root": f"{folder}/data",
             "registry.tracking_uri": mlflow,
-            "registry.artifact_root": "mlflow-artifacts:/limaml",
+            "registry.artifact_root": f"{folder}/artifacts",
             "feast.repo_path": "/opt/limaml/feature_repo",
             "feast.registry": f"{folder}/registry.db",
             "feast.online_store": "redis",
@@ -160,7 +160,7 @@ def world(tmp_path_factory, containers, redis_server, free_ports):
     made = World(folder, redis_server, mlflow_port, service_port)
     mlflow = containers.start(
         "train", "mlflow", "server", "--host=127.0.0.1", f"--port={mlflow_port}", "--workers=1",
-        f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts", options=made.mount,
+        f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--default-artifact-root={folder}/artifacts", options=made.mount,
     )  # fmt: skip
     token = ["--env=RAY_AUTH_MODE=token", "--env=RAY_AUTH_TOKEN=" + "ab" * 32]
     head = containers.start(
@@ -233,7 +233,7 @@ def test_a_dag_of_airflow_runs_its_verbs_in_the_environment_of_train(world, envi
     done = call("run", "--rm", *hardened("10001:0"), *options, tag("airflow"), "sh", "-c", script)
     said = done.stdout + done.stderr
     assert re.search(r"DagRun Finished.*state=success|state=success.*limaml_daily", said), said[-3000:]
-    published = (world.folder / "metrics" / "publish.prom").read_text()
+    published = (world.folder / "metrics" / "limaml_publish.prom").read_text()
     assert 'limaml_last_published_timestamp_seconds{kind="user"}' in published
 
 
