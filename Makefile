@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-worlds check bench bench-serving bench-vectors bench-data experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds check bench bench-serving bench-vectors bench-data experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -28,10 +28,13 @@ stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
 test: check  ## Lint, types, import rules, and every test that needs pip only
-	$(BIN)/python -m pytest -m "not services and not worlds"
+	$(BIN)/python -m pytest -m "not services and not worlds and not production"
 
 test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
+
+test-production: .venv/installed tests/.venv/installed  ## configs/production.toml on Postgres, Redis with TLS, S3, MLflow and a Ray cluster: both DAGs, requests, a cut-over, a roll-back; at most 15 minutes
+	$(BIN)/python -m pytest -m production
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
 	$(BIN)/python -m pytest -m worlds
