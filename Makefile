@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -32,6 +32,9 @@ test: check tests/.deploy/installed  ## Lint, types, import rules, and every tes
 
 test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
+
+test-production: .venv/installed tests/.venv/installed  ## configs/production.toml on Postgres, Redis with TLS, S3, MLflow and a Ray cluster: both DAGs, requests, a cut-over, a roll-back; at most 15 minutes
+	$(BIN)/python -m pytest -m production
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
 	$(BIN)/python -m pytest -m worlds
