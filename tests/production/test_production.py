@@ -61,7 +61,10 @@ class World:
         )
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self.limaml("status").stdout)
+        path = self.folder / "status.json"
+        done = self.limaml("status", "--result", str(path))
+        assert done.returncode == 0, done.stderr
+        status: dict[str, Any] = json.loads(path.read_text())
         return status
 
     def database(self, name: str, query: str) -> list[tuple[Any, ...]]:
@@ -128,6 +131,7 @@ def configuration(folder: Path, postgres: str, redis: Redis, s3: str, ray: RayCl
         "serving.log_path": shipped.serving.log_path + options,
         "training.storage_path": shipped.training.storage_path + options,
         "registry.tracking_uri": f"http://127.0.0.1:{mlflow}",
+        "local.prometheus_port": 0,
         "feast.registry": moved(shipped.feast.registry),
         "feast.online_connection": redis.connection,
         "embeddings.lease_url": moved(shipped.embeddings.lease_url),
