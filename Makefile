@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data bench-scale experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -62,6 +62,9 @@ bench-serving: .venv/installed  ## Speed of the service beside a BentoML no-op a
 
 bench-data: .venv/installed  ## Cost of a history and of one more day, beside one query (ARGS=--quick for a look); writes benchmarks/results/data.json
 	$(BIN)/python -m benchmarks.data $(ARGS)
+
+bench-scale: .venv/installed  ## A million entities adapted and published to Redis, a day more, Ray's workers; writes benchmarks/results/scale.json
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end to end: seconds and peak of every part, which has a bound
 	$(BIN)/python -m benchmarks.vectors --limit-mib 2500 $(ARGS)
