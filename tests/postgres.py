@@ -18,35 +18,77 @@ from tests.polling import wait_for
 from tests.ports import unused_ports
 
 START_DEADLINE_S = 60.0
-# What is lost with the machine is lost with the test.
-SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "unix_socket_directories=", "max_connections=200")
+# What is lost with the machine is lost with the test. A server that is killed keeps what it acknowledged: the kernel has it by
+# then (synchronous_commit, on by default).
+SETTINGS = ("fsync=off", "full_page_writes=off", "unix_socket_directories=", "max_connections=200")
+
+
+class Postgres:
+    """A server; `dsn` is `postgresql://user:password@127.0.0.1:port/postgres`."""
+
+    def __init__(self, data: Path, log_path: Path) -> None:
+        self._binaries, self._data, self._log_path = _binaries(), data, log_path
+        # It refuses to run as root, and must reach its data as the user that Debian's package makes.
+        self._as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            self._as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(data, "postgres", "postgres")
+        password, (self._port,) = secrets.token_hex(16), unused_ports(1)
+        self.dsn = f"postgresql://limaml:{password}@127.0.0.1:{self._port}/postgres"
+        self._make(password)
+
+    def start(self) -> None:
+        options = [part for setting in SETTINGS for part in ("-c", setting)]
+        command = [self._binaries / "postgres", "-D", self._data / "data", "-h", "127.0.0.1", "-p", str(self._port), *options]
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._data, **self._as_user)
+        wait_for(self._answers, "Postgres' answer", START_DEADLINE_S)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends the connections that are left; SIGQUIT ends all at once, as a crash does: the next start recovers."""
+        self._process.send_signal(how)
+        self._process.wait(30)
+
+    def _make(self, password: str) -> None:
+        password_file = self._data / "password"
+        password_file.write_text(password)
+        password_file.chmod(0o600)
+        if self._as_user:
+            shutil.chown(password_file, "postgres", "postgres")
+        command = [self._binaries / "initdb", "-D", self._data / "data", "-U", "limaml", "--auth=scram-sha-256"]
+        command += [f"--pwfile={password_file}", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        subprocess.run(command, check=True, cwd=self._data, stdout=subprocess.DEVNULL, **self._as_user)
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise AssertionError(f"postgres ended with {self._process.returncode}:\n{self._log_path.read_text()[-4000:]}")
+        try:
+            psycopg2.connect(self.dsn, connect_timeout=5).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[Postgres]:
+    """Run a server in the block, its log in `folder`."""
+    data = Path(tempfile.mkdtemp(prefix="limaml-postgres-"))
+    try:
+        server = Postgres(data, folder / "postgres.log")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
 
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
-    """Run a server in the block, its log in `folder`; gives `postgresql://user:password@127.0.0.1:port/postgres`."""
-    binaries, password, (port,) = _binaries(), secrets.token_hex(16), unused_ports(1)
-    # It refuses to run as root, and must reach its data as the user that Debian's package makes.
-    as_user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    data = Path(tempfile.mkdtemp(prefix="limaml-postgres-"))
-    if as_user:
-        shutil.chown(data, "postgres", "postgres")
-    try:
-        _make(binaries, data, password, as_user)
-        options = [part for setting in SETTINGS for part in ("-c", setting)]
-        command = [binaries / "postgres", "-D", data / "data", "-h", "127.0.0.1", "-p", str(port), *options]
-        log_path = folder / "postgres.log"
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=data, **as_user)
-        dsn = f"postgresql://limaml:{password}@127.0.0.1:{port}/postgres"
-        try:
-            wait_for(lambda: _answers(process, dsn, log_path), "Postgres' answer", START_DEADLINE_S)
-            yield dsn
-        finally:
-            process.send_signal(signal.SIGINT)  # ends the connections that are left
-            process.wait(30)
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
+    """As `running_postgres`; gives its address."""
+    with running_postgres(folder) as server:
+        yield server.dsn
 
 
 def create_database(dsn: str, name: str) -> str:
@@ -74,24 +116,3 @@ def _binaries() -> Path:
     if not found:
         pytest.fail("Postgres must be installed for this test: apt-get install postgresql")
     return found[-1].parent
-
-
-def _make(binaries: Path, data: Path, password: str, as_user: dict[str, Any]) -> None:
-    password_file = data / "password"
-    password_file.write_text(password)
-    password_file.chmod(0o600)
-    if as_user:
-        shutil.chown(password_file, "postgres", "postgres")
-    command = [binaries / "initdb", "-D", data / "data", "-U", "limaml", "--auth=scram-sha-256", f"--pwfile={password_file}"]
-    command += ["--no-sync", "--encoding=UTF8", "--locale=C"]
-    subprocess.run(command, check=True, cwd=data, stdout=subprocess.DEVNULL, **as_user)
-
-
-def _answers(process: "subprocess.Popen[bytes]", dsn: str, log_path: Path) -> bool:
-    if process.poll() is not None:
-        raise AssertionError(f"postgres ended with {process.returncode}:\n{log_path.read_text()[-4000:]}")
-    try:
-        psycopg2.connect(dsn, connect_timeout=5).close()
-    except psycopg2.OperationalError:
-        return False
-    return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml.io import atomic
-from tools import chart, configuration, figures, scale
+from tools import chart, configuration, faults, figures, scale
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/configuration.md": {"settings": configuration.settings},
     "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
+    "docs/faults.md": {"faults": faults.rows},
 }
 """Page -> name -> its markdown."""
 

@@ -117,9 +117,10 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
 def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object] = bool) -> dict[str, Any]:
     """Publish the day's snapshots, then the embeddings of its entities, read them back, and mark the day complete.
 
-    For each version after another. `published` is called once the champion has the day and something was published, whatever
-    fails for the version beside it. Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if
-    a day before it is missing or the embeddings were not adapted for this version, these events and `complete_through`.
+    For each version after another; for a version that became the champion after the day was adapted, it is adapted here first.
+    `published` is called once the champion has the day and something was published, whatever fails for the version beside it.
+    Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if a day before it is missing or the
+    embeddings were not adapted for this version, these events and `complete_through`.
     """
     places = Places.of(cfg)
     total, results = Published(), []
@@ -130,6 +131,8 @@ def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object
             for version in versions:
                 steps = _steps(places, manifests, version, day)
                 if steps:
+                    if version is versions[0] and _was_switched_to(places, manifests, steps[-1], versions):
+                        _adapt(places, steps)
                     done = _publish(places, held, steps)
                     total += done
                     results.append(_result(steps) | {"entities": done.entities, "written": done.written})
@@ -139,6 +142,19 @@ def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object
     _require_work(results, versions, day)
     figures = {"entities": total.entities, "written": total.written, "features_written": total.features}
     return {"day": day.isoformat(), **figures, "versions": results}
+
+
+def _was_switched_to(places: Places, manifests: Manifests, step: Step, versions: Sequence[ModelVersion]) -> bool:
+    """Whether a cut-over came between a run's adaptation and its publication: only the version that it left has the day."""
+    if _is_adapted(places, step):
+        return False
+    left = [_steps(places, manifests, version, step.day) for version in versions[1:]]
+    return any(steps and _is_adapted(places, steps[-1]) for steps in left)
+
+
+def _is_adapted(places: Places, step: Step) -> bool:
+    changed = [kind for kind in places.cfg.task_kinds if len(step.changed[kind.entity_column])]
+    return bool(changed) and all(places.storage.exists(step.partition(kind).manifest_path) for kind in changed)
 
 
 def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -> int:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.errors import DataError
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, whole_files
 
 FORMAT_VERSION = 1
 """Of what lies below a storage root. Release 0.1 wrote no number; what has none is its format, 1."""
@@ -55,6 +55,10 @@ def partition(day: date) -> str:
 def partition_day(name: str) -> date:
     """The day of a folder `dt=D` or a file `dt=D.json`."""
     return date.fromisoformat(name.removeprefix("dt=")[:10])
+
+
+def events_path(day: date, revision: int) -> str:
+    return f"events/{partition(day)}/events-r{revision:04d}.parquet"
 
 
 def conforms(table: pa.Table, events: schema.Table) -> bool:
@@ -118,15 +122,16 @@ class EventStore:
     def read(self, days: Iterable[date]) -> pa.Table:
         """Events of the given days, in the store's row order; days without a partition contribute nothing."""
         paths = [path for day in days for path in self.paths(first=day, through=day)]
-        return self._storage.dataset(paths, self._events.arrow).to_table().sort_by(schema.EVENT_ORDER)
+        with whole_files("It must be as ingestion wrote it; ingest its day again."):
+            return self._storage.dataset(paths, self._events.arrow).to_table().sort_by(schema.EVENT_ORDER)
 
     def place(self, day: date, table: pa.Table, revision: int) -> None:
         """Write a day's events as `revision`; an older revision is moved aside first. `commit` makes the day count."""
-        name = f"{partition(day)}/events-r{revision:04d}.parquet"
+        target = events_path(day, revision)
         for path in self.paths(first=day, through=day):
-            if path != f"events/{name}":
+            if path != target:
                 self._storage.move(path, path.replace("events/", "events_superseded/", 1))
-        self._storage.write_table(f"events/{name}", table)
+        self._storage.write_table(target, table)
 
     def commit(self, manifest: DayManifest) -> None:
         """Record a day; the last write of its ingestion."""

@@ -20,7 +20,7 @@ from limaml.config import Config
 from limaml.errors import ConfigError, DataError, GateError, UnreadableDayError
 from limaml.events import catalogue, gates, snapshots, state
 from limaml.events.casting import declared_events
-from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash
+from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash, events_path
 from limaml.events.declared import require_declared
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
@@ -217,13 +217,12 @@ def _read(places: _Places, day: date, known: DayManifest | None) -> _Delivery | 
 
 
 def _is_complete(storage: Storage, delivery: _Delivery) -> bool:
-    known = delivery.known
-    return bool(
-        known
-        and known.status == "passed"
-        and known.sha256 == delivery.sha256
-        and storage.exists(logged_path(delivery.day, known.revision))
-    )
+    """Whether this content was accepted and both its files are whole; one that was lost or cut short is written again."""
+    day, known = delivery.day, delivery.known
+    if known is None or known.status != "passed" or known.sha256 != delivery.sha256:
+        return False
+    paths = (events_path(day, known.revision), logged_path(day, known.revision))
+    return all(storage.num_rows(path) == known.rows for path in paths)
 
 
 def _gate(

@@ -28,7 +28,7 @@ from limaml.config import Config
 from limaml.errors import DataError
 from limaml.events.day_store import partition_day
 from limaml.io.locks import Lock, exclusive
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, whole_files
 from limaml.telemetry import get_logger
 
 NUM_BUCKETS = 16
@@ -217,7 +217,8 @@ def logged_rows(
         # Joins as they are written: duckdb takes a scanner for an empty table, and would put all its rows into the hash table.
         connection.execute("SET disabled_optimizers = 'build_side_probe_side,join_order'")
         connection.register("logged", storage.scanner(files, columns, entity_column, span))
-        yield connection
+        with whole_files("It must be as it was written; ingest its day again, or delete it if it lies under recent/."):
+            yield connection
 
 
 def _last_day(as_of: datetime) -> date:

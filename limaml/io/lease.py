@@ -1,7 +1,7 @@
 """One writer at a time, on one machine or on many: a lease with a fencing number, kept in a SQL database.
 
 The online store has one, and so has a storage root that is a URL (`locks`). The database's clock decides, so that hosts need
-not agree on the time. A holder renews in a thread; `check` before each
+not agree on the time, and may be set back. A holder renews in a thread; `check` before each
 write renews too and fails if somebody else has taken the lease in the meantime, so a write that follows a check has
 `lease_ttl_s` to end. A holder that died is succeeded after `lease_ttl_s`, with a higher fencing number.
 """
@@ -141,7 +141,10 @@ class _LeaseTable:
         self._create()
 
     def acquire(self, who: str) -> int | None:
-        """Take the lease if it is free or has expired; returns the new fencing number, or None."""
+        """Take the lease if it is free or has expired; returns the new fencing number, or None.
+
+        One that is held for longer than `ttl_s` from now is cut to that: it was taken or renewed before the clock was set back.
+        """
         rows = self._rows
         taken = (
             rows.update()
@@ -149,8 +152,12 @@ class _LeaseTable:
             .values(fence=rows.c.fence + 1, holder=who, since=self._now, expires=self._now + self.ttl_s)
             .returning(rows.c.fence)
         )
+        # A database's clock that was set back would leave a dead holder's lease for as long as it went back.
+        too_late = rows.update().where(rows.c.store == self.name, rows.c.expires > self._now + self.ttl_s)
         with self._transaction() as connection:
             fence = connection.execute(taken).scalar_one_or_none()
+            if fence is None:
+                connection.execute(too_late.values(expires=self._now + self.ttl_s))
         return None if fence is None else int(fence)
 
     def renew(self, fence: int) -> bool:

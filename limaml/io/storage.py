@@ -22,6 +22,7 @@ from limaml.io import atomic
 
 _ROW_GROUP_ROWS = 65_536
 """Rows a row group of a file that is written in a stream: what a reader must hold at once."""
+_NO_FOOTER = "Parquet magic bytes not found in footer"
 _READ_BUFFER_BYTES = 1 << 20
 """A column's pages are read in pieces of this size, not a whole row group at once."""
 
@@ -36,6 +37,17 @@ def each_in_threads(write: Callable[[Any], None], items: Iterable[Any]) -> None:
     with ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="write") as pool:
         for _ in pool.map(write, items):
             pass
+
+
+@contextmanager
+def whole_files(remedy: str) -> Iterator[None]:
+    """Raises DataError with the remedy where a Parquet file that the block reads was cut short: Arrow says so, or duckdb."""
+    try:
+        yield
+    except Exception as error:
+        if _NO_FOOTER not in str(error):
+            raise
+        raise DataError(f"{error} {remedy}") from error
 
 
 class Storage:
@@ -63,9 +75,10 @@ class Storage:
         return bool(self._info(relative).type == fs.FileType.Directory)
 
     def list(self, relative: str) -> list[str]:
-        """Names directly under a folder, sorted; empty if it does not exist."""
+        """Names directly under a folder, sorted, but those hidden, which a killed writer leaves; empty if it does not exist."""
         selector = fs.FileSelector(f"{self._base}/{relative}", allow_not_found=True)
-        return sorted(os.path.basename(info.path) for info in self._fs.get_file_info(selector))
+        names = (os.path.basename(info.path) for info in self._fs.get_file_info(selector))
+        return sorted(name for name in names if not name.startswith("."))
 
     def read_bytes(self, relative: str) -> bytes:
         with self._fs.open_input_stream(f"{self._base}/{relative}") as stream:
@@ -94,6 +107,14 @@ class Storage:
             return pq.read_table(pa.BufferReader(self.read_bytes(relative)))
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path(relative)} must be a readable Parquet file: {error}; write it again") from error
+
+    def num_rows(self, relative: str) -> int | None:
+        """Rows of a Parquet file by its footer, which a file that was cut short has lost; None if there is no such file."""
+        try:
+            with self._fs.open_input_file(f"{self._base}/{relative}") as source:
+                return int(pq.read_metadata(source).num_rows)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
 
     def write_table(self, relative: str, table: pa.Table) -> None:
         """Write one Parquet file; the same table gives the same bytes."""

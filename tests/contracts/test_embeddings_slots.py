@@ -243,6 +243,9 @@ def test_a_day_in_quarantine_is_not_published(world: World) -> None:
     assert world.daily(later)["versions"][0]["days"] == 2
 
 
+@pytest.mark.fault(
+    "a publication that dies half way", after="the next one completes it: rows equal an undisturbed run's, byte for byte"
+)
 def test_a_publication_that_dies_half_way_is_completed_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     day = world.next_day()
     adapt_day(world.cfg, day)
@@ -323,6 +326,9 @@ def test_a_second_version_is_filled_in_the_other_slot_as_of_the_champions_day(
     assert world.online() == green
 
 
+@pytest.mark.fault(
+    "a training's run that dies while it fills", after="planned again, its rows equal an undisturbed fill's, byte for byte"
+)
 def test_a_fill_planned_again_after_its_run_died_gives_the_same_end(world: World) -> None:
     version = world.new_version(seed=4)
     plan_fill(world.cfg.model_copy(update={"embeddings": world.cfg.embeddings.model_copy(update={"fill_timeout_s": 1e-6})}),

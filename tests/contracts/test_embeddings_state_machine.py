@@ -473,6 +473,10 @@ def _rows(found: list[OnlineRow | None]) -> dict[str, date]:
 
 
 @pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=pytest.mark.services)])
+@pytest.mark.fault(
+    "verbs that die before any of their writes, in any order, with corrections and roll-backs between",
+    after="readers see one version throughout; rows equal an undisturbed run's, byte for byte",
+)
 def test_whatever_happens_readers_see_one_version_and_the_end_is_that_of_an_undisturbed_run(
     store: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -290,6 +290,9 @@ def test_a_switch_that_cannot_catch_up_is_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize("step", ["set_tags", "set_champion"])
+@pytest.mark.fault(
+    "a roll-back that dies before the alias moves", after="readers see the version they saw; repeated, it ends well"
+)
 def test_a_roll_back_that_dies_changes_nothing_for_a_reader_and_can_be_repeated(
     world: World, behind: Callable[[int], list[date]], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -378,6 +381,9 @@ def test_a_fill_retires_the_version_before_and_waits_for_the_dwell_after_a_roll_
     switch.cut_over(world.cfg, version, RUN)
 
 
+@pytest.mark.fault(
+    "a plan of a fill that dies while it empties the slot", after="nothing is filled into it before it was planned again"
+)
 def test_a_slot_that_was_not_emptied_to_the_end_cannot_be_filled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _, previous = both(world)
     version = world.new_version(seed=5)
@@ -425,6 +431,10 @@ def test_a_shard_that_was_adapted_for_an_older_plan_is_not_published(world: Worl
 
 
 @pytest.mark.parametrize("lost", ["user_features", "meta_embedding"])
+@pytest.mark.fault(
+    "an online store that takes rows and does not keep them",
+    after="whoever wrote them fails, and the day does not count as complete",
+)
 def test_rows_that_a_store_takes_and_does_not_keep_are_missed_by_whoever_wrote_them(
     world: World, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
@@ -486,6 +496,7 @@ def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
     assert [seen[index - 1] for index in changes] == ["check"] * len(changes)
 
 
+@pytest.mark.fault("a writer that loses its lease before any of its writes", after="it writes nothing more")
 def test_a_writer_that_lost_its_lease_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     champion, _ = both(world)
     day = world.next_day()

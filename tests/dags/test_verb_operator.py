@@ -119,6 +119,7 @@ def test_nothing_to_do_skips_with_the_reason(verb_program: Callable[[str], Path]
     assert task.pushed["result"]["status"] == "refused"
 
 
+@pytest.mark.fault("kill -9 of a verb under Airflow", after="the task says so and is retried")
 def test_a_verb_killed_without_a_result_is_reported_and_retried(verb_program: Callable[[str], Path]) -> None:
     verb_program("os.kill(os.getpid(), 9)")
     task = Task(verb="train")
@@ -229,6 +230,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "task"])
+@pytest.mark.fault("kill -9 of a task's supervisor, and of the task", after="the verb ends with it, so that a retry is alone")
 def test_the_verb_ends_when_a_parent_is_killed_outright(verb_program: Callable[[str], Path], victim: str) -> None:
     """SIGKILL gives nobody a chance to clean up: the task notices a lost supervisor, the verb a lost task."""
     folder = verb_program(

@@ -71,6 +71,10 @@ def polled_again(server, wait_until):
     metric_when(server, lambda at: at > before, "limaml_registry_poll_timestamp_seconds", wait_until)
 
 
+@pytest.mark.fault(
+    "the registry's database overwritten with garbage while serving",
+    after="scores are as before throughout; restored, it is followed again",
+)
 def test_a_registry_full_of_garbage_is_not_missed_and_found_again(world, server, good, wait_until):
     path = Path(world.cfg.registry.tracking_uri.removeprefix("sqlite:///"))
     kept = path.read_bytes()
@@ -86,6 +90,7 @@ def test_a_registry_full_of_garbage_is_not_missed_and_found_again(world, server,
     serves(world, server, good)
 
 
+@pytest.mark.fault("a registry that hangs while serving", after="requests are answered as before; then it is followed again")
 def test_a_registry_that_hangs_is_not_waited_for(world, server, good, wait_until):
     connection = sqlite3.connect(world.cfg.registry.tracking_uri.removeprefix("sqlite:///"), isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
@@ -129,6 +134,12 @@ def nan_weights(bundle):
     change_tensor(bundle, lambda weight: torch.full_like(weight, float("nan")))
 
 
+def flipped_byte(bundle):
+    data = bytearray((bundle / "refit.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "refit.safetensors").write_bytes(data)
+
+
 def newer_format(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
@@ -138,10 +149,15 @@ def newer_format(bundle):
     ("damage", "message"),
     [
         (missing_file, "refit.safetensors, which is missing"),
+        (flipped_byte, "must have its manifest's SHA-256"),
         (wrong_width, "must have shape"),
         (nan_weights, "must be finite"),
         (newer_format, "format_version must be"),
     ],
+)
+@pytest.mark.fault(
+    "a bundle with a flipped byte, a lost file, wrong or non-finite weights becomes the champion",
+    after="the version before it serves on, with the same scores",
 )
 def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_serving(world, server, good, wait_until, damage, message):
     broken = world.register(seed=9, slot="green", complete_through=NOW)

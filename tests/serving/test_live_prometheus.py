@@ -317,6 +317,7 @@ def test_stale_embeddings_fire_their_alert_alone(live):
     live.settle()
 
 
+@pytest.mark.fault("kill -9 of Redis while serving", after="requests are answered, its alert fires alone and ends with it")
 def test_a_store_that_is_down_fires_its_alert_alone(live):
     live.redis.kill()
     try:

@@ -1,8 +1,5 @@
 """The real service while Redis is down, slow, restarting or full of garbage: the prior ranks, and all is found again."""
 
-import asyncio
-import contextlib
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from limaml.features.online.wire import string_keys
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.services
 
@@ -19,63 +17,6 @@ ITEMS = ["i1", "i4", "i7"]
 TOLERANCE = 1e-6
 SLOW_S = 2.0
 BREAKER = "limaml_online_store_breaker_open"
-
-
-class Proxy:
-    """Between the service and Redis: passes on, `delay_s` later where that is set, or hears nothing while it is `down`."""
-
-    def __init__(self, target):
-        self.host, port = target.split(":")
-        self.target_port = int(port)
-        self.delay_s = 0.0
-        self.port = 0
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.connections = set()
-        self.up()
-
-    def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
-
-    def up(self):
-        async def listen():
-            self.server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
-            self.port = self.server.sockets[0].getsockname()[1]
-
-        self._run(listen())
-
-    def down(self):
-        async def close():
-            self.server.close()
-            for writer in list(self.connections):
-                writer.transport.abort()
-
-        self._run(close())
-
-    async def _connected(self, reader, writer):
-        try:
-            upstream_reader, upstream_writer = await asyncio.open_connection(self.host, self.target_port)
-        except OSError:
-            writer.close()
-            return
-        self.connections |= {writer, upstream_writer}
-        await asyncio.gather(self._pump(reader, upstream_writer, 0.0), self._pump(upstream_reader, writer, None))
-
-    async def _pump(self, reader, writer, delay_s):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                await asyncio.sleep(self.delay_s if delay_s is None else delay_s)
-                writer.write(data)
-        with contextlib.suppress(OSError):
-            writer.close()
-        self.connections.discard(writer)
-
-    def stop(self):
-        self.down()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-        self.loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +42,7 @@ def server(world, proxy, start_server):
     cfg = world.cfg.model_copy(
         update={
             "serving": world.cfg.serving.model_copy(update=serving),
-            "feast": world.cfg.feast.model_copy(update={"online_connection": f"127.0.0.1:{proxy.port}"}),
+            "feast": world.cfg.feast.model_copy(update={"online_connection": proxy.address}),
         }
     )
     return start_server(cfg, world.folder)
@@ -152,6 +93,7 @@ def unpersonal(world, server, version):
     assert server.client.get("/readyz").status_code == 200
 
 
+@pytest.mark.fault("Redis slow by seconds while serving", after="meanwhile the prior ranks, in time; then scores are as before")
 def test_a_slow_store_is_not_waited_for(world, server, healthy, proxy):
     proxy.delay_s = SLOW_S
     try:
@@ -163,6 +105,7 @@ def test_a_slow_store_is_not_waited_for(world, server, healthy, proxy):
     assert server.metric(BREAKER) == 0.0
 
 
+@pytest.mark.fault("Redis cut off while serving", after="meanwhile the prior ranks, in time; then scores are as before")
 def test_a_store_that_is_down_is_found_again(world, server, healthy, proxy):
     proxy.down()
     try:
@@ -174,6 +117,10 @@ def test_a_store_that_is_down_is_found_again(world, server, healthy, proxy):
     assert server.metric(BREAKER) == 0.0
 
 
+@pytest.mark.fault(
+    "Redis restarted without its data while serving",
+    after="the prior ranks until rows are published again; then scores are as before",
+)
 def test_a_store_that_comes_back_empty_is_a_store_without_the_user(world, server, healthy, proxy):
     """A restart without persistence; what is published again is used again."""
     proxy.down()
@@ -206,6 +153,7 @@ def wrong_redis_type(world):
 
 
 @pytest.mark.parametrize("spoil", [garbage_values, wrong_redis_type])
+@pytest.mark.fault("garbage in Redis while serving", after="it is not used; published again, scores are as before")
 def test_garbage_is_not_used(world, server, healthy, spoil):
     spoil(world)
     unpersonal(world, server, healthy)

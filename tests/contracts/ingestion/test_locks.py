@@ -76,6 +76,7 @@ def test_ingest_and_apply_take_it(cfg, delivery, monkeypatch):
     assert ingest.ingest_day(cfg, day, delivery.today)["status"] == "ingested"
 
 
+@pytest.mark.fault("an ingestion that loses its lock", after="it writes nothing more")
 def test_who_has_lost_the_lock_writes_nothing_more(delivery, monkeypatch):
     """On a URL the lease frees itself when its holder stops renewing; the holder then stops before its next write."""
     lease = {"lease_url": f"sqlite:///{delivery.folder}/lease.db", "lease_ttl_s": 0.2}

@@ -31,6 +31,7 @@ from limaml.training import candidate as candidates
 from limaml.training.candidate import Candidate, download_candidate, read_candidate
 from tests import declared
 from tests.polling import wait_for
+from tests.proxy import Proxy
 from tests.servers import s3_server
 
 pytestmark = pytest.mark.services
@@ -76,6 +77,12 @@ class World:
         self.config_path = delivery.folder / "s3.json"
         self.config_path.write_text(json.dumps(self.cfg.model_dump(mode="json")))
         self.started = []
+
+    def reach_through(self, proxy):
+        """From the next verb on; this process goes on reading at the server itself."""
+        root = self.cfg.storage.root.replace(proxy.target, proxy.address)
+        cfg = self.cfg.model_copy(update={"storage": self.cfg.storage.model_copy(update={"root": root})})
+        self.config_path.write_text(json.dumps(cfg.model_dump(mode="json")))
 
     def start(self, verb, *arguments, program=("-m", "limaml.cli")):
         self.started.append(Verb(self, len(self.started), [*program, verb, "--config", self.config_path, *arguments]))
@@ -174,6 +181,10 @@ def assert_as_on_a_folder(world, through):
     assert world.files(*FOLDERS) == delivery.files(*FOLDERS)
 
 
+@pytest.mark.fault(
+    "two ingestions of the same days into S3 at once",
+    after="the second waits and finds the work done: files equal one ingestion's, byte for byte",
+)
 def test_of_two_ingestions_at_once_the_second_waits_and_finds_the_work_done(world):
     through = world.delivery.days[-1]
     first = world.ingest(through)
@@ -200,6 +211,10 @@ def test_who_does_not_get_the_lock_ends_busy_and_writes_nothing(world):
 
 
 @pytest.mark.parametrize("world", [2.0], indirect=True)
+@pytest.mark.fault(
+    "an ingestion into S3 that stands still until another has its lock",
+    after="it ends busy: files equal those of the other alone, byte for byte",
+)
 def test_who_has_lost_the_lock_while_it_stood_still_ends_busy_and_harms_nothing(world):
     through = world.delivery.days[-1]
     first = world.ingest(through)
@@ -284,3 +299,29 @@ def test_feast_joins_what_lies_in_the_bucket(world):
     joined = join_features(open_store(world.cfg), logged.select(list(schema.EVENTS.names)), declared.TABLES)
     assert joined.equals(logged)
     assert len(set(joined["user_events"].to_pylist())) > 2, "the features do vary"
+
+
+@pytest.fixture
+def proxy(s3_address):
+    proxy = Proxy(s3_address)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.mark.fault(
+    "S3 that answers 503 to everything, then to every tenth request, each answer late",
+    after="the first ingestion fails and no day counts; the next one leaves the bytes of one into a local folder",
+)
+def test_an_ingestion_outlives_an_object_store_that_is_slow_and_refuses(world, proxy):
+    through = world.delivery.days[1]  # Arrow's client waits 0.2 s after each refusal
+    world.reach_through(proxy)
+    proxy.refuse_every = 1
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (1, "failed"), result
+    assert "HTTP status 503" in result["message"]
+    assert world.files("") == {}
+    proxy.refuse_every, proxy.delay_s, proxy.refused = 10, 0.005, 0
+    code, result = world.ingest(through).ended()
+    assert (code, result["status"]) == (0, "ingested"), result
+    assert proxy.refused > 5
+    assert_as_on_a_folder(world, through)

@@ -175,6 +175,9 @@ def as_numbers(table):
 
 
 @pytest.mark.parametrize("content", [b"PAR1 this is no Parquet file", b""], ids=["corrupt", "no bytes"])
+@pytest.mark.fault(
+    "a truncated or corrupt delivered partition", after="it is in quarantine as it came, and nothing downstream ran"
+)
 def test_corrupt_parquet_file_is_put_aside_as_it_came(ingested, content):
     last, before = ingested.days[-1], ingested.files(*DOWNSTREAM)
     ingested.path(last).write_bytes(content)

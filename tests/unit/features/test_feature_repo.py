@@ -129,7 +129,7 @@ def test_redis_password_comes_from_the_environment(monkeypatch):
         online = repo_config(feast).online_store
         hosts, settings = RedisOnlineStore._parse_connection_string(online.connection_string)
         assert hosts == [{"host": "cache", "port": "6379"}]
-        assert settings == {"ssl": True, "password": password}
+        assert settings == {"ssl": True, "password": password, "socket_timeout": 10, "socket_connect_timeout": 10}
         assert online.skip_dedup
 
 

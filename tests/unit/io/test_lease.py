@@ -101,6 +101,7 @@ def test_a_waiting_process_gets_it_when_the_holder_ends(tmp_path: Path, start_ho
         held.check()
 
 
+@pytest.mark.fault("kill -9 of a holder of the lease", after="another gets it after `lease_ttl_s`, with a higher number")
 def test_a_killed_holder_is_succeeded_after_the_ttl(tmp_path: Path, start_holder: Callable[[Config], Holder]) -> None:
     holder = start_holder(config(tmp_path, ttl_s=1.0))
     holder.process.kill()
@@ -115,6 +116,10 @@ def test_a_live_holder_keeps_it_beyond_the_ttl(tmp_path: Path, start_holder: Cal
     assert holder.check() == "held"
 
 
+@pytest.mark.fault(
+    "a holder of the lease that stands still for longer than `lease_ttl_s`",
+    after="it is stopped before its next write, and its successor keeps the lease",
+)
 def test_a_holder_that_slept_too_long_can_neither_write_nor_release(
     tmp_path: Path, start_holder: Callable[[Config], Holder]
 ) -> None:
@@ -133,6 +138,7 @@ def test_a_holder_that_slept_too_long_can_neither_write_nor_release(
             raise AssertionError("the old holder's release freed the new holder's lease")
 
 
+@pytest.mark.fault("the lease's database away for a moment", after="the holder still holds it, nobody else got it")
 def test_a_database_that_is_away_for_a_moment_costs_nobody_the_lease(tmp_path: Path) -> None:
     database, aside = tmp_path / "new" / "lease.db", tmp_path / "aside.db"
     with capture_logs() as said, lease(config(tmp_path, ttl_s=1.5), "publish of run-1") as held:

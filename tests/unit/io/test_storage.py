@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from limaml.io.storage import Storage, each_in_threads
+from limaml.errors import DataError
+from limaml.io.storage import Storage, each_in_threads, whole_files
 
 COLUMNS = pa.schema([pa.field("n", pa.int64())])
 
@@ -56,6 +57,24 @@ def test_names_come_sorted_whatever_the_file_system_says(storage: Storage) -> No
     assert storage.list("a") == names
     assert list(storage.walk("a")) == [f"a/{name}/file" for name in names]
     assert storage.list("nowhere") == []
+
+
+def test_what_a_killed_writer_left_is_not_listed(storage: Storage) -> None:
+    storage.write_bytes("days/dt=D.json", b"{}")
+    storage.write_bytes("days/.dt=D.json.1a2b", b"{")
+    assert storage.list("days") == ["dt=D.json"]
+
+
+def test_a_parquet_file_that_was_cut_short_has_no_rows_and_is_named_with_the_remedy(storage: Storage) -> None:
+    storage.write_table("rows/part.parquet", pa.table({"n": [1, 2]}))
+    assert (storage.num_rows("rows/part.parquet"), storage.num_rows("rows/other.parquet")) == (2, None)
+    content = storage.read_bytes("rows/part.parquet")
+    storage.write_bytes("rows/part.parquet", content[: len(content) // 2])
+    assert storage.num_rows("rows/part.parquet") is None
+    with pytest.raises(DataError, match=r"rows/part\.parquet.* write it again$"), whole_files("write it again"):
+        storage.dataset(["rows/part.parquet"], COLUMNS).to_table()
+    with pytest.raises(ZeroDivisionError), whole_files("write it again"):
+        _ = 1 / 0
 
 
 def test_the_options_of_a_url_stay_behind_every_path() -> None:

@@ -112,6 +112,7 @@ def test_saving_again_replaces_the_folder_whole(bundle, folder):
     assert [path.name for path in folder.parent.iterdir()] == ["v1"]
 
 
+@pytest.mark.fault("a save of a bundle that dies", after="the folder before it is still whole")
 def test_an_interrupted_save_leaves_the_old_folder(bundle, folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
@@ -137,6 +138,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"manifest.json"}))
+@pytest.mark.fault("a flipped byte in any file of a bundle", after="the bundle is refused, and the file named")
 def test_a_corrupt_file_is_named(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1

@@ -201,6 +201,7 @@ def test_the_start_limit_is_not_part_of_what_is_trained(small_config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a machine so loaded that Ray's agents start later than Ray waits", after="Ray starts all the same")
 def test_ray_starts_although_its_agents_are_later_than_its_own_limits(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(LATE.format(words=AGENTS, seconds=AGENTS_LATE_BY_S))
     started = time.monotonic()
@@ -209,6 +210,7 @@ def test_ray_starts_although_its_agents_are_later_than_its_own_limits(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a raylet that dies while it starts", after="the training fails in time and says why")
 def test_a_raylet_that_ends_is_not_waited_for(tmp_path):
     broken = "from ray._private import services\nservices.RAYLET_EXECUTABLE = '/bin/false'\n"
     # What the start sets itself comes too late here: Ray is imported before it.
