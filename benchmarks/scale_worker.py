@@ -52,8 +52,9 @@ class Worker:
 
     def close(self) -> None:
         """End it; it has nothing left to do once it was told everything."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
         self._process.wait()
 
 
