@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-worlds check bench bench-serving bench-vectors bench-data experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data bench-scale experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -27,14 +27,26 @@ run: .venv/installed  ## Set up, start Airflow, MLflow and the service, train, t
 stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
-test: check  ## Lint, types, import rules, and every test that needs pip only
-	$(BIN)/python -m pytest -m "not services and not worlds"
+test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
+	$(BIN)/python -m pytest -m "not services and not worlds and not images and not production"
 
-test-services: .venv/installed tests/.venv/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
+test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
 	$(BIN)/python -m pytest -m services
+
+test-production: .venv/installed tests/.venv/installed  ## configs/production.toml on Postgres, Redis with TLS, S3, MLflow and a Ray cluster: both DAGs, requests, a cut-over, a roll-back; at most 15 minutes
+	$(BIN)/python -m pytest -m production
 
 test-worlds: .venv/installed  ## Recorded worlds from nothing to served scores, 5 minutes
 	$(BIN)/python -m pytest -m worlds
+
+base-image:  ## A base for the images where none can be pulled: Debian 12, by mmdebstrap (localhost/limaml-base:bookworm)
+	docker/base.sh
+
+images:  ## Build the images limaml-airflow, -train and -serve with buildah or docker on BASE=NAME@sha256:…, see docker/README.md
+	docker/build.sh
+
+test-images: .venv/installed  ## Run the images that were built: verbs, a cluster of Ray, a request, the DAGs, their sizes
+	$(BIN)/python -m pytest -m images -rP
 
 check: .venv/installed  ## Lint, format, types and import rules
 	$(BIN)/ruff check
@@ -50,6 +62,9 @@ bench-serving: .venv/installed  ## Speed of the service beside a BentoML no-op a
 
 bench-data: .venv/installed  ## Cost of a history and of one more day, beside one query (ARGS=--quick for a look); writes benchmarks/results/data.json
 	$(BIN)/python -m benchmarks.data $(ARGS)
+
+bench-scale: .venv/installed  ## A million entities adapted and published to Redis, a day more, Ray's workers; writes benchmarks/results/scale.json
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end to end: seconds and peak of every part, which has a bound
 	$(BIN)/python -m benchmarks.vectors --limit-mib 2500 $(ARGS)
@@ -79,6 +94,12 @@ tests/.venv/installed: tests/requirements-services.txt
 tests/.deploy/installed: tests/requirements-deploy.txt
 	$(PYTHON) -m venv tests/.deploy
 	tests/.deploy/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
+	@touch $@
+
+# The scanner of manifests has one too: it pins what others want otherwise.
+tests/.checkov/installed: tests/requirements-checkov.txt
+	$(PYTHON) -m venv tests/.checkov
+	tests/.checkov/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.

@@ -70,7 +70,7 @@ MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive
 Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
 Version = Annotated[str, typer.Option(help="Model version in the registry.")]
 MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back to; a repeated call then changes nothing.")]
-Candidate = Annotated[Path, typer.Option(help="Folder that `train` left.")]
+Candidate = Annotated[str, typer.Option(help="Folder or URL that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
 _COMMON_RESULT = typer.Option("--result", help="Where to leave the result (JSON, at most 4 KiB).")
@@ -353,7 +353,7 @@ def check(cfg: "Config", today: Today = None) -> dict[str, Any]:
 
 @app.command("init", rich_help_panel=YOUR_DATA)
 def init(
-    table: Annotated[str, typer.Argument(help="Events: a file, folder, pattern or URL of Parquet, CSV or JSON files.")],
+    table: Annotated[str, typer.Argument(help="Events: Parquet, CSV or JSON files, or what else `source.events` may name.")],
     users: Annotated[str, typer.Option(help="The same, of what is known of users.")] = "",
     items: Annotated[str, typer.Option(help="The same, of what is known of items.")] = "",
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("limaml.toml"),

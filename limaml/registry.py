@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml.config import RegistryConfig
+from limaml.config.secret import revealed_url
 from limaml.errors import BundleError, StoreError
 
 CHAMPION = "champion"
@@ -158,7 +159,7 @@ class Registry:
         Path(folder).mkdir(parents=True, exist_ok=True)
         try:
             path = mlflow.artifacts.download_artifacts(
-                artifact_uri=source, dst_path=str(folder), tracking_uri=self._cfg.tracking_uri
+                artifact_uri=source, dst_path=str(folder), tracking_uri=self._tracking_uri
             )
         except (OSError, mlflow.exceptions.MlflowException) as error:
             raise BundleError(
@@ -169,12 +170,16 @@ class Registry:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def _tracking_uri(self) -> str:
+        return revealed_url(self._cfg.tracking_uri, "registry.tracking_uri")
+
+    @cached_property
     def _client(self) -> Any:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        uri = self._cfg.tracking_uri
+        uri = self._tracking_uri
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,6 +1,7 @@
 """What a verb leaves for the next task: a JSON of at most 4 KiB, as Airflow's XCom and a pod's termination message carry it."""
 
 import bisect
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from limaml.errors import GateError, LimamlError
 from limaml.io import atomic
 
 RESULT_LIMIT_BYTES = 4096
-_CUT = "... (cut; the log has all of it)"
+_CUT = "... (cut; the log has all of it) ..."
+_IN_PLACE = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def describe(error: Exception) -> dict[str, Any]:
@@ -28,7 +30,20 @@ def leave(path: Path | None, spoken: bool, value: dict[str, Any]) -> None:
         if not spoken:
             print(text)
         return
-    atomic.write(path, text + "\n")
+    _write(path, text + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """A pod's termination message (/dev/termination-log) is a file mounted by itself: nothing can be renamed over it (EBUSY),
+    nor may a user who is not root make a file beside it. It is read once the process has ended, so written in place it is
+    whole, too.
+    """
+    try:
+        atomic.write(path, text)
+    except OSError as error:
+        if error.errno not in _IN_PLACE or not path.exists():
+            raise
+        path.write_text(text)
 
 
 def _fitting(value: dict[str, Any]) -> str:
@@ -48,14 +63,23 @@ def _fitting(value: dict[str, Any]) -> str:
 
 
 def _cut(value: dict[str, Any], key: str, limit_bytes: int) -> Any:
-    """`value[key]`, a text or a list, as far as it fits; of `failed` the limit holds for the list alone."""
+    """`value[key]` as far as it fits: a list's beginning, both ends of a text, since a message ends with the remedy.
+
+    Of `failed` the limit holds for the list alone.
+    """
     whole = value[key]
-    mark: Any = [_CUT] if isinstance(whole, list) else f" {_CUT}"
     rest = {} if isinstance(whole, list) else value
     if _size_bytes(rest | {key: whole}) <= limit_bytes:
         return whole
-    fits = bisect.bisect_right(range(len(whole)), limit_bytes, key=lambda kept: _size_bytes(rest | {key: whole[:kept] + mark}))
-    return whole[: max(fits - 1, 0)] + mark
+
+    def shortened(kept: int) -> Any:
+        if isinstance(whole, list):
+            return [*whole[:kept], _CUT]
+        return f"{whole[:kept]} {_CUT} {whole[len(whole) - kept :]}"
+
+    most = len(whole) if isinstance(whole, list) else len(whole) // 2
+    fits = bisect.bisect_right(range(most), limit_bytes, key=lambda kept: _size_bytes(rest | {key: shortened(kept)}))
+    return shortened(max(fits - 1, 0))
 
 
 def _size_bytes(value: dict[str, Any]) -> int:

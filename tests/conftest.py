@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.polling import wait_for
+from tests.ports import unused_ports
 
 _HOME = tempfile.mkdtemp(prefix="limaml-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -45,17 +46,6 @@ time.tzset()
 ROOT = Path(__file__).parents[1]
 # Its start takes about ten seconds on an idle machine, most of it imports.
 START_DEADLINE_S = 120.0
-
-
-def unused_ports(count):
-    """Distinct loopback ports that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,7 @@ class Postgres:
     """A server; `dsn` is `postgresql://user:password@127.0.0.1:port/postgres`."""
 
     def __init__(self, data: Path, log_path: Path) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-        if not found:
-            pytest.fail("Postgres must be installed for this test: apt-get install postgresql")
-        self._binaries, self._data, self._log_path = found[-1].parent, data, log_path
+        self._binaries, self._data, self._log_path = _binaries(), data, log_path
         # It refuses to run as root, and must reach its data as the user that Debian's package makes.
         self._as_user: dict[str, Any] = {}
         if os.geteuid() == 0:
@@ -104,3 +101,18 @@ def create_database(dsn: str, name: str) -> str:
     finally:
         connection.close()
     return f"{dsn.rpartition('/')[0]}/{name}"
+
+
+def psql(url: str, statement: str) -> str:
+    """Run a statement with the server's own client; what it prints, unaligned and without headings."""
+    options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "-f", "-"]
+    done = subprocess.run([_binaries() / "psql", url, *options], input=statement, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.fail("Postgres must be installed for this test: apt-get install postgresql")
+    return found[-1].parent

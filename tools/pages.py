@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml.io import atomic
-from tools import configuration, faults, figures
+from tools import chart, configuration, faults, figures, scale
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +34,14 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
         "service": lambda: figures.service(results("benchmarks/results/serving.json")),
         "data": lambda: figures.data(results("benchmarks/results/data.json")),
     },
+    "docs/scale.md": {
+        "measured": lambda: scale.measured(results("benchmarks/results/scale.json")),
+        "parts": lambda: scale.parts(results("benchmarks/results/scale.json")),
+        "carried": lambda: scale.carried(results("benchmarks/results/scale.json")),
+        "ray": lambda: scale.ray(results("benchmarks/results/scale.json")),
+    },
     "docs/configuration.md": {"settings": configuration.settings},
+    "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
     "docs/faults.md": {"faults": faults.rows},
 }
 """Page -> name -> its markdown."""

@@ -2,15 +2,22 @@
 
     python -m helm.dashboards.draw http://127.0.0.1:9090 docs/images/dashboards --minutes 10 --window 30s
 
+With `--page` it writes one page with all of them instead, again every minute until it is ended.
+
 Title, queries, legends, units and places of the panels are read from the JSON that is checked in; only the painting is not
 Grafana's.
 """
 
 import argparse
+import base64
+import html
 import json
 import math
 import re
 import time
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +27,20 @@ from matplotlib.figure import Figure
 
 from helm.dashboards.__main__ import FOLDER
 from helm.dashboards.panels import HALF, HEIGHT, WHOLE
+from limaml.io import atomic
 
 Series = tuple[dict[str, str], list[tuple[float, float]]]
 """Labels, and (instant, value) of every finite sample."""
 POINTS = 240
+PAGE_EVERY_S = 60
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{every_s}"><title>LiMAML dashboards</title>
+<style>body {{ font: 14px system-ui, sans-serif; margin: 1rem }} img {{ max-width: 100% }}</style></head><body>
+<p>Drawn {drawn_at} from a live Prometheus, anew every {every_s} s. The panels are those of the Grafana dashboards in
+helm/limaml/files/dashboards; Grafana itself does not run here. <a href="/classic/alerts">Alerts</a></p>
+{pictures}
+</body></html>
+"""
 CELL_INCHES = (6.6, 3.2)
 MARGIN_INCHES = 0.4
 TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s"), (0.001, "ms"))
@@ -53,7 +70,7 @@ class Asked:
         return [(labels, values) for labels, values in found if values]
 
 
-def draw(asked: Asked, board: dict[str, Any], path: Path) -> None:
+def draw(asked: Asked, board: dict[str, Any], target: Path | BytesIO) -> None:
     """Write one picture of a whole dashboard."""
     columns, rows = WHOLE // HALF, max(panel["gridPos"]["y"] for panel in board["panels"]) // HEIGHT + 1
     size = (columns * CELL_INCHES[0], rows * CELL_INCHES[1] + MARGIN_INCHES)
@@ -67,7 +84,7 @@ def draw(asked: Asked, board: dict[str, Any], path: Path) -> None:
         axes = figure.add_subplot(grid[place["y"] // HEIGHT, left : left + width])
         axes.set_title(panel["title"], fontsize=10, loc="left")
         {"table": _table, "heatmap": _heatmap}.get(panel["type"], _lines)(asked, panel, axes)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(target, format="png", metadata={"Software": None})
 
 
 def _lines(asked: Asked, panel: dict[str, Any], axes: Axes) -> None:
@@ -128,19 +145,49 @@ def _no_data(axes: Axes) -> None:
     axes.set_yticks([])
 
 
+def write_page(asked: Asked, folder: Path) -> None:
+    """All dashboards as one page that needs no other file and asks for itself again every minute."""
+    pictures = []
+    for board in _boards():
+        picture = BytesIO()
+        draw(asked, board, picture)
+        image = base64.b64encode(picture.getvalue()).decode()
+        pictures.append(f'<p><img alt="{html.escape(board["title"])}" src="data:image/png;base64,{image}"></p>')
+    drawn_at = datetime.fromtimestamp(asked.end_s, UTC)
+    page = PAGE.format(every_s=PAGE_EVERY_S, drawn_at=f"{drawn_at:%Y-%m-%d %H:%M:%S} UTC", pictures="\n".join(pictures))
+    atomic.write(folder / "index.html", page)
+
+
+def _boards() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m helm.dashboards.draw", description="Draw the dashboards.")
     parser.add_argument("url", help="of a Prometheus")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60.0, help="how far back")
     parser.add_argument("--window", default="5m", help="of rates: four scrapes or more")
+    parser.add_argument("--page", action="store_true", help="write index.html, again every minute")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    now_s = time.time()
-    asked = Asked(arguments.url, now_s - 60 * arguments.minutes, now_s, arguments.window)
-    for path in sorted(FOLDER.glob("*.json")):
-        draw(asked, json.loads(path.read_text()), arguments.folder / f"{path.stem}.png")
-    asked.close()
+
+    def asked() -> Asked:
+        now_s = time.time()
+        return Asked(arguments.url, now_s - 60 * arguments.minutes, now_s, arguments.window)
+
+    if not arguments.page:
+        with closing(asked()) as span:
+            for board, path in zip(_boards(), sorted(FOLDER.glob("*.json")), strict=True):
+                draw(span, board, arguments.folder / f"{path.stem}.png")
+        return
+    while True:
+        # Prometheus may still be starting, or be gone for a while.
+        with closing(asked()) as span, suppress(httpx.TransportError):
+            write_page(span, arguments.folder)
+            time.sleep(PAGE_EVERY_S)
+            continue
+        time.sleep(1.0)
 
 
 if __name__ == "__main__":

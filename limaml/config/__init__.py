@@ -10,7 +10,7 @@ from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
-from limaml.config.training import EvaluationConfig, PromotionConfig, TrainingConfig
+from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
 from limaml.config.whole import Config, load, require_features
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MonitoringConfig",
     "NegativesConfig",
     "PromotionConfig",
+    "RayConfig",
     "RegistryConfig",
     "ServingConfig",
     "SourceConfig",

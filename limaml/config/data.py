@@ -1,8 +1,9 @@
 """Where data lies, and where events come from."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limaml.config.section import Count, Positive, PositiveCount, Section, Share
 
@@ -67,7 +68,10 @@ class SourceConfig(Section):
     """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
     folder of their files; the installed wheel's if empty."""
     events: str = ""
-    """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too."""
+    """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too. Or a table or view of Postgres,
+    `postgresql://USER:${NAME}@HOST/DATABASE?table=SCHEMA.TABLE`, with the password in the environment's variable NAME or where
+    libpq finds it (`PGPASSWORD`, `PGPASSFILE`); a Delta table, `delta:PATH_OR_URL`; an Iceberg table,
+    `iceberg:CATALOGUE.NAMESPACE.TABLE` as pyiceberg is configured, or `iceberg:PATH_OR_URL` of its folder or metadata file."""
     users: str = ""
     """table: the same, of what is known of users; empty: known are those that the events name, day by day."""
     items: str = ""
@@ -117,3 +121,21 @@ class SourceConfig(Section):
     """Seconds between the pairs of rows of a visit."""
     synthetic_seed: Count = 0
     """Seed of everything that is drawn."""
+
+    @model_validator(mode="after")
+    def _passwords_are_named(self) -> Self:
+        for name in ("events", "users", "items"):
+            if self.holds_password(getattr(self, name)):  # The value stays out of the message.
+                raise ValueError(
+                    f"source.{name} must hold no password or key, got one; name an environment variable in its place, e.g. "
+                    "postgresql://shop:${SHOP_PASSWORD}@host/db?table=events"
+                )
+        return self
+
+    @staticmethod
+    def holds_password(location: str) -> bool:
+        """Whether a table that is no file is named with a secret in plain text."""
+        if not location.startswith(("postgres://", "postgresql://", "delta:", "iceberg:")):
+            return False
+        said = re.search(r"//[^/@]*:([^/]*)@", location) or re.search(r"[?&](?:ssl)?password=([^&]*)", location)
+        return said is not None and re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", said[1]) is None

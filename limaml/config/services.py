@@ -75,6 +75,16 @@ class LocalConfig(Section):
     """Port of Airflow's pages and API, on loopback."""
     mlflow_port: Annotated[int, Field(ge=1, le=65535)] = 5000
     """Port of MLflow's pages, on loopback."""
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] = 19090
+    """Port of Prometheus and the dashboards' page, on loopback, where Prometheus is installed; 0: they are not started."""
+    exporter_port: Annotated[int, Field(ge=1, le=65535)] = 19100
+    """Port of the node exporter that shows Prometheus the batch verbs' metrics, on loopback."""
+    airflow_database: str = ""
+    """SQLAlchemy URL of Airflow's database, `postgresql+psycopg2://…`, a `${NAME}` in it percent-encoded; empty: SQLite in
+    `run_root`."""
+    mlflow_database: str = ""
+    """The same of the MLflow server that is started where `registry.tracking_uri` is its http address; empty: with such an
+    address none is started, it is somebody else's."""
     daily_days: PositiveCount = 7
     """The last days of the source: not trained on, taken in one by one by `limaml_daily`."""
     ready_timeout_s: Positive = 120.0

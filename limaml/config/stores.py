@@ -1,10 +1,10 @@
 """Registry, feature store and what is published into it."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from limaml.config.secret import is_named
 from limaml.config.section import Name, Positive, PositiveCount, Section
 
 
@@ -12,7 +12,7 @@ class RegistryConfig(Section):
     """MLflow."""
 
     tracking_uri: str = "sqlite:///.run/mlflow/mlflow.db"
-    """MLflow's tracking server, or its database."""
+    """MLflow's tracking server, or its database; a `${NAME}` in the latter's URL is percent-encoded."""
     artifact_root: str = ".run/mlflow/artifacts"
     """Folder or URL of runs and bundles."""
     experiment: str = "limaml"
@@ -22,7 +22,8 @@ class RegistryConfig(Section):
 
 
 class FeastConfig(Section):
-    """Feast. A secret is named, never written here: `${NAME}` stands for the environment's variable of that name."""
+    """Feast. A secret is named, never written here: `${NAME}` stands for the environment's variable of that name or, without
+    it, for the text of the file that NAME_FILE names."""
 
     project: Name = "limaml"
     """Feast's project; part of every online key."""
@@ -35,7 +36,12 @@ class FeastConfig(Section):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     """Where features and embeddings are read from at serve time."""
     online_connection: str = ".run/feast/online.db"
-    """sqlite: the file. redis: `host:port[,ssl=true][,username=NAME]`, as Feast reads it."""
+    """sqlite: the file. redis: `host:port[,ssl=true[,ssl_ca_certs=FILE]][,username=NAME]`, as Feast reads it. Of a cluster some
+    nodes, `host:port,host:port,…`; with Sentinel the sentinels, which Feast asks without TLS and password."""
+    redis_mode: Literal["single", "cluster", "sentinel"] = "single"
+    """redis: one server, a cluster, or the master that sentinels name."""
+    sentinel_master: str = "mymaster"
+    """redis, sentinel: what the sentinels call the master."""
     online_password: str = ""
     """redis: `${NAME}`, whose value may be any text; empty: none is asked for."""
 
@@ -47,7 +53,7 @@ class FeastConfig(Section):
                 "online_connection must not hold a password, whose commas would cut it; "
                 'take it out and set feast.online_password = "${NAME}", with the password in that environment variable'
             )
-        if self.online_password and not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", self.online_password):
+        if self.online_password and not is_named(self.online_password):
             raise ValueError(
                 'online_password must be "${NAME}", which names an environment variable, got another text; '
                 "put the password into the environment, not into the configuration"
@@ -76,7 +82,8 @@ class EmbeddingsConfig(Section):
     fill_timeout_s: Positive = 3600.0
     """A fill that has not finished a shard for this long counts as dead; another version may then be filled in its slot."""
     lease_url: str = "sqlite:///.run/lease.db"
-    """SQLAlchemy URL of the database that holds the lease; one database per online store."""
+    """SQLAlchemy URL of the database that holds the lease, of SQLite or Postgres; one database per online store. A `${NAME}` in
+    it is percent-encoded."""
     lease_ttl_s: Positive = 60.0
     """A holder renews three times in this span; after it a dead holder's lease may be taken."""
     lease_wait_s: Annotated[float, Field(ge=0.0)] = 30.0

@@ -57,6 +57,33 @@ class TrainingConfig(Section):
         return self
 
 
+class RayConfig(Section):
+    """A Ray cluster that is there. Without one, training starts its own Ray, and adaptation runs in the verb's process.
+
+    Its nodes have this release installed, reach `storage.root` and `training.storage_path`, and have the keys for that in their
+    own environment.
+    """
+
+    address: str = ""
+    """`host:6379` for a process on a node of the cluster, `ray://host:10001` for one elsewhere; empty: that of RAY_ADDRESS, and
+    without it none."""
+    token_file: str = ""
+    """File with the cluster's token; empty: RAY_AUTH_TOKEN or Ray's own file is used, where the cluster asks for one."""
+    min_workers: Count = 0
+    """Training starts with as few workers as this where the cluster has no room for `training.num_workers`, and goes on from
+    its checkpoint with more or fewer as nodes come and go; 0: with all of them or not at all."""
+    resize_interval_s: Positive = 60.0
+    """How often it looks whether there is room for more."""
+    job_template: str = ""
+    """YAML file of a KubeRay RayJob: `train` runs as this job, on a cluster of its own for that time; empty: it does not."""
+    job_poll_s: Positive = 5.0
+    """How often the job's state is read."""
+    adapt_tasks: PositiveCount = 4
+    """Parts of a shard that are adapted at once; each takes a CPU of the cluster."""
+    part_entities: PositiveCount = 16_384
+    """Entities of one part at most; its rows and embeddings are what a task holds, and what is done again when one is lost."""
+
+
 class EvaluationConfig(Section):
     """Who is held out, where training and validation end, the protocols and their intervals."""
 

@@ -15,7 +15,7 @@ from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.section import Section
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
-from limaml.config.training import EvaluationConfig, PromotionConfig, TrainingConfig
+from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
 from limaml.errors import ConfigError
 
 _WAITS = {"training": {"ray_start_timeout_s"}}
@@ -33,6 +33,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     meta: MetaConfig = MetaConfig()
     training: TrainingConfig = TrainingConfig()
+    ray: RayConfig = RayConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -47,6 +48,15 @@ class Config(Section):
         names = [kind.name for kind in self.task_kinds]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_within_workers(self) -> Self:
+        if self.ray.min_workers > self.training.num_workers:
+            raise ValueError(
+                f"ray.min_workers must be <= training.num_workers ({self.training.num_workers}), got {self.ray.min_workers}; "
+                "lower it, or raise training.num_workers"
+            )
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,8 @@ def active_entities(storage: Storage, tables: schema.Tables, kind: TaskKindConfi
         f"SELECT DISTINCT {kind.entity_column} FROM logged"  # noqa: S608  names come from the schema
         " WHERE timestamp >= $first AND timestamp < $as_of ORDER BY 1"
     )
-    with logged_rows(storage, files, tables.logged_events.arrow) as connection:
+    columns = pa.schema([tables.logged_events.arrow.field(name) for name in (kind.entity_column, "timestamp")])
+    with logged_rows(storage, files, columns) as connection:
         return [row[0] for row in connection.execute(query, {"first": first, "as_of": as_of}).fetchall()]
 
 
@@ -45,22 +46,27 @@ def adapt(
     entities: Sequence[str],
     as_of: datetime,
     batch_entities: int,
+    *,
+    is_part: bool = False,
 ) -> pa.RecordBatchReader:
     """Embeddings of `entities` as of an instant, as they come: batches of schema.embeddings, sorted by entity.
 
     Support is the entity's last N events before `as_of`, N from the bundle's configuration. An entity without any gets the
-    prior. Memory follows `batch_entities` and duckdb's limit, not the number of events.
+    prior. Memory follows `batch_entities` and duckdb's limit, not the number of events. With `is_part`, rows of entities before
+    the first one and after the last one are left in their files.
     """
     from limaml.embeddings.stream import Adapter
 
     tables = schema.tables(bundle.config.features)
     adapter = Adapter.of(bundle.with_items(item_vectors(storage, tables)), version, kind, as_of)
-    planned = pa.table({"entity": pa.array(sorted(entities), pa.string())})
+    names = sorted(entities)
+    planned = pa.table({"entity": pa.array(names, pa.string())})
+    span = (names[0], names[-1]) if is_part and names else None
     params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
     recent = Recent(storage, tables, kind.entity_column, as_of, bundle.config.meta.support_rows)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with logged_rows(storage, recent.files(entities), recent.columns) as connection:
+        with logged_rows(storage, recent.files(entities), recent.columns, kind.entity_column, span) as connection:
             connection.register("planned", planned)
             rows = connection.sql(_planned_rows(tables, kind), params=params).to_arrow_reader(_READ_ROWS)
             yield from adapter.embed_all(rows, batch_entities, planned.num_rows)
@@ -93,12 +99,12 @@ def adapt_sorted(
 def _planned_rows(tables: schema.Tables, kind: TaskKindConfig) -> str:
     """SQL: the last N events of every planned entity; one that has none has one row of nulls."""
     entity, columns = kind.entity_column, tables.support_columns(kind.entity_column)[1:]
+    # One join, whose hash table is that of the planned entities: rows pass by it, and go to disk where they are sorted.
     return (
-        f"SELECT planned.entity AS {entity}, {', '.join(columns)} FROM planned LEFT JOIN ("  # noqa: S608  names of the schema
-        f"SELECT {entity} AS entity, event_id, {', '.join(columns)} FROM logged"
-        f" SEMI JOIN planned ON logged.{entity} = planned.entity WHERE timestamp < $as_of"
-        f" QUALIFY row_number() OVER (PARTITION BY {entity} ORDER BY timestamp DESC, event_id DESC) <= $support_rows"
-        ") AS last ON last.entity = planned.entity ORDER BY planned.entity, timestamp, event_id"
+        f"SELECT planned.entity AS {entity}, {', '.join(columns)}"  # noqa: S608  names of the schema
+        f" FROM (SELECT * FROM logged WHERE timestamp < $as_of) AS earlier RIGHT JOIN planned ON {entity} = planned.entity"
+        f" QUALIFY row_number() OVER (PARTITION BY planned.entity ORDER BY timestamp DESC, event_id DESC) <= $support_rows"
+        f" ORDER BY planned.entity, timestamp, event_id"
     )
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import Config, TaskKindConfig
-from limaml.embeddings.adapt import adapt
+from limaml.embeddings.spread import adapted
 from limaml.errors import DataError
 from limaml.events.day_store import partition
 from limaml.events.recent import Recent, shard_of
@@ -132,8 +132,8 @@ def write_partition(
     started = time.monotonic()
     column, rows = where.kind.entity_column, bundle.config.meta.support_rows
     Recent(storage, schema.tables(bundle.config.features), column, as_of, rows).move_on(cfg)
-    batches = adapt(storage, bundle, where.version, where.kind, entities, as_of, cfg.embeddings.batch_entities)
-    done = Adaptation(storage.write_batches(where.path, batches), time.monotonic() - started)
+    with adapted(cfg, storage, bundle, where.version, where.kind, entities, as_of) as batches:
+        done = Adaptation(storage.write_batches(where.path, batches), time.monotonic() - started)
     result = check_embeddings(
         storage.read_row_groups(where.path),
         entity_column=where.kind.entity_column,

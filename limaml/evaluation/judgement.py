@@ -8,41 +8,47 @@ from typing import Any
 from limaml.config import Config
 from limaml.errors import NothingToDo
 from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
+from limaml.io.storage import Storage
 from limaml.registry import DECISION, FINGERPRINT, Registry
-from limaml.training.candidate import BUNDLE, read_candidate
+from limaml.training.candidate import BUNDLE, download_candidate, read_candidate
 
 REASONS = "limaml.reasons"
+_PAGES = ("evaluation.json", "report.html")
 
 
-def judge_candidate(cfg: Config, candidate_dir: str | Path) -> dict[str, Any]:
+def judge_candidate(cfg: Config, location: str | Path) -> dict[str, Any]:
     """Evaluate, log to the candidate's MLflow run and register its bundle with the decision; returns the verb's result.
 
-    A refused candidate is registered, too, with its reasons, and then NothingToDo is raised with them: what follows is
-    skipped and the champion stays. Judging the same candidate again updates its version.
+    `location` is the folder or URL that training left; evaluation.json and report.html are written there, too. A refused
+    candidate is registered as well, with its reasons, and then NothingToDo is raised with them: what follows is skipped and
+    the champion stays. Judging the same candidate again updates its version.
     """
-    folder = Path(candidate_dir)
+    with tempfile.TemporaryDirectory(prefix="limaml-") as temporary:
+        return _judge(cfg, Storage(str(location)), Path(temporary))
+
+
+def _judge(cfg: Config, candidates: Storage, place: Path) -> dict[str, Any]:
+    folder = place / "candidate"
+    download_candidate(candidates.root, folder)
     candidate = read_candidate(folder)
     registry = Registry(cfg.registry)
     serving = registry.champion()
-    with tempfile.TemporaryDirectory() as temporary:
-        champion = ChampionBundle(serving.version, registry.download(serving.version, temporary)) if serving else None
-        result = evaluate_candidate(cfg, folder, champion)
+    champion = ChampionBundle(serving.version, registry.download(serving.version, place / "champion")) if serving else None
+    result = evaluate_candidate(cfg, folder, champion)
     registry.log_metrics(candidate.run_id, dict(flat_metrics(result)))
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in ("evaluation.json", "report.html"):
-            (Path(temporary) / name).write_bytes((folder / name).read_bytes())
-        registry.log_artifacts(candidate.run_id, temporary)
+    pages = place / "pages"
+    pages.mkdir()
+    for name in _PAGES:
+        data = (folder / name).read_bytes()
+        (pages / name).write_bytes(data)
+        candidates.write_bytes(name, data)
+    registry.log_artifacts(candidate.run_id, pages)
     tags = {FINGERPRINT: candidate.fingerprint, DECISION: result["decision"], REASONS: "; ".join(result["reasons"])}
     version = _register(registry, folder, candidate.run_id, tags)
     if result["decision"] != "passed":
         raise NothingToDo(f"candidate version {version} was refused: {'; '.join(result['reasons'])}")
-    return {
-        "version": version,
-        "decision": result["decision"],
-        "through": candidate.through,
-        "evaluation": str((folder / "evaluation.json").absolute()),
-        "report": str((folder / "report.html").absolute()),
-    }
+    paths = dict(zip(("evaluation", "report"), map(candidates.path, _PAGES), strict=True))
+    return {"version": version, "decision": result["decision"], "through": candidate.through, **paths}
 
 
 def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,5 +1,7 @@
 """Columns as other tools write them, in the schema's types: what loses nothing is cast, the rest stays as it came."""
 
+from bisect import bisect_left
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +28,19 @@ def with_types(table: pa.Table, expected: schema.Table) -> pa.Table:
     wanted = {column.name: column.type for column in expected.columns}
     columns = [_with_type(table[at], wanted.get(name)) for at, name in enumerate(table.column_names)]
     return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def first_misfit(column: pa.ChunkedArray, wanted: pa.DataType) -> int | None:
+    """The first row whose value `with_types` cannot give the type; None if there is none, or no value at all."""
+    if not _misfits(column, wanted):
+        return None
+    # A beginning that fits is followed by no shorter one that does not.
+    first = bisect_left(range(1, len(column) + 1), True, key=lambda rows: _misfits(column.slice(0, rows), wanted))
+    return first if first < len(column) else None
+
+
+def _misfits(column: pa.ChunkedArray, wanted: pa.DataType) -> bool:
+    return bool(column.null_count < len(column) and _with_type(column, wanted).type != wanted)
 
 
 def _with_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedArray:

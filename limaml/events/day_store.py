@@ -3,6 +3,7 @@
 events/dt=D/events-r0001.parquet             the current revision of a passed day
 events_superseded/dt=D/events-r0001.parquet  revisions that a correction replaced
 days/dt=D.json                               the day's manifest; written last, it says that the day is in
+format.json                                  the format number of everything below the storage root
 quarantine/dt=D/r0001/                       what was refused: events.parquet or raw.bin, result.json, report.html
 """
 
@@ -16,9 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from limaml import schema
+from limaml.errors import DataError
 from limaml.io.storage import Storage, whole_files
 
+FORMAT_VERSION = 1
+"""Of what lies below a storage root. Release 0.1 wrote no number; what has none is its format, 1."""
 Status = Literal["passed", "no_data", "quarantined"]
+_FORMAT = "format.json"
 _ENTITIES = ("user_id", "item_id")
 
 
@@ -91,8 +96,12 @@ class EventStore:
         return DayManifest.from_json(self._storage.read_json(path)) if self._storage.exists(path) else None
 
     def manifests(self) -> dict[date, DayManifest]:
-        """Every recorded day, in order: as it was when this was first asked, and what this store has recorded since."""
+        """Every recorded day, in order: as it was when this was first asked, and what this store has recorded since.
+
+        Raises DataError if the store is of a format that this release does not read.
+        """
         if self._known is None:
+            self._require_format()
             days = [partition_day(name) for name in self._storage.list("days")]
             self._known = {day: DayManifest.from_json(self._storage.read_json(f"days/{partition(day)}.json")) for day in days}
         return dict(sorted(self._known.items()))
@@ -126,6 +135,8 @@ class EventStore:
 
     def commit(self, manifest: DayManifest) -> None:
         """Record a day; the last write of its ingestion."""
+        if not self._storage.exists(_FORMAT):
+            self._storage.write_json(_FORMAT, {"format_version": FORMAT_VERSION})
         self._storage.write_json(f"days/{partition(manifest.day)}.json", manifest.to_json())
         if self._known is not None:
             self._known[manifest.day] = manifest
@@ -157,6 +168,15 @@ class EventStore:
             self.commit(DayManifest(day, "quarantined", revision, rows, digest, failed))
         return self._storage.path(folder)
 
+    def _require_format(self) -> None:
+        found = self._storage.read_json(_FORMAT) if self._storage.exists(_FORMAT) else {"format_version": 1}
+        version = found.get("format_version") if isinstance(found, dict) else None
+        if version == FORMAT_VERSION:
+            return
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "update limaml to read it" if newer else "ingest the history into a new storage.root with this limaml"
+        raise DataError(f"{self._storage.path(_FORMAT)}: format_version must be {FORMAT_VERSION}, got {version}; {remedy}")
+
     def _quarantine_folder(self, day: date, digest: str) -> tuple[int, str]:
         base = f"quarantine/{partition(day)}"
         attempts = self._storage.list(base)
@@ -185,7 +205,10 @@ class EventStore:
 
 def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:
     """Relative paths of the Parquet files of the days from `first` to `through`, in order of days."""
-    names = [name for name in storage.list(folder) if name.startswith("dt=")]
+    if first is not None and first == through:  # without a listing of all days for each of them
+        names = [partition(first)]
+    else:
+        names = [name for name in storage.list(folder) if name.startswith("dt=")]
     wanted = [
         name
         for name in names

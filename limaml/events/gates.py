@@ -5,7 +5,7 @@ against recent days, label rate) is the caller's choice.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import date
@@ -17,11 +17,15 @@ import pyarrow.compute as pc
 from limaml import schema
 from limaml.config import SourceConfig
 from limaml.errors import GateError
-from limaml.events.casting import is_list, is_number
+from limaml.events import own_rules
+from limaml.events.arrow_findings import has_type, is_vectors, list_findings, type_findings, vector_findings
 from limaml.events.expectations import (
     BETWEEN,
+    COLUMNS,
     IN_SET,
+    NOT_NULL,
     NULL,
+    UNIQUE_TOGETHER,
     Expectation,
     Finding,
     GateResult,
@@ -32,9 +36,9 @@ from limaml.events.expectations import (
 )
 
 _EXAMPLES = 5
-_SNAPSHOT_ROWS = 250_000
 _COMPARED = 1000
 """Unknown ids that are compared with the known ones for a hint."""
+_Judge = Callable[[pa.Table, Sequence[Expectation]], tuple[Finding, ...]]
 
 
 def require(result: GateResult, remedy: str) -> None:
@@ -111,11 +115,11 @@ def _check_span(
     first: date, last: date, table: pa.Table, events: schema.Table, users: pa.Array, items: pa.Array
 ) -> tuple[Finding, ...]:
     suite, derived = table_expectations(events, table), {}
-    if _has_type(table, "timestamp", schema.TIMESTAMP):
+    if has_type(table, "timestamp", schema.TIMESTAMP):
         bounds = {"min_value": schema.day_start(first), "max_value": schema.day_end(last), "strict_max": True}
         suite.append(Expectation(BETWEEN, "timestamp", bounds))
     for column, known in (("user_id", users), ("item_id", items)):
-        if _has_type(table, column, pa.string()):
+        if has_type(table, column, pa.string()):
             name = f"{column}_not_in_catalogue"
             derived[name] = _only_where(pc.invert(pc.is_in(table[column], value_set=known)), table[column])
             rule = f"{column} must be one of the {len(known)} in the catalogue{_alike(derived[name], known)}"
@@ -143,7 +147,7 @@ def _length_finding(table: pa.Table, column: str, row: str = "") -> Finding:
     """Whether every id has a length that a request may have; a message names the row by `row`, or by its number."""
     rule = f"{column} must have 1 to {schema.MAX_ID_LENGTH} characters, which a request may have; shorten it in every table"
     name = f"expect_column_value_lengths_to_be_between({column})"
-    if not table.num_rows or not _has_type(table, column, pa.string()):
+    if not table.num_rows or not has_type(table, column, pa.string()):
         return Finding(name, True, True, rule)
     length = pc.utf8_length(table[column])
     wrong = pc.or_(pc.less(length, 1), pc.greater(length, schema.MAX_ID_LENGTH))
@@ -178,7 +182,7 @@ def _check_volume(
 
 def _volume(table: pa.Table, recent: Sequence[int], source: SourceConfig) -> dict[str, float | None]:
     median = statistics.median(recent) if recent else 0
-    judged = _has_type(table, "label", pa.int8()) and table.num_rows >= source.min_rows_for_label_rate
+    judged = has_type(table, "label", pa.int8()) and table.num_rows >= source.min_rows_for_label_rate
     return {
         "rows": float(table.num_rows),
         "rows_to_recent_median": table.num_rows / median if median else None,
@@ -210,33 +214,24 @@ def check_catalogue(table: pa.Table, expected: schema.Table) -> GateResult:
 
 def check_features(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
     """Gate a table of entity features (or of the catalogue): columns, types, nulls, ranges, one row a key and instant."""
-    suite = table_expectations(expected, table)
-    keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
-    if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
-        suite.append(Expectation("expect_compound_columns_to_be_unique", "", {"column_list": keys}))
-    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and _is_vectors(table, c.name)]
-    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
-    findings = (*type_findings(typed, table), *validate(table, suite), *_list_findings(expected, table))
-    findings += tuple(finding for column in vectors for finding in _vector_findings(column, expected.key, table))
-    return GateResult(what, table.num_rows, findings)
+    return _check_features(table, expected, what, validate)
 
 
 def check_snapshots(table: pa.Table, expected: schema.Table, what: str) -> GateResult:
-    """`check_features` of rows in the order of their instants, some at a time: pandas holds them at ten times their size."""
-    found = [check_features(part, expected, what).findings for part in _by_instant(table, _SNAPSHOT_ROWS)]
-    return GateResult(what, table.num_rows, merge(found))
+    """`check_features` of what we compute ourselves, by the same rules."""
+    return _check_features(table, expected, what, own_rules.judge)
 
 
-def _by_instant(table: pa.Table, num_rows: int) -> Iterator[pa.Table]:
-    """Parts of about so many rows, none of which ends between rows of one instant; one that is empty where there is no row."""
-    stamps, start = table["event_timestamp"].cast(pa.int64()).to_numpy(), 0
-    if not table.num_rows:
-        yield table
-    while start < table.num_rows:
-        last = min(start + num_rows, table.num_rows) - 1
-        stop = int(np.searchsorted(stamps, stamps[last], side="right"))
-        yield table.slice(start, stop - start)
-        start = stop
+def _check_features(table: pa.Table, expected: schema.Table, what: str, judge: _Judge) -> GateResult:
+    suite = table_expectations(expected, table)
+    keys = [name for name in (expected.key, "event_timestamp") if name in expected.names]
+    if expected.key and len(keys) > 1 and set(keys) <= set(table.column_names):
+        suite.append(Expectation(UNIQUE_TOGETHER, "", {"column_list": keys}))
+    vectors = [c for c in expected.columns if pa.types.is_fixed_size_list(c.type) and is_vectors(table, c.name)]
+    typed = replace(expected, columns=tuple(column for column in expected.columns if column not in vectors))
+    findings = (*type_findings(typed, table), *judge(table, suite), *list_findings(expected, table))
+    findings += tuple(finding for column in vectors for finding in vector_findings(column, expected.key, table))
+    return GateResult(what, table.num_rows, findings)
 
 
 def check_embeddings(
@@ -312,12 +307,12 @@ def _measure_vectors(column: pa.ChunkedArray) -> dict[str, pa.Array]:
 def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectation]:
     """What the schema says about every column; a column's values are judged where it is there with its type."""
     names = {"column_set": list(expected.names), "exact_match": True}
-    suite = [Expectation("expect_table_columns_to_match_set", "", names)]
+    suite = [Expectation(COLUMNS, "", names)]
     for column in expected.columns:
-        if not _has_type(table, column.name, column.type):
+        if not has_type(table, column.name, column.type):
             continue
         if not column.nullable:
-            suite.append(Expectation("expect_column_values_to_not_be_null", column.name))
+            suite.append(Expectation(NOT_NULL, column.name))
         if column.unique:
             suite.append(Expectation("expect_column_values_to_be_unique", column.name))
         if column.allowed is not None and not pa.types.is_list(column.type):
@@ -326,73 +321,3 @@ def table_expectations(expected: schema.Table, table: pa.Table) -> list[Expectat
             bounds = {"min_value": column.minimum, "max_value": column.maximum}
             suite.append(Expectation(BETWEEN, column.name, bounds))
     return suite
-
-
-def type_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
-    """Whether each column is of the schema's type, in Great Expectations' words: it would see pandas' types, not Arrow's.
-
-    So a column whose values `table_expectations` cannot judge always fails here.
-    """
-    findings = []
-    for column in expected.columns:
-        if column.name in table.column_names:
-            good = _has_type(table, column.name, column.type)
-            name, rule = f"expect_column_values_to_be_of_type({column.name})", f"type_ {column.type}"
-            findings.append(Finding(name, True, good, rule, 0, () if good else (str(table.schema.field(column.name).type),)))
-    return tuple(findings)
-
-
-def _list_findings(expected: schema.Table, table: pa.Table) -> tuple[Finding, ...]:
-    """Whether the lists hold no null, with the key of its row as an example, and only allowed values."""
-    findings = []
-    for column in expected.columns:
-        if pa.types.is_list(column.type) and _has_type(table, column.name, column.type):
-            lists = table[column.name].combine_chunks()
-            rows = pc.unique(pc.list_parent_indices(lists).filter(pc.is_null(pc.list_flatten(lists))))
-            keys = table[expected.key].take(rows.slice(0, _EXAMPLES)) if expected.key in table.column_names else rows
-            examples = tuple(f"{expected.key} {key}" for key in keys.to_pylist()[:_EXAMPLES])
-            name = f"list_values_to_not_be_null({column.name})"
-            findings.append(Finding(name, True, not len(rows), "no null inside a list", len(rows), examples))
-            if column.allowed is not None:
-                findings.append(_allowed_in_lists(column, pc.drop_null(pc.list_flatten(lists))))
-    return tuple(findings)
-
-
-def _is_vectors(table: pa.Table, column: str) -> bool:
-    kind = table.schema.field(column).type if column in table.column_names else pa.null()
-    return is_list(kind) and is_number(kind.value_type)
-
-
-def _vector_findings(column: schema.Column, key: str | None, table: pa.Table) -> list[Finding]:
-    """Whether the vectors have their width and hold finite numbers; examples are the key of a row and what it has instead."""
-    keys = table[key] if key in table.column_names else pa.chunked_array([pa.array(range(table.num_rows))])
-    delivered = table[column.name].combine_chunks()
-    keys, vectors, width = keys.filter(pc.is_valid(delivered)), delivered.drop_null(), column.type.list_size
-    widths = pc.list_value_length(vectors).to_numpy()
-    other = np.flatnonzero(widths != width)
-    examples = tuple(f"{key} {keys[row]}: {widths[row]} numbers" for row in other[:_EXAMPLES].tolist())
-    of_width = Finding(f"vector_width_to_be({column.name})", True, not len(other), f"width {width}", len(other), examples)
-    values = pc.list_flatten(vectors)
-    numbers = values.cast(column.type.value_type, safe=False).to_numpy(zero_copy_only=False)
-    # The first of each row.
-    at, starts = np.flatnonzero(~np.isfinite(numbers)), np.cumsum(widths) - widths
-    rows, first = np.unique(np.searchsorted(starts, at, side="right") - 1, return_index=True)
-    at = at[first]
-    places = at - starts[rows]
-    examples = tuple(
-        f"{key} {keys[row]}: {values[number]} at place {place}"
-        for row, number, place in zip(rows[:_EXAMPLES].tolist(), at.tolist(), places.tolist(), strict=False)
-    )
-    name, rule = f"vector_values_to_be_finite({column.name})", f"finite numbers ({column.type.value_type})"
-    return [of_width, Finding(name, True, not len(rows), rule, len(rows), examples)]
-
-
-def _allowed_in_lists(column: schema.Column, values: pa.Array) -> Finding:
-    wrong = values.filter(pc.invert(pc.is_in(values, pa.array(column.allowed, values.type))))
-    examples = tuple(map(shown, pc.unique(wrong).slice(0, _EXAMPLES).to_pylist()))
-    name, rule = f"list_values_to_be_in_set({column.name})", f"value_set {list(column.allowed or ())}"
-    return Finding(name, True, not len(wrong), rule, len(wrong), examples)
-
-
-def _has_type(table: pa.Table, column: str, wanted: pa.DataType) -> bool:
-    return column in table.column_names and bool(table.schema.field(column).type == wanted)

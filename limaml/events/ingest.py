@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from limaml import schema, telemetry
 from limaml.config import Config
@@ -25,14 +25,14 @@ from limaml.events.declared import require_declared
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
 from limaml.events.logged import keep_logged_features, logged_path, write_logged
-from limaml.events.point_in_time import join, known_rows
+from limaml.events.point_in_time import join
 from limaml.events.sources import Source, open_source
 from limaml.io.locks import Lock, exclusive
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, each_in_threads
 from limaml.progress import tracked
 
-_JOIN_ROWS = 250_000
-"""Events of one point-in-time join of the history: bounds memory; MovieLens needs one."""
+_JOIN_VALUES = 5_000_000
+"""Features that one point-in-time join of the history adds: bounds memory. Each join reads all snapshots of the span."""
 _LOCK_WAIT_S = 120.0
 _NAMED = 5
 """How many of many are named in a result of at most 4 KiB."""
@@ -283,15 +283,12 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
     for kind in catalogue.kinds(places.tables).values():
         places.lock.check()
         catalogue.record(places.storage, kind, places.catalogue[kind.name], catalogue_day)
-    for delivery in fresh:
-        places.lock.check()
-        places.store.place(delivery.day, delivery.table, delivery.revision)
+    _place(places, fresh)
     # A corrected or late day changes what was known at the end of every later one. Features logged with other days stay:
     # they are what those rows were served with.
     places.lock.check()
     recorded = max([newest, *places.store.days("no_data")])
-    span = _write_snapshots(places, changed_from, recorded)
-    _log_features(places, fresh, span)
+    _log_features(places, fresh, _write_snapshots(places, changed_from, recorded))
     for delivery in fresh:
         result = results[delivery.day]
         rows = delivery.table.num_rows
@@ -300,6 +297,14 @@ def _accept(places: _Places, fresh: Sequence[_Delivery], results: Mapping[date, 
             DayManifest(delivery.day, "passed", delivery.revision, rows, delivery.sha256, warnings=result.warnings)
         )
         _log.info("day_ingested", day=delivery.day.isoformat(), rows=rows, revision=delivery.revision)
+
+
+def _place(places: _Places, fresh: Sequence[_Delivery]) -> None:
+    def write(delivery: _Delivery) -> None:
+        places.lock.check()
+        places.store.place(delivery.day, delivery.table, delivery.revision)
+
+    each_in_threads(write, fresh)
 
 
 def _let_windows_pass(places: _Places, known: Mapping[date, DayManifest], days: Sequence[date]) -> None:
@@ -312,36 +317,47 @@ def _let_windows_pass(places: _Places, known: Mapping[date, DayManifest], days: 
             _write_snapshots(places, day, day)
 
 
-def _write_snapshots(places: _Places, first: date, last: date) -> snapshots.Span:
-    """Write what changed in a span of days, once it has passed its gate; the states of those days are forgotten already."""
+def _write_snapshots(places: _Places, first: date, last: date) -> dict[str, pa.Table]:
+    """Write what changed in a span of days, once it has passed its gate; the states of those days are forgotten already.
+
+    Returns what events of those days may be joined with: of each subject the rows before them and those of the days.
+    """
+    every = snapshots.subjects(places.tables)
     span = snapshots.advance(places.storage, places.tables, first, last)
-    rows = {name: span.rows(subject) for name, subject in snapshots.subjects(places.tables).items()}
-    for name, subject in snapshots.subjects(places.tables).items():
-        result = gates.check_snapshots(rows[name], subject.snapshots, f"{name} snapshots of {first} to {last}")
+    known = {name: span.rows(subject) for name, subject in every.items()}
+    changed = span.changed(known)
+    for name, subject in every.items():
+        result = gates.check_snapshots(changed[name], subject.snapshots, f"{name} snapshots of {first} to {last}")
         gates.require(result, "this is a defect of the snapshots, not of the data; the days stay unrecorded")
-    snapshots.write(places.storage, places.tables, span, rows)
+    snapshots.write(places.storage, places.tables, span, changed)
     for name, number in span.num_dropped.items():
         if number:
             _log.info("affinity_keys_dropped", affinity=name, keys=number, first=first.isoformat(), through=last.isoformat())
-    return span
+    return known
 
 
-def _log_features(places: _Places, fresh: Sequence[_Delivery], span: snapshots.Span) -> None:
+def _log_features(places: _Places, fresh: Sequence[_Delivery], known: Mapping[str, pa.Table]) -> None:
     """Join features to the fresh days' events, in as few joins as memory allows, and write them day by day."""
-    known, group = known_rows(places.tables, span), list[_Delivery]()
+    group, most = list[_Delivery](), _JOIN_VALUES // max(1, len(places.tables.joined))
     for delivery in (*fresh, None):
-        if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > _JOIN_ROWS):
-            joined = join(pa.concat_tables([d.table for d in group]), places.tables, known)
-            days = joined["timestamp"].cast(pa.date32())
-            for member in group:
-                rows = joined.filter(pc.equal(days, pa.scalar(member.day, pa.date32())))
-                rows = keep_logged_features(places.storage, places.tables, member.day, rows, member.revision)
-                _require_its_events(member, rows)
-                places.lock.check()
-                write_logged(places.storage, member.day, rows, member.revision)
+        if group and (delivery is None or sum(d.table.num_rows for d in group) + delivery.table.num_rows > most):
+            _log_group(places, group, known)
             group = []
         if delivery is not None:
             group.append(delivery)
+
+
+def _log_group(places: _Places, group: Sequence[_Delivery], known: Mapping[str, pa.Table]) -> None:
+    def write(part: tuple[_Delivery, int]) -> None:
+        member, end = part
+        rows = joined.slice(end - member.table.num_rows, member.table.num_rows)
+        rows = keep_logged_features(places.storage, places.tables, member.day, rows, member.revision)
+        _require_its_events(member, rows)
+        places.lock.check()
+        write_logged(places.storage, member.day, rows, member.revision)
+
+    joined = join(pa.concat_tables([d.table for d in group]), places.tables, known)
+    each_in_threads(write, zip(group, accumulate(d.table.num_rows for d in group), strict=True))
 
 
 def _require_its_events(delivery: _Delivery, logged: pa.Table) -> None:

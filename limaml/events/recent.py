@@ -133,7 +133,7 @@ class Recent:
     def _last_rows(self, files: list[str], rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The last `rows` rows of every entity, by bucket, then by (entity, timestamp, event id)."""
         entity, names = self.entity_column, ", ".join(self.columns.names)
-        with logged_rows(self.storage, files, self.columns) as connection:
+        with logged_rows(self.storage, files, pa.schema([self.columns.field(entity)])) as connection:
             found = connection.sql(f"SELECT DISTINCT {entity} FROM logged").to_arrow_table()[entity]  # noqa: S608  the schema's
         buckets = pa.array([shard_of(each, NUM_BUCKETS) for each in found.to_pylist()], pa.int64())
         query = (
@@ -201,8 +201,12 @@ def require_logged(storage: Storage, files: Sequence[str]) -> None:
 
 
 @contextmanager
-def logged_rows(storage: Storage, files: Sequence[str], columns: pa.Schema) -> Iterator[Any]:
-    """A duckdb connection that sees these columns of `files` as `logged`, to be read once."""
+def logged_rows(
+    storage: Storage, files: Sequence[str], columns: pa.Schema, entity_column: str = "", span: tuple[str, str] | None = None
+) -> Iterator[Any]:
+    """A duckdb connection that sees these columns of `files` as `logged`, to be read once, and all of them whatever is
+    asked; of a `span` of entities, first and last, no other rows are read than those of row groups that may hold some.
+    """
     import duckdb
 
     with (
@@ -210,7 +214,9 @@ def logged_rows(storage: Storage, files: Sequence[str], columns: pa.Schema) -> I
         duckdb.connect(config=_DUCKDB | {"temp_directory": folder}) as connection,
     ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("logged", storage.scanner(files, columns))
+        # Joins as they are written: duckdb takes a scanner for an empty table, and would put all its rows into the hash table.
+        connection.execute("SET disabled_optimizers = 'build_side_probe_side,join_order'")
+        connection.register("logged", storage.scanner(files, columns, entity_column, span))
         with whole_files("It must be as it was written; ingest its day again, or delete it if it lies under recent/."):
             yield connection
 

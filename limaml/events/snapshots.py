@@ -14,9 +14,11 @@ later ones in the order of text). A key that is dropped has a row of nulls, and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,45 +28,44 @@ from limaml.events.catalogue import Kind
 from limaml.events.day_store import partition, partition_files
 from limaml.events.dropped import dropped_keys
 from limaml.events.state import Subject
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, each_in_threads
 
 _DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
 
-# steps: what each day added to a key. due: the days on which a key gets a row. Running sums start from the base's, sums of a
-# window from the days before the span that reach into it. A key's life ends when it is dropped: sums do not reach beyond it.
+# steps: what each day added to a key, in one row. due: the days on which a key gets a row, some of them without a step. Running
+# sums start from the base's, sums of a window from the days before the span that reach into it. A key's life ends when it is
+# dropped: sums do not reach beyond it.
 _QUERY = """
 WITH known AS (
     FROM steps WHERE day >= $first
     UNION ALL
     SELECT steps.* FROM steps JOIN base USING ({keys}) WHERE steps.day < $first AND steps.day >= base.since
 ), lives AS (
-    SELECT known.*, coalesce(dropped.day, -1) AS life
-    FROM known ASOF LEFT JOIN dropped ON {same_dropped} AND known.day > dropped.day
-), marks AS (
-    SELECT {keys}, day, life FROM lives WHERE day >= $first{leaving}
-    UNION ALL
-    SELECT {keys}, day, -1 AS life FROM touched
+    {lives}
+), without_step AS (
+    SELECT DISTINCT * FROM (SELECT {keys}, day, -1 AS life FROM touched{leaving}) ANTI JOIN lives USING ({keys}, day, life)
+    WHERE day BETWEEN $first AND $through
 ), due AS (
-    SELECT DISTINCT {keys}, day, life FROM marks WHERE day BETWEEN $first AND $through
+    SELECT {keys}, life, day, {sums} FROM lives WHERE day >= $first
+    UNION ALL
+    SELECT {keys}, life, day, {zeros} FROM without_step
 ), days AS (
-    SELECT {keys}, life, day, {day_sums}
-    FROM (
-        SELECT {keys}, life, day, {sums} FROM lives SEMI JOIN due USING ({keys}, life)
-        UNION ALL
-        SELECT {keys}, life, day, {zeros} FROM due
-    ) GROUP BY ALL
+    FROM due
+    UNION ALL
+    SELECT {keys}, life, day, {sums} FROM lives SEMI JOIN due USING ({keys}, life) WHERE day < $first
 ), running AS (
     SELECT {keys}, life, day, {running},
         max(day) FILTER (n > 0) OVER so_far AS last_event,
         max(day) FILTER (p > 0) OVER so_far AS last_positive,
         min(day) FILTER (n > 0) OVER so_far AS first_event
-    FROM days WINDOW so_far AS (PARTITION BY {keys}, life ORDER BY day)
+    FROM days WINDOW so_far AS (PARTITION BY {keys}, life ORDER BY day ROWS UNBOUNDED PRECEDING)
 ), counted AS (
     SELECT {running_keys}, running.day, {totals}, coalesce(last_event, base.last_day) AS last_day,
         coalesce(last_positive, base.last_positive_day) AS last_positive_day,
         coalesce(base.since, first_event) AS since{static}
-    FROM running SEMI JOIN due USING ({keys}, day, life) LEFT JOIN base ON {same_base} AND running.life = -1{history}
+    FROM running LEFT JOIN base ON {same_base} AND running.life = -1{history}
+    WHERE running.day >= $first
 )
 SELECT *, false AS dropped FROM counted ANTI JOIN dropped USING ({keys}, day)
 UNION ALL BY NAME
@@ -89,15 +90,17 @@ class Span:
         """Subject -> keys dropped in these days."""
         return {name: int(pc.sum(table["dropped"]).as_py() or 0) for name, table in self.changes.items()}
 
-    def rows(self, subject: Subject, *, before: bool = False) -> pa.Table:
-        """Snapshot rows of the days, by (event_timestamp, key); `before` has those of the state before them, too."""
+    def rows(self, subject: Subject) -> pa.Table:
+        """Snapshot rows: of the state before the days, in any order, then of the days, by (event_timestamp, key)."""
         with duckdb.connect() as connection:
+            connection.register("before", self.before[subject.name])
             connection.register("changes", self.changes[subject.name])
-            source = "changes"
-            if before:
-                connection.register("before", self.before[subject.name])
-                source = "(SELECT *, false AS dropped FROM before UNION ALL BY NAME FROM changes)"
-            return subject.snapshot_rows(connection.sql(f"SELECT {subject.projection} FROM {source} ORDER BY ALL"))
+            rows = "(SELECT *, false AS dropped FROM before UNION ALL BY NAME FROM changes)"
+            return subject.snapshot_rows(connection.sql(f"SELECT {subject.projection} FROM {rows}"))
+
+    def changed(self, rows: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+        """Of `rows` by subject those of the days."""
+        return {name: table.slice(self.before[name].num_rows) for name, table in rows.items()}
 
 
 def subjects(tables: schema.Tables) -> dict[str, Subject]:
@@ -235,18 +238,23 @@ def _query(subject: Subject) -> str:
         f" ON {same('gone', 'dropped')} AND gone.day > dropped.day WHERE coalesce(dropped.day, -1) = gone.life"
         for days in subject.leaving
     )
+    lives = "SELECT *, -1 AS life FROM known"
+    if subject.affinity:
+        lives = (
+            "SELECT known.*, coalesce(dropped.day, -1) AS life FROM known"
+            f" ASOF LEFT JOIN dropped ON {same('known', 'dropped')} AND known.day > dropped.day"
+        )
     static, history = "", ""
-    if subject.kind is not None:
+    if subject.static:
         changed = "history.day IS NOT NULL"
         static = "".join(f", CASE WHEN {changed} THEN history.{n} ELSE base.{n} END AS {n}" for n in subject.static)
         history = f" ASOF LEFT JOIN history ON {same('running', 'history')} AND running.day >= history.day"
     return _QUERY.format(
         keys=", ".join(keys),
-        same_dropped=same("known", "dropped"),
+        lives=lives,
         same_base=same("running", "base"),
         running_keys=", ".join(f"running.{key}" for key in keys),
         leaving=leaving,
-        day_sums=", ".join(f"sum({name}) AS {name}" for name in subject.sums),
         sums=", ".join(subject.sums),
         zeros=", ".join(f"0 AS {name}" for name in subject.sums),
         running=running,
@@ -271,13 +279,14 @@ def _after(subject: Subject, span: Span) -> pa.Table:
 
 
 def _write_days(storage: Storage, subject: Subject, rows: pa.Table) -> None:
+    def write(part: tuple[int, int]) -> None:
+        start, end = part
+        day = (datetime.fromtimestamp(int(stamps[start]) / 1e6, tz=UTC) - timedelta(days=1)).date()
+        storage.write_table(f"snapshots/{subject.name}/{partition(day)}/part.parquet", rows.slice(start, end - start))
+
     stamps = rows["event_timestamp"].cast(pa.int64()).to_numpy()
-    position = 0
-    while position < rows.num_rows:
-        end = int(stamps.searchsorted(stamps[position], side="right"))
-        day = (datetime.fromtimestamp(int(stamps[position]) / 1e6, tz=UTC) - timedelta(days=1)).date()
-        storage.write_table(f"snapshots/{subject.name}/{partition(day)}/part.parquet", rows.slice(position, end - position))
-        position = end
+    starts = [0, *(np.flatnonzero(np.diff(stamps)) + 1).tolist(), len(stamps)]
+    each_in_threads(write, pairwise(starts) if len(stamps) else ())
 
 
 def _read(storage: Storage, kind: Kind, files: list[str]) -> pa.Table:

@@ -75,7 +75,7 @@ class Subject:
     def sums(self) -> dict[str, str]:
         """Sum -> SQL of a day's: events, positive ones, and of each number that there is a mean of its total and its count."""
         numbers = dict.fromkeys(feature.of for feature in self.aggregates if feature.of)
-        found = {"n": "count(*)", "p": "sum(label)"}
+        found = {"n": "count(*)", "p": "sum(label)::BIGINT"}
         for number in numbers:
             found[f"{number}_sum"] = f"sum(round({number} * 1000000)::DECIMAL(38, 0))"
             found[f"{number}_count"] = f"count({number})"

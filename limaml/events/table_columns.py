@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,7 +71,7 @@ def map_column(connection: Any, table: str, columns: Mapping[str, str], setting:
     name = find_column(columns, text)
     if name is not None:
         return Mapped(setting, text, quoted(name), columns[name], True, (name,))
-    read = _columns_read(connection, setting, text)
+    read = columns_read(connection, setting, text)
     try:
         # A lambda's parameter looks like a column: only what duckdb misses is missing.
         described = connection.execute(f"DESCRIBE SELECT ({text}) FROM {table}").fetchall()  # noqa: S608  the owner's own
@@ -97,7 +97,7 @@ def find_column(columns: Iterable[str], text: str) -> str | None:
     return next((name for name in names if name.casefold() == bare.casefold()), None)
 
 
-def _columns_read(connection: Any, setting: str, text: str) -> list[str]:
+def columns_read(connection: Any, setting: str, text: str) -> list[str]:
     """Names of the columns that an expression reads, by its syntax alone."""
     statement = literal(f"SELECT {text}")
     parsed = json.loads(connection.execute(f"SELECT json_serialize_sql({statement})").fetchall()[0][0])
@@ -167,45 +167,57 @@ def between_sql(mapped: Mapped, zone: str, first: datetime | None, end: datetime
     exact += [f"{instant} < {_instant(end)}"] if end else []
     if not mapped.is_plain or not exact:
         return " AND ".join(exact) or "true"
+    if not (mapped.is_number or mapped.is_naive):
+        return " AND ".join(exact)
+    ranges = []
+    for low, high in plain_ranges(mapped, zone, first, end):
+        bounds = [(">=", low), ("<=", high)]
+        ranges.append(" AND ".join(f"{mapped.sql} {sign} {_plain(value)}" for sign, value in bounds if value is not None))
+    return f"({' OR '.join(f'({bounds})' for bounds in ranges)}) AND {' AND '.join(exact)}"
+
+
+def plain_ranges(
+    mapped: Mapped, zone: str, first: datetime | None, end: datetime | None
+) -> list[tuple[datetime | int | None, datetime | int | None]]:
+    """Closed ranges, None for no end, of a plain column's values, outside which no instant lies in [first, end)."""
     if mapped.is_number:
-        return f"({_ranges(mapped.sql, first, end)}) AND {' AND '.join(exact)}"
-    if mapped.is_naive:
-        return " AND ".join([*_local_bounds(mapped.sql, zone, first, end), *exact])
-    return " AND ".join(exact)
+        # One range for each unit. Wider than the day by a unit, since an instant is rounded to a microsecond.
+        return [
+            (
+                None if first is None else _micros(first) * parts // times - 1,
+                None if end is None else _micros(end) * parts // times + 1,
+            )
+            for _, times, parts in _UNITS
+        ]
+    low, high = (_shown(zone, first, min), _shown(zone, end, max)) if mapped.is_naive else (first, end)
+    if low and mapped.type == "DATE":  # It is compared as its midnight.
+        low = low.replace(hour=0, minute=0, second=0, microsecond=0)
+    if high and not mapped.type.endswith("NS"):  # The next day's first rows are then left alone.
+        high -= timedelta(microseconds=1)
+    return [(low, high)]
+
+
+def _shown(zone: str, instant: datetime | None, furthest: Callable[[set[timedelta]], timedelta]) -> datetime | None:
+    """What clocks of the zone show at least or at most, an hour further where they are moved: they skip or repeat times."""
+    if instant is None:
+        return None
+    near = [instant + timedelta(hours=n) for n in range(-25, 26)]
+    offsets = {moment.astimezone(ZoneInfo(zone)).utcoffset() or timedelta(0) for moment in near}
+    if len(offsets) > 1:
+        offsets |= {min(offsets) - timedelta(hours=1), max(offsets) + timedelta(hours=1)}
+    return (instant.astimezone(UTC) + furthest(offsets)).replace(tzinfo=None)
+
+
+def _plain(value: datetime | int) -> str:
+    return f"TIMESTAMP '{value:%Y-%m-%d %H:%M:%S.%f}'" if isinstance(value, datetime) else str(value)
 
 
 def _instant(value: datetime) -> str:
     return f"TIMESTAMPTZ '{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}+00'"
 
 
-def _ranges(raw: str, first: datetime | None, end: datetime | None) -> str:
-    """One range for each unit. Wider than the day by a unit, since an instant is rounded to a microsecond."""
-    ranges = []
-    for _, times, parts in _UNITS:
-        low = f"{raw} >= {_micros(first) * parts // times - 1}" if first else ""
-        high = f"{raw} <= {_micros(end) * parts // times + 1}" if end else ""
-        ranges.append("(" + " AND ".join(bound for bound in (low, high) if bound) + ")")
-    return " OR ".join(ranges)
-
-
 def _micros(instant: datetime) -> int:
     return (instant - _EPOCH) // timedelta(microseconds=1)
-
-
-def _local_bounds(raw: str, zone: str, first: datetime | None, end: datetime | None) -> list[str]:
-    """What clocks of the zone show at most and at least; an hour more on both sides for times that they skip or show twice."""
-    clocks = ZoneInfo(zone)
-    spare = timedelta(hours=1)
-    bounds = []
-    for instant, sign, compare in ((first, -1, ">="), (end, 1, "<=")):
-        if instant:
-            near = [instant + timedelta(hours=n) for n in range(-25, 26)]
-            offsets = [moment.astimezone(clocks).utcoffset() or timedelta(0) for moment in near]
-            shown = instant + (min(offsets) - spare if sign < 0 else max(offsets) + spare)
-            if sign < 0:  # Midnight, so that a date is compared with its day.
-                shown = shown.replace(hour=0, minute=0, second=0, microsecond=0)
-            bounds.append(f"{raw} {compare} TIMESTAMP '{shown:%Y-%m-%d %H:%M:%S.%f}'")
-    return bounds
 
 
 def described(row: Mapping[str, Any]) -> str:

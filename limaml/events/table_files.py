@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import fsspec
@@ -32,6 +32,19 @@ _LIMITS = {"memory_limit": "1GB", "preserve_insertion_order": False}
 _OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 
 
+class Table(Protocol):
+    """What messages say of a table."""
+
+    @property
+    def setting(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def remedy(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class TableFiles:
     """Files of one format, and what they are called in the configuration."""
@@ -39,6 +52,14 @@ class TableFiles:
     setting: str
     format: str
     paths: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.format.upper()
+
+    @property
+    def remedy(self) -> str:
+        return "correct the files, or leave them out"
 
     @property
     def is_lazy(self) -> bool:
@@ -103,10 +124,8 @@ def columns_of(connection: Any, source: str, files: TableFiles) -> dict[str, str
     return {name: str(kind) for name, kind, *_ in described}
 
 
-def unreadable(files: TableFiles, error: Exception) -> DataError:
-    return DataError(
-        f"{files.setting} must be readable {files.format.upper()}: {told(error)}; correct the files, or leave them out"
-    )
+def unreadable(table: Table, error: Exception) -> DataError:
+    return DataError(f"{table.setting} must be readable {table.kind}: {told(error)}; {table.remedy}")
 
 
 def told(error: Exception, limit: int = 300) -> str:

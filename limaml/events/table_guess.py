@@ -7,6 +7,7 @@ from typing import Any
 
 from limaml.events import table_columns as tc
 from limaml.events import table_files as tf
+from limaml.events import table_scans as ts
 from limaml.events.table_columns import Mapped
 
 _SAMPLE_ROWS = 50_000
@@ -117,12 +118,15 @@ class Feature:
 
 def profiles(connection: Any, location: str, setting: str, view: str, decimal: str = ".") -> list[Profile]:
     """Sample a table into `view` and describe its columns."""
-    files = tf.find(setting, location)
-    source = tf.relation(connection, files, {}, decimal)
-    columns = tf.columns_of(connection, source, files)
-    connection.execute(
-        f"CREATE OR REPLACE TABLE {view} AS SELECT * FROM {source} USING SAMPLE reservoir({_SAMPLE_ROWS} ROWS) REPEATABLE (1)"  # noqa: S608
-    )
+    files = ts.find(setting, location)
+    if isinstance(files, tf.TableFiles):
+        source = tf.relation(connection, files, {}, decimal)
+        columns = tf.columns_of(connection, source, files)
+        sample = f"SELECT * FROM {source} USING SAMPLE reservoir({_SAMPLE_ROWS} ROWS) REPEATABLE (1)"  # noqa: S608
+        connection.execute(f"CREATE OR REPLACE TABLE {view} AS {sample}")
+    else:
+        ts.load(connection, view, files, files.sample(_SAMPLE_ROWS))
+        columns = ts.columns_of(connection, view, files)
     rows = connection.execute(f"SELECT count(*) FROM {view}").fetchall()[0][0]  # noqa: S608
     return [_profile(connection, view, name, kind, rows) for name, kind in columns.items()]
 

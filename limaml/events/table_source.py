@@ -1,12 +1,15 @@
 """Any table of events that duckdb reads, with users and items beside it or without: columns are mapped by SQL.
 
 Parquet is read a day at a time: bounds on the plain time column, or on the column of a partition folder, tell duckdb which row
-groups and files to leave alone. CSV and JSON have no such bounds: they are read once, into a database in a temporary folder.
+groups and files to leave alone; a table of Postgres, Delta or Iceberg gets these bounds itself. What has no such bounds is read
+once, into a database in a temporary folder: CSV, JSON, a table that is no file and whose time is an expression.
 """
 
+import functools
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -23,9 +26,11 @@ from limaml.config import SourceConfig
 from limaml.errors import ConfigError, DataError, UnreadableDayError
 from limaml.events import table_columns as tc
 from limaml.events import table_files as tf
+from limaml.events import table_scans as ts
 from limaml.events.negatives import WEIGHT, with_negatives
 from limaml.events.parquet_source import longest_run
 from limaml.events.table_columns import Mapped
+from limaml.events.table_reading import Reading
 from limaml.events.table_types import require_id, require_types, require_zone
 
 _EVENTS = "events_table"
@@ -49,7 +54,8 @@ class TableSource:
         folder = tempfile.mkdtemp(prefix="limaml-table-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._connection = tf.connect(folder)
-        self._files = tf.find("source.events", cfg.events)
+        self._files = ts.find("source.events", cfg.events)
+        self._reading = Reading(self._connection, _EVENTS, self._files)
         self._columns = self._open(_EVENTS, self._files, cfg.columns.user_id, cfg.columns.item_id, time=cfg.columns.timestamp)
         self._mapped = {
             name: self._map(f"source.columns.{name}", text)
@@ -61,9 +67,10 @@ class TableSource:
                 f"source must have one of columns.label and negatives, got {cfg.columns.label!r} and {cfg.negatives}; map a "
                 'boolean or 0/1 expression, e.g. label = "stars >= 4", or, where every row is positive, set negatives only'
             )
-        require_types(self._connection, _EVENTS, self._mapped, cfg.timezone)
         self._ahead: dict[date, pa.Table | None] = {}
-        if not self._files.is_lazy:
+        check = functools.partial(require_types, self._connection, _EVENTS, self._mapped, cfg.timezone)
+        self._reading.settle(self._mapped, cfg.timezone, check)
+        if self._reading.is_whole:
             self._sort()
 
     # The protocol.
@@ -117,12 +124,14 @@ class TableSource:
     def _read_ahead(self, day: date) -> dict[date, pa.Table | None]:
         """A day's rows and, once the calendar is known, so that a history is being read, those of some days after it."""
         for span in (self._span(day), [day]):
-            where = self._where(schema.day_start(span[0]), schema.day_end(span[-1]), span)
+            first, end = schema.day_start(span[0]), schema.day_end(span[-1])
+            where = self._where(first, end, span)
             try:
-                return _by_day(self._run(self._select(where)), span)
+                with self._reading.rows(self._reading.bounds(first, end, span)):
+                    return _by_day(self._run(self._select(where)), span)
             except duckdb.Error as error:
                 if span == [day]:  # Otherwise it may be another day's fault.
-                    raise self._failed(error, where, day) from error
+                    raise self._failed(error, where, day, self._reading.bounds(first, end, span)) from error
         raise AssertionError("the day alone was read, or raised")
 
     def _span(self, day: date) -> list[date]:
@@ -133,9 +142,11 @@ class TableSource:
             rows += counts.get(span[-1], 0)
         return span
 
-    def _open(self, view: str, files: tf.TableFiles, *ids: str, time: str = "") -> dict[str, str]:
+    def _open(self, view: str, files: tf.TableFiles | ts.Scan, *ids: str, time: str = "") -> dict[str, str]:
         """Make a table visible as `view`; returns its columns with their types. What cannot be read in parts is read now."""
         connection, decimal = self._connection, self._cfg.decimal
+        if not isinstance(files, tf.TableFiles):
+            return ts.opened(connection, view, files, whole=view != _EVENTS)
         source = tf.relation(connection, files, {}, decimal, same=bool(self._cfg.columns.day) and view == _EVENTS)
         columns = tf.columns_of(connection, source, files)
         if not files.is_lazy:
@@ -153,6 +164,7 @@ class TableSource:
         return tf.columns_of(connection, view, files)
 
     def _map(self, setting: str, text: str) -> Mapped:
+        ts.require_readable(self._connection, self._files, setting, text)
         return tc.map_column(self._connection, _EVENTS, self._columns, setting, text)
 
     def _run(self, statement: str) -> pa.Table:
@@ -199,11 +211,13 @@ class TableSource:
         if not location:
             ident, where = tc.id_sql(self._mapped[key]), self._where(None, end)
             statement = f"SELECT DISTINCT {ident} AS {key} FROM {_EVENTS} WHERE {where} AND {ident} IS NOT NULL ORDER BY 1"  # noqa: S608
-            return self._run(statement)
+            with self._reading.rows(self._reading.bounds(None, end), self._columns_of(key, "timestamp")):
+                return self._run(statement)
         if which not in self._tables:
-            files = tf.find(f"source.{which}", location)
+            files = ts.find(f"source.{which}", location)
             columns = self._open(f"{which}_table", files, text)
             setting = f"source.{which[:-1]}_columns.{key}"
+            ts.require_readable(self._connection, files, setting, text)
             mapped = tc.map_column(self._connection, f"{which}_table", columns, setting, text)
             require_id(self._connection, f"{which}_table", mapped)
             others = [name for name in columns if name.casefold() != key and not (mapped.is_plain and name in mapped.columns)]
@@ -214,6 +228,10 @@ class TableSource:
                 found = tc.failing_row(self._connection, f"{which}_table", [(mapped, mapped.sql)], "true")
                 raise (DataError(_fails(*found)) if found else tf.unreadable(files, error)) from error
         return self._tables[which]
+
+    def _columns_of(self, *keys: str) -> list[str]:
+        """The table's columns that some of ours read."""
+        return list(dict.fromkeys(name for key in keys for name in self._mapped[key].columns))
 
     @cached_property
     def _tables(self) -> dict[str, pa.Table]:
@@ -236,15 +254,25 @@ class TableSource:
 
     @cached_property
     def _counts(self) -> dict[date, int]:
-        """Rows of every day of the past, ascending: the times of all rows are read."""
-        instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
+        """Rows of every day of the past, ascending: the times of all rows are read, where no statistics say them."""
+        time, zone = self._mapped["timestamp"], self._cfg.timezone
+        bounds = self._reading.bounds(None, schema.day_start(self._today))
         where = self._where(None, schema.day_start(self._today))
-        day = f"CAST(timezone('UTC', {instant}) AS DATE)"
+        day = f"CAST(timezone('UTC', {tc.instant_sql(time, zone)}) AS DATE)"
+        statement = f"SELECT {day} AS day, count(*) AS num_rows FROM {_EVENTS} WHERE {where} GROUP BY 1"  # noqa: S608
+        counts: Counter[date] = Counter()
         try:
-            counts = self._run(f"SELECT {day} AS day, count(*) AS num_rows FROM {_EVENTS} WHERE {where} GROUP BY 1 ORDER BY 1")  # noqa: S608
+            parts = None
+            if self._reading.scan is not None and ts.can_bound(time):
+                known, parts = ts.known_days(self._connection, self._reading.scan, time, zone, bounds)
+                for found, num_rows in known:
+                    counts[found] += num_rows if found < self._today else 0
+            if parts != []:
+                with self._reading.rows(bounds, time.columns, parts):
+                    counts.update(dict(self._connection.execute(statement).fetchall()))
         except duckdb.Error as error:
             raise self._failed(error, "true", None) from error
-        return dict(zip(counts["day"].to_pylist(), counts["num_rows"].to_pylist(), strict=True))
+        return {day: counts[day] for day in sorted(+counts)}
 
     @cached_property
     def _without_day(self) -> list[str]:
@@ -252,16 +280,20 @@ class TableSource:
         instant = tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
         tomorrow = self._where(schema.day_end(self._today), None)
         left_out = []
+        time = self._mapped["timestamp"]
+        null = [ts.Bound(time.columns[0], ())] if self._reading.scan and ts.can_bound(time) else []
         try:
-            future = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {tomorrow}")  # noqa: S608
-            nulls = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {instant} IS NULL")  # noqa: S608
+            with self._reading.rows(self._reading.bounds(schema.day_end(self._today), None), time.columns):
+                future = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {tomorrow}")  # noqa: S608
+            with self._reading.rows(null, time.columns):
+                nulls = self._first(f"SELECT count(*) FROM {_EVENTS} WHERE {instant} IS NULL")  # noqa: S608
         except duckdb.Error as error:
             raise self._failed(error, "true", None) from error
         if future:
             left_out.append(f"{future} rows: must not be after today ({self._today}); correct their times")
         if nulls:
             left_out.append(
-                f"{nulls} rows: must have a time, but source.columns.timestamp ({self._mapped['timestamp'].text!r}) is null; "
+                f"{nulls} rows: must have a time, but source.columns.timestamp ({time.text!r}) is null; "
                 "correct them at the source"
             )
         return left_out
@@ -314,23 +346,28 @@ class TableSource:
         """Table of the rows of every item on every day: one reading of these two columns."""
         item, instant = tc.id_sql(self._mapped["item_id"]), tc.instant_sql(self._mapped["timestamp"], self._cfg.timezone)
         where = self._where(None, schema.day_start(self._today))
-        self._connection.execute(
-            f"CREATE TABLE item_days AS SELECT {item} AS item_id, CAST(timezone('UTC', {instant}) AS DATE) AS day, "  # noqa: S608
-            f"count(*) AS num_rows FROM {_EVENTS} WHERE {where} AND {item} IS NOT NULL GROUP BY 1, 2"
-        )
+        with self._reading.rows(
+            self._reading.bounds(None, schema.day_start(self._today)), self._columns_of("item_id", "timestamp")
+        ):
+            self._connection.execute(
+                f"CREATE TABLE item_days AS SELECT {item} AS item_id, CAST(timezone('UTC', {instant}) AS DATE) AS day, "  # noqa: S608
+                f"count(*) AS num_rows FROM {_EVENTS} WHERE {where} AND {item} IS NOT NULL GROUP BY 1, 2"
+            )
         return "item_days"
 
-    def _failed(self, error: duckdb.Error, where: str, day: date | None) -> DataError:
+    def _failed(self, error: duckdb.Error, where: str, day: date | None, bounds: Sequence[ts.Bound] = ()) -> DataError:
         """Why a query failed: an expression on a row where one can be found."""
         time = self._mapped["timestamp"]
-        found = tc.failing_row(self._connection, _EVENTS, [(time, tc.instant_sql(time, self._cfg.timezone))], "true")
-        if found:  # Its rows are of no day, so every day fails.
-            return DataError(_fails(*found))
-        others = [(column, column.sql) for column in self._mapped.values() if column is not time]
-        found = tc.failing_row(self._connection, _EVENTS, others, where)
-        if found is None:
-            return tf.unreadable(self._files, error)
-        return _unreadable_day(_fails(*found)) if day else DataError(_fails(*found))
+        others = [column for column in self._mapped.values() if column is not time]
+        # A time that fails is of no day, so every day fails.
+        tried = [(time, tc.instant_sql(time, self._cfg.timezone), "true", None), *((c, c.sql, where, day) for c in others)]
+        for column, sql, of_rows, of_day in tried:
+            read = None if of_day else column.columns
+            with self._reading.rows(bounds if column is not time else (), read):
+                found = tc.failing_row(self._connection, _EVENTS, [(column, sql)], of_rows)
+            if found:
+                return _unreadable_day(_fails(*found)) if of_day else DataError(_fails(*found))
+        return tf.unreadable(self._files, error)
 
 
 def _by_day(table: pa.Table, span: Sequence[date]) -> dict[date, pa.Table | None]:

@@ -5,20 +5,19 @@ Feast 0.67 is imported inside the functions: it takes seconds. Every process tha
 
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.config import Config, FeastConfig
+from limaml.config.secret import revealed, revealed_url
 from limaml.errors import ConfigError, StoreError
 from limaml.io.locks import exclusive
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "LIMAML_CONFIG"
 """Path of the configuration that feature_repo reads, also when Feast's own command line reads it."""
 
-_SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _APPLY_WAIT_S = 60.0
+_REDIS_TYPES = {"single": "redis", "cluster": "redis_cluster", "sentinel": "redis_sentinel"}
 _REDIS_TIMEOUT_S = 10
 """A batch of 2,000 rows takes 40 ms. redis-py asks four times, and all of it ends before the lease does (60 s)."""
 _ONLINE = "limaml.features.online"
@@ -62,7 +61,7 @@ def _unchecked(target: Any = None, **_: Any) -> Any:
 def repo_config(feast: FeastConfig) -> "RepoConfig":
     """Feast's configuration: duckdb offline store, paths taken from the working directory.
 
-    Raises ConfigError if a `${NAME}` in the registry's URL or of the online password is not in the environment.
+    Raises ConfigError if a `${NAME}` in the registry's URL or of the online password stands for nothing.
     """
     import_feast()
     from feast import RepoConfig
@@ -73,10 +72,14 @@ def repo_config(feast: FeastConfig) -> "RepoConfig":
     else:
         # Without skip_dedup Feast drops a row whose timestamp is not newer, silently; which row wins is decided by the
         # publisher, under its lease, for every store alike (contract 5).
-        connection = feast.online_connection + _redis_timeouts(feast) + _redis_password(feast)
-        online = {"type": f"{_ONLINE}.redis.BulkRedisOnlineStore", "connection_string": connection, "skip_dedup": True}
-    # A URL holds a password percent-encoded, whatever is in it.
-    registry = _SECRET.sub(lambda found: quote(_secret(found[1], "feast.registry"), safe=""), feast.registry)
+        online = {
+            "type": f"{_ONLINE}.redis.BulkRedisOnlineStore",
+            "redis_type": _REDIS_TYPES[feast.redis_mode],
+            "sentinel_master": feast.sentinel_master,
+            "connection_string": feast.online_connection + _redis_timeouts(feast) + _redis_password(feast),
+            "skip_dedup": True,
+        }
+    registry = revealed_url(feast.registry, "feast.registry")
     if feast.registry_type == "file" and "://" not in registry:
         registry = str(Path(registry).absolute())
     return RepoConfig(
@@ -198,17 +201,9 @@ def _inside(folder: Path, config_path: str) -> Iterator[None]:
 
 def _redis_password(feast: FeastConfig) -> str:
     """The password as a part of Feast's connection string, which is cut at commas and read as JSON: a JSON text without any."""
-    found = _SECRET.fullmatch(feast.online_password)
-    if found is None:
+    if not feast.online_password:
         return ""
-    return ",password=" + json.dumps(_secret(found[1], "feast.online_password")).replace(",", r"\u002c")
-
-
-def _secret(name: str, key: str) -> str:
-    """The environment's value."""
-    if name not in os.environ:
-        raise ConfigError(f"{key} refers to ${{{name}}}, which is not in the environment; set that variable")
-    return os.environ[name]
+    return ",password=" + json.dumps(revealed(feast.online_password, "feast.online_password")).replace(",", r"\u002c")
 
 
 def join_features(store: "FeatureStore", events: pa.Table, tables: schema.Tables) -> pa.Table:
@@ -240,10 +235,19 @@ def historical(store: "FeatureStore", rows: pa.Table, features: Any) -> pa.Table
         # ibis 12 still calls duckdb's older name for to_arrow_table.
         warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
         try:
+            _open_backend()
             joined = store.get_historical_features(frame.to_pandas(), features).to_arrow()
         finally:
             _close_backend()
     return joined.rename_columns(["timestamp" if name == "event_timestamp" else name for name in joined.column_names])
+
+
+def _open_backend() -> None:
+    import ibis
+
+    from limaml.features.offline import UrlBackend
+
+    ibis.options.default_backend = UrlBackend().connect()
 
 
 def _close_backend() -> None:

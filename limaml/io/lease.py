@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml.config import Config, EmbeddingsConfig, FeastConfig
+from limaml.config.secret import revealed_url
 from limaml.errors import BusyError, ConfigError, StoreError
 from limaml.telemetry import get_logger
 
@@ -25,6 +26,8 @@ _NOW = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
     "postgresql": "extract(epoch from clock_timestamp())::double precision",
 }
+_HOW_REACHED = ("password=", "username=", "ssl_", "socket_")
+"""Parts of a connection that say nothing of which store it is."""
 _POLL_S = 0.2
 _RENEWALS_PER_TTL = 3
 
@@ -59,7 +62,7 @@ def lease(cfg: Config, who: str) -> Iterator[Held]:
 @contextmanager
 def lease_named(settings: EmbeddingsConfig, name: str, who: str, wait_s: float) -> Iterator[Held]:
     """Hold the lease `name` of the database at `embeddings.lease_url` while the block runs; waits up to `wait_s`."""
-    table = _LeaseTable(settings.lease_url, name, settings.lease_ttl_s)
+    table = _LeaseTable(revealed_url(settings.lease_url, "embeddings.lease_url"), name, settings.lease_ttl_s)
     deadline, said = time.monotonic() + wait_s, False
     while (fence := table.acquire(who)) is None:
         if not said:
@@ -92,7 +95,7 @@ def store_identity(cfg: FeastConfig) -> str:
     if cfg.online_store == "sqlite":
         place = os.path.abspath(cfg.online_connection)
     else:
-        place = ",".join(p for p in cfg.online_connection.split(",") if not p.startswith(("password=", "username=")))
+        place = ",".join(part for part in cfg.online_connection.split(",") if not part.startswith(_HOW_REACHED))
     return f"{cfg.project}@{cfg.online_store}:{place}"
 
 

@@ -1,6 +1,8 @@
 """Ask the running service to rank candidates for three users, and show what came back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -50,7 +52,13 @@ def choose_users(cfg: Config) -> list[DemoUser]:
     return [DemoUser(*each, _unknown_context(cfg, len(each[-1]))) for each in found]
 
 
-def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
+def bearer(cfg: Config) -> dict[str, str]:
+    """The header with the token that the service asks for, where it asks for one."""
+    path = cfg.serving.token_file
+    return {"Authorization": f"Bearer {Path(path).read_text().strip()}"} if path else {}
+
+
+def ask(url: str, user: DemoUser, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The service's answer; where it is late (503, 504 or none) it is asked again, for `timeout_s`.
 
     Raises LimamlError with its refusal, or with what kept it.
@@ -59,7 +67,7 @@ def ask(url: str, user: DemoUser, timeout_s: float = 30.0) -> dict[str, Any]:
     deadline = monotonic() + timeout_s
     while True:
         try:
-            response = httpx.post(f"{url}/rank", json=request, timeout=timeout_s, trust_env=False)
+            response = httpx.post(f"{url}/rank", json=request, headers=headers, timeout=timeout_s, trust_env=False)
         except httpx.TransportError as error:
             late, problem = True, f"{type(error).__name__}: {error}"
         else:
@@ -77,7 +85,7 @@ def show(console: Console, cfg: Config, url: str) -> None:
     title = tables(cfg.features).title or "item_id"
     titles = dict(zip(items["item_id"].to_pylist(), items[title].to_pylist(), strict=True))
     for user in choose_users(cfg):
-        answer = ask(url, user, cfg.local.ready_timeout_s)
+        answer = ask(url, user, cfg.local.ready_timeout_s, bearer(cfg))
         used = answer["embeddings"][cfg.task_kind.name]
         age = "no embedding" if used["age_s"] is None else f"embedding {_duration(used['age_s'])} behind"
         why = f"; fallback to the prior: {used['fallback']}" if used["fallback"] else ""

@@ -5,6 +5,7 @@ from math import ceil
 from pathlib import Path
 
 from limaml.config import Config
+from limaml.config.secret import revealed_url
 from limaml.local.processes import MARKER
 
 # Settings of whoever calls us must not reach Airflow or Ray: the same run on every machine.
@@ -56,7 +57,8 @@ def _airflow(cfg: Config, root: Path) -> dict[str, str]:
         "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         # SQLite gives up a lock after 5 s otherwise, and with it the scheduler.
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout={silent_s}",
+        "DATABASE__SQL_ALCHEMY_CONN": revealed_url(cfg.local.airflow_database, "local.airflow_database")
+        or f"sqlite:///{home / 'airflow.db'}?timeout={silent_s}",
         "API__HOST": "127.0.0.1",
         "API__PORT": str(cfg.local.airflow_port),
         "API__BASE_URL": url,

@@ -14,7 +14,7 @@ from rich.table import Table
 from limaml.config import Config
 from limaml.errors import LimamlError
 from limaml.evaluation.quality import quality_table
-from limaml.local import demo, stack
+from limaml.local import demo, stack, watch
 from limaml.local.airflow_api import AirflowApi
 from limaml.local.follow import Display, Timing, follow
 from limaml.local.stack import Stack
@@ -69,6 +69,8 @@ def up(cfg: Config, today: date, console: Console) -> Status:
         status = read_status(cfg, today)
         with steps.step("service"):
             _ready_service(cfg, running, status)
+        with steps.step("dashboards"):
+            _ready_dashboards(cfg, running, console)
         with steps.step("three users"):
             demo.show(console, cfg, running.urls["service"])
         _show_quality(cfg, str(status.champion), console)
@@ -88,8 +90,13 @@ def ready_stack(cfg: Config) -> Stack:
     stack.stop(cfg)
     running = stack.new_stack(cfg, config_path)
     config_path.write_text(text)
-    stack.start_mlflow(running, cfg)
+    if stack.starts_mlflow(cfg):
+        stack.start_mlflow(running, cfg)
     stack.start_airflow(running)
+    if stack.starts_mlflow(cfg) and stack.is_server(cfg):
+        # Then the verbs ask it; otherwise they ask its database, and it only shows pages.
+        health = f"{running.urls['mlflow']}/health"
+        stack.wait_until(lambda: stack.answers(health), "MLflow", running, "mlflow", cfg.local)
     api = AirflowApi(running.urls["airflow"], ADMIN, running.password, cfg.local.ready_timeout_s)
     try:
         for part, process in PARTS.items():
@@ -153,12 +160,27 @@ def _ready_service(cfg: Config, running: Stack, status: Status) -> None:
     stack.wait_until(lambda: stack.answers(f"{url}/readyz"), "the service", running, "service", cfg.local)
     asked = demo.choose_users(cfg)[-1]
     stack.wait_until(
-        lambda: demo.ask(url, asked, cfg.local.ready_timeout_s)["model_version"] == status.champion,
+        lambda: demo.ask(url, asked, cfg.local.ready_timeout_s, demo.bearer(cfg))["model_version"] == status.champion,
         f"the service with model {status.champion}",
         running,
         "service",
         cfg.local,
     )
+
+
+def _ready_dashboards(cfg: Config, running: Stack, console: Console) -> None:
+    """Start the dashboards unless they run; where programs are missing, or they are not wanted, say what was left out."""
+    if running.running("prometheus"):
+        return
+    if not cfg.local.prometheus_port:
+        console.print("No dashboards: local.prometheus_port is 0.", highlight=False)
+    elif missing := watch.missing():
+        console.print(f"No dashboards: {' and '.join(missing)} are not installed ({watch.INSTALL}).", highlight=False)
+    else:
+        running.urls["dashboards"] = watch.start(running, cfg)
+        running.save()
+        url = running.urls["dashboards"]
+        stack.wait_until(lambda: stack.answers(url), "the dashboards' page", running, "dashboards", cfg.local)
 
 
 def _show_quality(cfg: Config, version: str, console: Console) -> None:
@@ -181,6 +203,7 @@ def _say_where(running: Stack, console: Console) -> None:
         ("service", f"{urls['service']}/rank"),
         ("OpenAPI page", urls["service"]),
         ("metrics", f"{urls['service']}/metrics"),
+        *([("dashboards", urls["dashboards"])] if "dashboards" in urls else []),
         ("state and logs", str(running.root)),
     ):
         table.add_row(name, where)

@@ -19,7 +19,8 @@ import httpx
 import psutil
 
 from limaml.config import Config, LocalConfig
-from limaml.errors import LimamlError
+from limaml.config.secret import revealed_url
+from limaml.errors import ConfigError, LimamlError
 from limaml.io import atomic
 from limaml.io.locks import held_file
 from limaml.local import processes
@@ -52,8 +53,10 @@ class Stack:
         value: str = json.loads((self.root / "airflow" / "passwords.json").read_text())["admin"]
         return value
 
-    def start(self, name: str, argv: list[str]) -> Recorded:
-        recorded = processes.start(name, argv, environment=self.environment, log=self.root / "logs" / f"{name}.log")
+    def start(self, name: str, argv: list[str], **environment: str) -> Recorded:
+        """Start a process; `environment` is for it alone."""
+        log = self.root / "logs" / f"{name}.log"
+        recorded = processes.start(name, argv, environment=self.environment | environment, log=log)
         self.processes.append(recorded)
         self.save()
         return recorded
@@ -96,19 +99,21 @@ def load_stack(cfg: Config, config_path: Path) -> Stack | None:
 def new_stack(cfg: Config, config_path: Path) -> Stack:
     """A stack with folders, secrets and free ports, nothing started yet. Raises LimamlError if a port is taken."""
     root = Path(cfg.local.run_root).absolute()
-    airflow, mlflow, service = cfg.local.airflow_port, cfg.local.mlflow_port, cfg.serving.port
-    require_free_ports(
-        {
-            "Airflow": ("local.airflow_port", airflow),
-            "MLflow": ("local.mlflow_port", mlflow),
-            "the service": ("serving.port", service),
-        }
-    )
+    _require_own_mlflow(cfg)
+    ports = {
+        "airflow": ("Airflow", "local.airflow_port", cfg.local.airflow_port),
+        "mlflow": ("MLflow", "local.mlflow_port", cfg.local.mlflow_port),
+        "service": ("the service", "serving.port", cfg.serving.port),
+    }
+    if not starts_mlflow(cfg):
+        del ports["mlflow"]
+    taken = {name: (setting, port) for name, setting, port in ports.values()}
+    require_free_ports(taken | _dashboard_ports(cfg.local))
     for folder in ("home", "airflow", "mlflow", "bentoml", "logs", "feast"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     secret_file(root / "airflow" / "jwt_secret", lambda: secrets.token_hex(64))
     secret_file(root / "airflow" / "passwords.json", lambda: json.dumps({"admin": secrets.token_urlsafe(12)}))
-    urls = {name: f"http://{HOST}:{port}" for name, port in (("airflow", airflow), ("mlflow", mlflow), ("service", service))}
+    urls = {"mlflow": cfg.registry.tracking_uri} | {name: f"http://{HOST}:{port}" for name, (_, _, port) in ports.items()}
     stack = Stack(root, secrets.token_hex(8), urls)
     stack.environment = process_environment(cfg, config_path, root, stack.stack_id)
     stack.save()
@@ -145,6 +150,15 @@ def require_free_ports(ports: dict[str, tuple[str, int]]) -> None:
     ]
     if taken:
         raise LimamlError("nothing was started: " + "; ".join(taken))
+
+
+def _dashboard_ports(cfg: LocalConfig) -> dict[str, tuple[str, int]]:
+    if not cfg.prometheus_port:
+        return {}
+    return {
+        "Prometheus": ("local.prometheus_port", cfg.prometheus_port),
+        "the node exporter": ("local.exporter_port", cfg.exporter_port),
+    }
 
 
 class _Silence:
@@ -215,21 +229,47 @@ def start_airflow(stack: Stack) -> None:
     stack.start("airflow-dag-processor", [*airflow, "dag-processor"])
 
 
+def is_server(cfg: Config) -> bool:
+    """Whether the registry is an MLflow server, not its database."""
+    return cfg.registry.tracking_uri.startswith(("http://", "https://"))
+
+
+def starts_mlflow(cfg: Config) -> bool:
+    """Whether MLflow is ours to start."""
+    return bool(cfg.local.mlflow_database) or not is_server(cfg)
+
+
 def start_mlflow(stack: Stack, cfg: Config) -> None:
-    """MLflow's UI on the registry's own database (not waited for)."""
+    """MLflow's UI on the registry's own database, or the registry's server (not waited for)."""
+    key, url = "local.mlflow_database", cfg.local.mlflow_database
+    if not is_server(cfg):
+        key, url = "registry.tracking_uri", cfg.registry.tracking_uri
     arguments = {
-        "--backend-store-uri": cfg.registry.tracking_uri,
         "--default-artifact-root": cfg.registry.artifact_root,
         "--host": HOST,
         "--port": str(cfg.local.mlflow_port),
         "--workers": "1",
     }
-    stack.start("mlflow", [sys.executable, "-m", "mlflow", "server", *(part for pair in arguments.items() for part in pair)])
+    command = [sys.executable, "-m", "mlflow", "server", *(part for pair in arguments.items() for part in pair)]
+    # Everybody on the machine can read a process's arguments.
+    stack.start("mlflow", command, MLFLOW_BACKEND_STORE_URI=revealed_url(url, key))
 
 
 def start_service(stack: Stack) -> None:
     """The BentoML service (not waited for)."""
     stack.start("service", [sys.executable, "-m", "serving.run", "--config", stack.environment["LIMAML_CONFIG"]])
+
+
+def _require_own_mlflow(cfg: Config) -> None:
+    """Raises ConfigError where an MLflow that is started here would not be the registry."""
+    if not cfg.local.mlflow_database:
+        return
+    wanted = f"http://{HOST}:{cfg.local.mlflow_port}"
+    if cfg.registry.tracking_uri.rstrip("/") != wanted:
+        raise ConfigError(
+            f"registry.tracking_uri must be {wanted}, the MLflow that is started on local.mlflow_database, got "
+            f"{cfg.registry.tracking_uri.split('@')[-1]}; set it, or leave local.mlflow_database empty"
+        )
 
 
 def secret_file(path: Path, make: Callable[[], str]) -> str:

@@ -1,12 +1,12 @@
 """The configuration that `limaml init` writes."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from limaml.config.whole import RESERVED
 from limaml.events.table_guess import Feature
+from limaml.events.table_scans import absolute
 
 _AGGREGATES = (("events", "count"), ("positive_rate", "rate"))
 _UNKNOWN = (
@@ -33,7 +33,7 @@ def written(
         "",
         "[source]",
         'kind = "table"',
-        *(f"{name} = {_text(_absolute(path))}" for name, path in tables.items()),
+        *(f"{name} = {_text(absolute(path))}" for name, path in tables.items()),
     ]
     if decimal == ",":
         lines.append('decimal = ","')
@@ -127,10 +127,6 @@ def _places(out: Path) -> list[str]:
     for section, values in places.items():
         lines += [f"[{section}]", *(f"{name} = {_text(value)}" for name, value in values.items())]
     return lines
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else os.path.abspath(location)
 
 
 def _text(value: str) -> str:

@@ -72,6 +72,8 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     result |= {"measured": True, "score_psi": score, "feature_psi": known}
     places.storage.write_json(path, result)
     _log.info("drift_measured", model_version=champion.version, **{key: result[key] for key in ("day", "rows", "score_psi")})
+    # A result holds 4 KiB, and there may be hundreds of features: they are in the file.
+    del result["feature_psi"]
     return {**result, "path": places.storage.path(path)}
 
 

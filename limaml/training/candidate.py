@@ -1,12 +1,15 @@
-"""From logged rows to a candidate: a folder that `evaluate` judges and the registry takes.
+"""From logged rows to a candidate: a folder under `storage.root` that `evaluate` judges and the registry takes.
 
 candidate.json   fingerprint, MLflow run, split; written last, so that a folder that has it is complete
 history.json     training curves of both fits
 bundle/          the model version (limaml.models.bundle), with twin and refit
+
+`train` and `evaluate` may run on two machines: the folder is made on a local disk and copied to the storage, and back.
 """
 
 import hashlib
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -18,7 +21,6 @@ from limaml.config import Config
 from limaml.errors import DataError, LimamlError, NothingToDo
 from limaml.events.day_store import EventStore
 from limaml.features.encoder import Encoder
-from limaml.io import atomic
 from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
@@ -27,9 +29,14 @@ from limaml.tasks.splits import Split, split_events
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
+from limaml.training.ray_job import train_as_job
 from limaml.training.revision import code_revision
 
 BUNDLE = "bundle"
+_FOLDER = "candidates"
+_KEPT = 5
+"""So many candidates stay, the newest: one that was judged is in the registry, too, and needs no folder any more."""
+_MARK, _HISTORY = "candidate.json", "history.json"
 # Settings that shape the model or its judgement (the code: revision.py); a change elsewhere does not call for training again.
 _SECTIONS = ("features", "task_kinds", "model", "meta", "training", "evaluation", "promotion")
 
@@ -60,11 +67,7 @@ def fingerprint(cfg: Config, through: date) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def default_folder(cfg: Config, through: date, mark: str) -> Path:
-    return Path(cfg.local.run_root) / "candidates" / f"{through}-{mark[:12]}"
-
-
-def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None) -> dict[str, Any]:
+def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     """Train twin and refit on the logged rows up to `through` and leave a candidate folder; returns the verb's result.
 
     A complete folder of the same fingerprint is returned as it is. Raises NothingToDo if the champion was trained on the
@@ -75,9 +78,14 @@ def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None)
     champion = registry.champion()
     if champion is not None and champion.tags.get(FINGERPRINT) == mark:
         raise NothingToDo(f"champion version {champion.version} was trained on the same data, configuration and code")
-    folder = Path(out_dir) if out_dir is not None else default_folder(cfg, through, mark)
-    if (found := _complete(folder)) is not None and found.fingerprint == mark:
-        return _result(folder, found)
+    storage = Storage(cfg.storage.root)
+    folder = f"{_FOLDER}/{through}-{mark[:12]}"
+    location = storage.path(folder)
+    if (found := _complete(location)) is not None and found.fingerprint == mark:
+        return {"candidate": location, **asdict(found)}
+    if cfg.ray.job_template:
+        train_as_job(cfg, through, mark)
+        return {"candidate": location, **asdict(read_candidate(location))}
     started = time.monotonic()
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
@@ -94,39 +102,69 @@ def fit_candidate(cfg: Config, through: date, out_dir: str | Path | None = None)
             validation_auc=float(state.twin_progress.best_value or "nan"),
             seconds=round(time.monotonic() - started, 1),
         )
-        save_candidate(cfg, folder, state, encoders, lineage_of(cfg, through, mark, split), found)
+        with tempfile.TemporaryDirectory(prefix="limaml-") as temporary:
+            save_candidate(cfg, Path(temporary), state, encoders, lineage_of(cfg, through, mark, split), found)
+            _upload(Path(temporary), storage, folder)
     except LimamlError:
         registry.end_run(run_id, failed=True)
         raise
     registry.log_history(run_id, _mlflow_history(state))
     registry.end_run(run_id)
-    _log.info("candidate_trained", folder=str(folder), **asdict(found))
-    return _result(folder, found)
+    _keep_newest(storage, folder)
+    _log.info("candidate_trained", folder=location, **asdict(found))
+    return {"candidate": location, **asdict(found)}
 
 
-def read_candidate(folder: str | Path) -> Candidate:
-    """Raises DataError if the folder holds no complete candidate."""
-    found = _complete(Path(folder))
+def read_candidate(location: str | Path) -> Candidate:
+    """`location` is a folder or URL. Raises DataError if it holds no complete candidate."""
+    found = _complete(location)
     if found is None:
-        raise DataError(f"candidate {folder} must hold candidate.json, which train writes last; run `limaml train` again")
+        raise DataError(f"candidate {location} must hold {_MARK}, which train writes last; run `limaml train` again")
     return found
+
+
+def download_candidate(location: str | Path, folder: Path) -> None:
+    """Copy what training left at a folder or URL to a local folder. Raises DataError if that is no complete candidate."""
+    read_candidate(location)
+    storage = Storage(str(location))
+    for name in (*storage.walk(BUNDLE), _HISTORY, _MARK):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(storage.read_bytes(name))
+
+
+def _upload(source: Path, storage: Storage, folder: str) -> None:
+    """`candidate.json` comes last; what an earlier training left there, cut short, counts for nothing until then."""
+    if storage.exists(f"{folder}/{_MARK}"):
+        storage.delete(f"{folder}/{_MARK}")
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    for name in [name for name in names if name != _MARK] + [_MARK]:
+        storage.write_bytes(f"{folder}/{name}", (source / name).read_bytes())
+
+
+def _keep_newest(storage: Storage, mine: str) -> None:
+    """Delete the oldest complete candidates, by the time they were written, until `_KEPT` are left; never `mine`."""
+    written = {
+        name.removesuffix(f"/{_MARK}"): int(stamp.split()[1])
+        for name, stamp in storage.stamps(_FOLDER).items()
+        if name.endswith(f"/{_MARK}")
+    }
+    others = sorted(written.keys() - {mine}, key=lambda folder: (written[folder], folder), reverse=True)
+    for folder in others[_KEPT - 1 :]:
+        storage.delete_dir(folder)
+        _log.info("candidate_deleted", folder=storage.path(folder), kept=_KEPT)
 
 
 def read_training_history(folder: str | Path) -> dict[str, list[dict[str, float]]]:
     """Curves by phase: `twin` and `refit`."""
-    history: dict[str, list[dict[str, float]]] = json.loads((Path(folder) / "history.json").read_text())
+    history: dict[str, list[dict[str, float]]] = json.loads((Path(folder) / _HISTORY).read_text())
     return history
 
 
-def _complete(folder: Path) -> Candidate | None:
+def _complete(location: str | Path) -> Candidate | None:
     try:
-        return Candidate(**json.loads((folder / "candidate.json").read_text()))
+        return Candidate(**Storage(str(location)).read_json(_MARK))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _result(folder: Path, found: Candidate) -> dict[str, Any]:
-    return {"candidate": str(folder.absolute()), **asdict(found)}
 
 
 def lineage_of(cfg: Config, through: date, mark: str, split: Split) -> dict[str, Any]:
@@ -151,16 +189,15 @@ def lineage_of(cfg: Config, through: date, mark: str, split: Split) -> dict[str,
 def save_candidate(
     cfg: Config, folder: Path, state: TrainState, encoders: tuple[Encoder, Encoder], lineage: dict[str, Any], found: Candidate
 ) -> None:
-    """Write the candidate's folder; `candidate.json` comes last."""
+    """Write the candidate into a local folder."""
     assert state.twin_progress is not None
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "candidate.json").unlink(missing_ok=True)
     twin, refit = (_model(cfg, w, e) for w, e in zip((state.twin, state.network), encoders, strict=True))
     training = {"best_step": found.best_step, "validation_auc": found.validation_auc}
     bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage), folder / BUNDLE)
     history = {"twin": state.twin_progress.history, "refit": state.progress.history}
-    (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-    atomic.write(folder / "candidate.json", json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+    (folder / _HISTORY).write_text(json.dumps(history, indent=1) + "\n")
+    (folder / _MARK).write_text(json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
 
 
 def _model(cfg: Config, weights: Weights, encoder: Encoder) -> bundles.Model:

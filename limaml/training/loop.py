@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,7 +32,12 @@ from limaml.training.step import Workers, outer_step
 from limaml.training.validation import OBJECTIVE, Validator
 
 Save = Callable[[TrainState], None]
+Say = Callable[[dict[str, Any]], None]
 _log = telemetry.get_logger(__name__)
+
+
+def log_how_far(how_far: dict[str, Any]) -> None:
+    _log.info("training", **how_far)
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,29 @@ class TrainingData:
 
 
 def train_twin_and_refit(
-    cfg: Config, data: TrainingData, workers: Workers, device: torch.device, *, resume: TrainState | None, save: Save
+    cfg: Config,
+    data: TrainingData,
+    workers: Workers,
+    device: torch.device,
+    *,
+    resume: TrainState | None,
+    save: Save,
+    say: Say = log_how_far,
 ) -> TrainState:
     """Run both fits, or what is left of them after `resume`; `save` is called on every worker at every checkpoint.
+
+    `say` is told on every worker how far a fit is: phase, step, validation, rate, seconds left unless it stops early.
 
     Returns the state of phase "done": `twin` and `network` (the refit) are the two networks' weights.
     """
     state = resume
     if state is None or state.phase == "twin":
-        twin = _Fit(cfg, "twin", data.twin_rows, data.twin_dims, workers, device, state)
+        twin = _Fit(cfg, "twin", data.twin_rows, data.twin_dims, workers, device, state, say)
         twin.run(cfg.training.max_steps, data.validator, save)
         state = TrainState("refit", Progress(), {}, twin=twin.best, twin_progress=twin.progress)
     if state.phase == "refit":
         assert state.twin_progress is not None
-        refit = _Fit(cfg, "refit", data.refit_rows, data.refit_dims, workers, device, state)
+        refit = _Fit(cfg, "refit", data.refit_rows, data.refit_dims, workers, device, state, say)
         refit.run(state.twin_progress.best_step, None, save)
         state = TrainState(
             "done", refit.progress, copy_weights(refit.average), twin=state.twin, twin_progress=state.twin_progress
@@ -88,7 +103,9 @@ class _Fit:
         workers: Workers,
         device: torch.device,
         state: TrainState | None,
+        say: Say = log_how_far,
     ) -> None:
+        self.say = say
         self.cfg, self.phase, self.rows, self.workers = cfg, phase, rows, workers
         self.network: LiMAML = build_network(cfg, dims, cfg.training.seed)
         self.best: Weights = {}
@@ -117,21 +134,22 @@ class _Fit:
             progress.step += 1
             if progress.step % training.validate_every == 0 or progress.step == num_steps:
                 seconds = time.perf_counter() - started_at
-                self._record((progress.step - started) * training.tasks_per_step / seconds, validator)
+                self._record((progress.step - started) / seconds, num_steps, validator)
                 started, started_at = progress.step, time.perf_counter()
             if progress.step % training.checkpoint_every == 0 and progress.step < num_steps:
                 save(self._state())
 
-    def _record(self, tasks_per_s: float, validator: Validator | None) -> None:
+    def _record(self, steps_per_s: float, num_steps: int, validator: Validator | None) -> None:
         progress = self.progress
         entry = {"step": progress.step, "train_loss": math.fsum(progress.window) / len(progress.window)}
         progress.window.clear()
         if validator is not None:
             entry |= validator(self.average, self.workers)
             self._keep_best(entry[OBJECTIVE])
-        progress.history.append(entry | {"tasks_per_s": tasks_per_s})
-        if self.workers.rank == 0:
-            _log.info("training", phase=self.phase, **{key: round(value, 5) for key, value in progress.history[-1].items()})
+        progress.history.append(entry | {"tasks_per_s": steps_per_s * self.cfg.training.tasks_per_step})
+        rounded = {key: round(value, 5) for key, value in progress.history[-1].items()}
+        left_s = round((num_steps - progress.step) / steps_per_s)
+        self.say({"phase": self.phase, **rounded, "of": num_steps, "left_s": left_s})
 
     def _keep_best(self, value: float) -> None:
         progress = self.progress

@@ -1,17 +1,19 @@
-"""Run both fits on Ray Train: the only file that knows Ray (and `ray_compat`, of its start).
+"""Run both fits on Ray Train: the only file that knows it.
 
-Without RAY_ADDRESS a Ray of our own is started on this machine, on loopback, without dashboard, and ended with the run, so that
-its ports exist only while training runs. With RAY_ADDRESS that cluster is used and left as it is.
+Without an address (`limaml.io.cluster`) a Ray of our own is started on this machine, on loopback, without dashboard, and ended
+with the run, so that its ports exist only while training runs. A cluster that is there is used and left as it is.
 
 A run is named by what it trains: started again after a crash, it goes on from its last checkpoint; once it is done its folder
 is removed. A worker that dies is restarted from there too, `training.max_failures` times.
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -22,15 +24,18 @@ from limaml.allocator import keep_freed_memory
 from limaml.config import Config
 from limaml.errors import LimamlError, TrainingError
 from limaml.features.encoder import Encoder
+from limaml.io import cluster
+from limaml.io.ray_compat import forget, patient_start, start_limits, tell, told
 from limaml.io.storage import Storage
 from limaml.training.checkpoint import TrainState, load_state, save_state
-from limaml.training.ray_compat import patient_start
 
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
 _SOCKET_SUFFIX_BYTES = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.99")
 _MAX_SOCKET_BYTES = 107
 _CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
 """Ray's own name for it, in a run's folder."""
+
+_LISTEN_S = 1.0
 
 _log = telemetry.get_logger(__name__)
 
@@ -44,48 +49,64 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
     # Train polls its workers every 2 s otherwise, which every checkpoint and the end would wait for.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     # One process less to start: it watches for cloud nodes about to be reclaimed, which only a named cluster has.
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster.address(cfg):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Relative paths in the configuration are meant from our working directory, not from the run's.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with _cluster(cfg):
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+    cfg = _with_absolute_paths(cfg)
+    job = {
+        "config": cfg.model_dump(mode="json"),
+        "through": through.isoformat(),
+        "twin_encoder": twin.to_dict(),
+        "refit_encoder": refit.to_dict(),
+        "name": name,
+    }
+    with _cluster(cfg), _heard(name):
+        return cluster.call_inside(_fit, cfg, job, name)
 
-        storage = cfg.training.storage_path
-        storage = storage if "://" in storage else os.path.abspath(storage)
-        _forget_unreadable(storage, name)
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "config": _with_absolute_paths(cfg).model_dump(mode="json"),
-                "through": through.isoformat(),
-                "twin_encoder": twin.to_dict(),
-                "refit_encoder": refit.to_dict(),
-            },
-            # How long a worker waits for the others, when they meet and at every step; never less than Ray's own half an hour.
-            torch_config=TorchConfig(timeout_s=max(1800, cfg.training.ray_start_timeout_s)),
-            scaling_config=ray.train.ScalingConfig(num_workers=cfg.training.num_workers, use_gpu=cfg.training.use_gpu),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=storage,
-                failure_config=ray.train.FailureConfig(max_failures=cfg.training.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise LimamlError(f"training run {name} failed {cfg.training.max_failures + 1} times: {error}") from error
-        outcome = result.return_value or {}
-        if "error" in outcome:
-            raise TrainingError(outcome["error"])
-        if "resumed" in outcome:
-            _log.info("training_resumed", run=name, resumed=outcome["resumed"])
-        with result.checkpoint.as_directory() as folder:
-            state = load_state(folder)
-        _remove_run(result)
+
+def _fit(cfg: Config, job: dict[str, Any], name: str) -> TrainState:
+    """Run the workers, on the Ray that this process is connected to, and return the state of their last checkpoint."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    _forget_unreadable(cfg.training.storage_path, name)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=job,
+        # How long a worker waits for the others, when they meet and at every step; never less than Ray's own half an hour.
+        torch_config=TorchConfig(timeout_s=max(1800, cfg.training.ray_start_timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=_num_workers(cfg),
+            use_gpu=cfg.training.use_gpu,
+            elastic_resize_monitor_interval_s=cfg.ray.resize_interval_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=cfg.training.storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=cfg.training.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise LimamlError(f"training run {name} failed {cfg.training.max_failures + 1} times: {error}") from error
+    outcome = result.return_value or {}
+    if "error" in outcome:
+        raise TrainingError(outcome["error"])
+    if "resumed" in outcome:
+        _log.info("training_resumed", run=name, resumed=outcome["resumed"])
+    with result.checkpoint.as_directory() as folder:
+        state = load_state(folder)
+    _remove_run(result)
     return state
+
+
+def _num_workers(cfg: Config) -> int | tuple[int, int]:
+    """Fixed, or from as few to as many as there is room for; a Ray of our own has room for all."""
+    fixed = not cfg.ray.min_workers or not cluster.address(cfg)
+    return cfg.training.num_workers if fixed else (cfg.ray.min_workers, cfg.training.num_workers)
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -120,48 +141,51 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
             save_state(state, folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    def say(how_far: dict[str, Any]) -> None:
+        if workers.rank == 0:
+            tell(job["name"], json.dumps(how_far).encode())
+
     try:
-        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save)
+        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save, say=say)
     except TrainingError as error:
         return {"error": str(error)}
     return outcome
 
 
-def start_limits(limit_s: int) -> dict[str, str]:
-    """The environment in which Ray's own limits on a start are `limit_s`; behind each stands what it is by default."""
-    return {
-        # Finding the control store (GCS) and the node: the driver, the agents and the workers.
-        "RAY_gcs_server_port_wait_time_s": f"{limit_s}",  # 30 s
-        "RAY_gcs_server_request_timeout_seconds": f"{limit_s}",  # 60 s
-        "RAY_gcs_rpc_server_connect_timeout_s": f"{limit_s}",  # 5 s
-        "RAY_py_gcs_connect_timeout_s": f"{limit_s}",  # 30 s
-        "RAY_raylet_client_num_connect_attempts": f"{limit_s}",  # 10, a second each
-        # The raylet, for the agent that prepares a worker's environment and for the worker.
-        "RAY_agent_register_timeout_ms": f"{limit_s * 1000}",  # 30 s
-        "RAY_worker_register_timeout_seconds": f"{limit_s}",  # 60 s
-        # Train, for the workers' places.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s}",  # 60 s
-        # Signs of life, asked for beyond the start and never given less than by default: of the raylet, where the fifth failure
-        # in a row counts, and of Train's workers.
-        "RAY_health_check_timeout_ms": f"{max(10, limit_s // 5) * 1000}",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{max(600, limit_s)}",
-    }
+@contextlib.contextmanager
+def _heard(name: str) -> Iterator[None]:
+    """In the block, what the run's first worker says of itself is logged here, where Airflow shows it."""
+    ended, last = threading.Event(), None
+
+    def listen() -> None:
+        nonlocal last
+        # Once more after the end, for the last words.
+        for is_over in iter(lambda: ended.wait(_LISTEN_S), None):
+            if (words := told(name)) not in (None, last):
+                last = words
+                _log.info("training", **json.loads(words or b"{}"))
+            if is_over:
+                return
+
+    forget(name)  # The words of an earlier try, on a cluster that stays.
+    listener = threading.Thread(target=listen, name="training-progress", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
 
 
 @contextlib.contextmanager
 def _cluster(cfg: Config) -> Iterator[None]:
-    """Connect to RAY_ADDRESS, or start a Ray for the time of the block."""
+    """Connect to the cluster that is there, or start a Ray for the time of the block."""
+    if cluster.address(cfg):
+        with cluster.connected(cfg):
+            yield
+        return
     # Read where ray is imported, and by the processes that it starts.
     os.environ.update(start_limits(cfg.training.ray_start_timeout_s))
-    if os.environ.get("RAY_ADDRESS"):
-        import ray
-
-        ray.init(logging_level="warning")
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
     # Read when ray is imported: the node's address is loopback and not the one that faces the network.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -208,10 +232,12 @@ def _temporary_folder(wanted: Path) -> Iterator[Path]:
 
 
 def _with_absolute_paths(cfg: Config) -> Config:
-    root = cfg.storage.root
-    if "://" in root:
-        return cfg
-    return cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": os.path.abspath(root)})})
+    def absolute(path: str) -> str:
+        return path if "://" in path else os.path.abspath(path)
+
+    storage = cfg.storage.model_copy(update={"root": absolute(cfg.storage.root)})
+    training = cfg.training.model_copy(update={"storage_path": absolute(cfg.training.storage_path)})
+    return cfg.model_copy(update={"storage": storage, "training": training})
 
 
 def _forget_unreadable(storage: str, name: str) -> None:

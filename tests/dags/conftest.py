@@ -1,10 +1,14 @@
-"""A program in the place of the interpreter that runs the verbs, so that a test decides what a verb does."""
+"""A program in the place of the interpreter that runs the verbs, so that a test decides what a verb does; a server for pods."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.dags.pod_task import api
+
+__all__ = ["api"]
 
 PROGRAM = """#!{python}
 import json, os, pathlib, sys

@@ -18,7 +18,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.execution_time.task_runner import _run_execute_callable
 from structlog.testing import capture_logs
 
-from dags.verb import KILL_GRACE_S, VerbOperator
+from dags.process import KILL_GRACE_S
+from dags.verb import VerbOperator
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0

@@ -27,6 +27,7 @@ def running(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[
         "local.airflow_port": airflow,
         "local.mlflow_port": mlflow,
         "serving.port": service,
+        "local.prometheus_port": 0,
         "storage.root": root / "data",
         "monitoring.textfile_dir": root / "metrics",
         "training.storage_path": root / "ray_results",

@@ -11,6 +11,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments", "helm", "tools"}
+BROWSER = Path("tests/browser.py")
+SCHEMAS = Path("tests/deploy/kubernetes_schemas.py")
+"""Programs of their own, in environments of their own."""
 PEERS = Path("benchmarks", "peers")
 MAX_COMMITTED_BYTES = 1_000_000
 MAX_LINES = 400
@@ -43,7 +46,7 @@ def peers_locked() -> dict[str, str]:
     return pins("benchmarks/requirements-peers.txt")
 
 
-def s3_server_locked() -> dict[str, str]:
+def services_locked() -> dict[str, str]:
     """The environment of the S3 server that tests start (tests/.venv)."""
     return pins("tests/requirements-services.txt")
 
@@ -59,14 +62,20 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def test_what_drives_the_browser_is_in_the_services_lock() -> None:
+    """A program of its own, in the environment of the services' tests."""
+    assert imported(BROWSER) - set(sys.stdlib_module_names) == {"playwright"}
+    assert "playwright" in services_locked()
+
+
 def test_every_pin_is_exact() -> None:
-    every = [*locked().items(), *peers_locked().items(), *s3_server_locked().items()]
+    every = [*locked().items(), *peers_locked().items(), *services_locked().items()]
     assert not [name for name, version in every if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
 
 
 def test_the_lock_has_no_gpu_build() -> None:
     # nvidia-ml-py is one pure Python file, which BentoML imports on every machine.
-    every = (set(locked()) | set(peers_locked()) | set(s3_server_locked())) - {"nvidia-ml-py"}
+    every = (set(locked()) | set(peers_locked()) | set(services_locked())) - {"nvidia-ml-py"}
     assert not [name for name in every if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
@@ -90,7 +99,7 @@ def test_the_lock_contains_every_import() -> None:
     missing = {
         f"{path}: {name}"
         for path in python_files()
-        if not path.is_relative_to(PEERS)
+        if not path.is_relative_to(PEERS) and path not in (BROWSER, SCHEMAS)
         for name in imported(path) - OWN - local - set(sys.stdlib_module_names)
         if not {normal(found) for found in distributions.get(name, [])} & set(locked())
     }
@@ -118,9 +127,9 @@ def test_ours_runs_beside_the_peers_on_the_same_versions() -> None:
 
 def test_the_s3_server_has_the_versions_of_the_lock() -> None:
     """What it shares with the project is checked and updated once."""
-    shared = set(locked()) & set(s3_server_locked())
+    shared = set(locked()) & set(services_locked())
     assert {"requests", "cryptography"} <= shared
-    assert not {name for name in shared if locked()[name] != s3_server_locked()[name]}
+    assert not {name for name in shared if locked()[name] != services_locked()[name]}
 
 
 def test_no_data_set_model_or_large_file_is_committed() -> None:

@@ -244,7 +244,7 @@ def test_a_failed_gate_names_its_expectations_and_stays_small(tmp_path: Path) ->
     assert run_verb(fail, path) == 65
     assert read(path)["failed"] == [f"expectation_{number}" for number in range(30)]
     assert RESULT_LIMIT_BYTES - 20 < path.stat().st_size <= RESULT_LIMIT_BYTES
-    assert str(read(path)["message"]).endswith("x ... (cut; the log has all of it)")
+    assert "x ... (cut; the log has all of it) ... x" in str(read(path)["message"])
 
 
 @pytest.mark.parametrize("letter", ["订", "x", "\x00", "\U0001f600", '"'])
@@ -260,9 +260,9 @@ def test_a_result_is_cut_by_bytes_and_keeps_its_code(tmp_path: Path, letter: str
     for body, code, key in ((refuse, 65, "message"), (nothing, 99, "reason")):
         assert run_verb(body, path) == code
         assert path.stat().st_size <= RESULT_LIMIT_BYTES
-        assert str(read(path)[key]).startswith(letter * 100)
+        assert str(read(path)[key]).startswith(letter * 70)
     assert run_verb(refuse, path) == 65
-    assert list(read(path)["failed"])[-1] == "... (cut; the log has all of it)"
+    assert list(read(path)["failed"])[-1] == "... (cut; the log has all of it) ..."
 
 
 def test_without_a_result_path_the_result_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from feast import FeatureView, RepoConfig
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, _versioned_fv_name
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType, _versioned_fv_name
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -47,7 +47,8 @@ class BulkRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         """One HMGET: an entity's views share a hash. How long it may take is the connection string's to say."""
         project = config.project.encode()
         parts = [self._fields(config, view, names) for view, names in wanted]
-        return RedisEntityReader(lambda: self._get_client_async(config.online_store), project, parts)
+        reader = ClusterEntityReader if config.online_store.redis_type == RedisType.redis_cluster else RedisEntityReader
+        return reader(lambda: self._get_client_async(config.online_store), project, parts)
 
     def _fields(self, config: RepoConfig, view: FeatureView, names: Sequence[str]) -> list[Any]:
         """Hash fields of the named features, then of the view's timestamp."""
@@ -78,8 +79,7 @@ class RedisEntityReader:
         if self._client is None:
             self._loop = asyncio.get_running_loop()
             self._client = await self._new_client()
-            # redis-py tries again with pauses of seconds, when the answer has no use any more.
-            self._client.set_retry(Retry(NoBackoff(), 0))
+            self._prepare()
         values = iter(await self._ask(key + self._key_suffix))
         rows: list[Stored | None] = []
         for part in self._parts:
@@ -87,12 +87,19 @@ class RedisEntityReader:
             rows.append(None if stamp is None else (_microseconds(stamp), tuple(row)))
         return rows
 
+    def _prepare(self) -> None:
+        # redis-py tries again with pauses of seconds, when the answer has no use any more.
+        self._client.set_retry(Retry(NoBackoff(), 0))
+
     async def _ask(self, key: bytes) -> Any:
         """Values of all fields; a connection that was kept may have died with the server, which is found again by another."""
         while True:
             is_new = not self._free
             connection = self._client.connection_pool.make_connection() if is_new else self._free.pop()
             try:
+                if is_new:
+                    # Sending would connect by itself, but not ask the sentinels where the master is.
+                    await connection.connect()
                 await connection.send_command("HMGET", key, *self._fields)
                 values = await connection.read_response()
             except BaseException as error:
@@ -114,6 +121,20 @@ class RedisEntityReader:
     async def _disconnect(self) -> None:
         while self._free:
             await self._free.pop().disconnect(nowait=True)
+
+
+class ClusterEntityReader(RedisEntityReader):
+    """Reads of a cluster: redis-py's own client knows which node holds a key, and asks another one where it has moved."""
+
+    def _prepare(self) -> None:
+        pass
+
+    async def _ask(self, key: bytes) -> Any:
+        return await self._client.hmget(key, self._fields)
+
+    async def _disconnect(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
 
 
 # Cached: the rows of a batch have one instant, or a few.

@@ -10,6 +10,7 @@ import struct
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 LENGTH = struct.Struct("<I")
 
@@ -35,6 +36,20 @@ def is_float_vectors(column: pa.ChunkedArray) -> bool:
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         return False
     return all(chunk.null_count == 0 and chunk.flatten().null_count == 0 for chunk in column.chunks)
+
+
+def floats(column: pa.FloatArray) -> list[bytes]:
+    """Serialised Feast values of float32 numbers, none of them null or NaN: a header, then the number as it lies in memory."""
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    header = Value(float_val=0.0).SerializeToString()[:-4]
+    data = column.to_numpy().astype(np.dtype("<f4"), copy=False).tobytes()
+    return [header + data[at : at + 4] for at in range(0, len(data), 4)]
+
+
+def is_floats(column: pa.ChunkedArray) -> bool:
+    """Whether `floats` can serialise the column's chunks. Feast stores a NaN, as a null, as an empty value."""
+    return column.type == pa.float32() and column.null_count == 0 and not pc.any(pc.is_nan(column)).as_py()
 
 
 def string_keys(name: str, column: pa.ChunkedArray, key_version: int) -> list[bytes]:

@@ -45,17 +45,17 @@ SPOILED = {
     "wrong type": (
         lambda t: replaced(t, "label", t["label"].cast(pa.string())),
         "expect_column_values_to_be_of_type(label)",
-        r"type_ int8 \[e\.g\. string\]",
+        r"type_ int8 \[e\.g\. string: event_id synthetic-\d+-0: [01]\]",
     ),
     "label that is no whole number": (
         lambda t: replaced(t, "label", pc.multiply(t["label"].cast(pa.float64()), 0.5)),
         "expect_column_values_to_be_of_type(label)",
-        r"type_ int8 \[e\.g\. double\]",
+        r"type_ int8 \[e\.g\. double: event_id synthetic-\d+-\d+: 0\.5\]",
     ),
     "wrong type of a key": (
         lambda t: replaced(t, "user_id", pa.array([0.5] * t.num_rows)),
         "expect_column_values_to_be_of_type(user_id)",
-        r"type_ string \[e\.g\. double\]",
+        r"type_ string \[e\.g\. double: event_id synthetic-\d+-0: 0\.5\]",
     ),
     "key that is a number elsewhere": (
         lambda t: replaced(t, "user_id", pa.array(range(t.num_rows), pa.int64())),
@@ -65,7 +65,7 @@ SPOILED = {
     "timestamp without zone": (
         lambda t: replaced(t, "timestamp", t["timestamp"].cast(pa.timestamp("us"))),
         "expect_column_values_to_be_of_type(timestamp)",
-        r"type_ timestamp\[us, tz=UTC\] \[e\.g\. timestamp\[us\]\]",
+        r"type_ timestamp\[us, tz=UTC\] \[e\.g\. timestamp\[us\]: event_id synthetic-\d+-0: 2026-05-31 [\d:]+\]",
     ),
     "null key": (
         lambda t: first_row(t, "user_id", None),

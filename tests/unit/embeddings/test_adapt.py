@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from benchmarks.adapt import measure
+from benchmarks.scale_world import LAST, World, write
 from limaml import schema
 from limaml.config import TaskKindConfig
 from limaml.embeddings import stream
-from limaml.embeddings.adapt import active_entities, adapt, adapt_sorted
+from limaml.embeddings.adapt import _planned_rows, active_entities, adapt, adapt_sorted
 from limaml.embeddings.stream import precision
 from limaml.errors import DataError
+from limaml.events import recent
 from limaml.events.logged import read_logged, write_logged
 from limaml.events.recent import shard_of
 from limaml.io.storage import Storage
@@ -320,3 +322,18 @@ def test_memory_does_not_follow_the_number_of_entities() -> None:
     """
     few, many = (measure(entities, steps=1)["peak_rss_bytes"] for entities in (60_000, 180_000))
     assert many - few < 80 * 2**20
+
+
+def test_rows_of_a_large_shard_go_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """640,000 rows, a sixth of those of 250,000 entities, in about a quarter of duckdb's memory; a hash table of them fails."""
+    world = World(tmp_path, 40_000, "127.0.0.1:1", num_shards=1)
+    write(world)
+    rows, as_of = world.cfg.meta.support_rows, schema.day_end(LAST)
+    recent_rows = recent.Recent(world.storage, world.tables, "user_id", as_of, rows)
+    monkeypatch.setattr(recent, "_DUCKDB", recent._DUCKDB | {"memory_limit": "110MB"})
+    with recent.logged_rows(world.storage, recent_rows.files(world.users.to_pylist()), recent_rows.columns) as connection:
+        connection.register("planned", pa.table({"entity": world.users}))
+        query, params = _planned_rows(world.tables, world.cfg.task_kind), {"as_of": as_of, "support_rows": rows}
+        found = sum(batch.num_rows for batch in connection.sql(query, params=params).to_arrow_reader(65_536))
+    counts = read_logged(world.storage, world.tables, through=LAST)["user_id"].value_counts().field("counts")
+    assert found == sum(min(count, rows) for count in counts.to_pylist()) > 500_000

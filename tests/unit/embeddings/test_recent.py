@@ -147,9 +147,9 @@ def test_a_move_does_not_read_covered_days_again(storage: Storage, monkeypatch: 
     read: list[str] = []
     before = Storage.scanner
 
-    def scanner(self: Storage, files: list[str], columns: pa.Schema) -> Any:
+    def scanner(self: Storage, files: list[str], columns: pa.Schema, *span: Any) -> Any:
         read.extend(files)
-        return before(self, files, columns)
+        return before(self, files, columns, *span)
 
     monkeypatch.setattr(Storage, "scanner", scanner)
     moved(storage)

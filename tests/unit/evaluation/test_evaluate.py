@@ -162,15 +162,21 @@ def tracking(tmp_path_factory):
     return {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_root": str(folder / "artifacts")}
 
 
-def test_a_refused_candidate_is_registered_with_its_reasons_and_the_champion_stays(make_candidate, tracking):
+def test_a_refused_candidate_is_registered_with_its_reasons_and_the_champion_stays(make_candidate, tracking, tmp_path):
     # No refit scores exactly as its twin does.
     cfg, folder, _ = make_candidate("one", registry=tracking, promotion={"max_refit_psi": 1e-9})
     registry = Registry(cfg.registry)
     run_id = registry.start_run("train")
     candidate = json.loads((folder / "candidate.json").read_text())
     (folder / "candidate.json").write_text(json.dumps({**candidate, "run_id": run_id}))
+    bundle = {path.name: path.read_bytes() for path in (folder / "bundle").iterdir()}
     with pytest.raises(NothingToDo, match=r"candidate version 1 was refused: .*refit_psi: "):
         judge_candidate(cfg, folder)
+    # Beside the pages the candidate is as training left it; the judgement is in the bundle that was registered.
+    assert {path.name: path.read_bytes() for path in (folder / "bundle").iterdir()} == bundle
+    assert {"evaluation.json", "report.html"} <= {path.name for path in folder.iterdir()}
+    registered = bundles.load(registry.download("1", tmp_path / "registered"))
+    assert registered.metrics["evaluation"]["decision"] == "refused"
     version = registry.get("1")
     assert version.tags[DECISION] == "refused"
     assert "refit_psi" in version.tags["limaml.reasons"]

@@ -1,5 +1,6 @@
 """`limaml check`: all gates over all days, one screen, nothing stored."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
@@ -77,7 +78,8 @@ def test_an_aggregate_of_a_column_that_is_no_number_is_refused_by_its_type(tmp_p
     source = {"kind": "table", "events": str(tmp_path / "events.parquet"), "columns": {"label": "label"}}
     report = check(Config.model_validate({"source": source, "features": features}), TODAY)
     [wrong] = report.wrong
-    kind = "expect_column_values_to_be_of_type(paid): type_ double [e.g. string]"
+    made = re.search(r"event_id (\w{32}):", wrong)[1]  # The table names no event.
+    kind = f"expect_column_values_to_be_of_type(paid): type_ double [e.g. string: event_id {made}: 4.50 EUR]"
     assert wrong == f"events of 2026-05-01 and 9 more days: {kind}"
 
 

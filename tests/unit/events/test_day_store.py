@@ -93,6 +93,6 @@ def test_manifests_are_read_once_and_what_the_store_records_is_among_them(store,
     store.record_no_data(AFTER)
     assert (store.days(), store.days("no_data")) == ([DAY, NEXT], [AFTER])
     assert store.lineage(AFTER) == {str(DAY): 1, str(NEXT): 1}
-    assert read == [f"days/dt={NEXT}.json"]
+    assert read == ["format.json", f"days/dt={NEXT}.json"]
     store.manifests().clear()
     assert store.manifests() == EventStore(storage).manifests()

@@ -48,11 +48,32 @@ def replaced(table, column, values):
             replaced(features(), "user_positive_rate", pa.array([0.5, None], pa.float32())),
             ("expect_column_values_to_not_be_null(user_positive_rate)",),
         ),
+        (
+            replaced(features(), "user_positive_rate", pa.array([0.5, float("nan")], pa.float32())),
+            ("expect_column_values_to_not_be_null(user_positive_rate)",),
+        ),
         (replaced(features(), "user_events", pa.array([1.0, 2.0])), ("expect_column_values_to_be_of_type(user_events)",)),
     ],
 )
 def test_features(table, failed):
-    assert gates.check_features(table, declared.USER_FEATURES, "snapshots").failed == failed
+    delivered = gates.check_features(table, declared.USER_FEATURES, "snapshots")
+    assert delivered.failed == failed
+    own = gates.check_snapshots(table, declared.USER_FEATURES, "snapshots")
+    assert plain(own) == plain(delivered), "our own rules find what Great Expectations finds"
+
+
+def plain(result):
+    """Findings without examples, which are Great Expectations' choice of rows."""
+    return [(f.expectation, f.critical, f.success, f.rule, f.unexpected, bool(f.examples)) for f in result.findings]
+
+
+def test_own_rules_name_the_values():
+    wrong = features(user_events=-1, age_band="ancient")
+    assert gates.check_snapshots(wrong, declared.USER_FEATURES, "s").explain() == (
+        gates.check_features(wrong, declared.USER_FEATURES, "s").explain()
+    )
+    (twice,) = [f for f in gates.check_snapshots(features(user_id="u1"), declared.USER_FEATURES, "s").findings if not f.success]
+    assert twice.examples == (f"user_id u1, event_timestamp {STAMP}",)
 
 
 def test_item_features_with_lists_and_missing_years():
@@ -201,7 +222,8 @@ ODD = {
 def test_a_column_of_any_other_type_is_refused_whatever_pandas_makes_of_it(kind):
     result = gates.check_features(replaced(features(), "user_id", ODD[kind]), declared.USER_FEATURES, "snapshots")
     assert "expect_column_values_to_be_of_type(user_id)" in result.failed
-    assert f"type_ string [e.g. {ODD[kind].type}]" in result.explain()
+    first = {"binary": ": row 1: b'u1'", "list": ": row 1: ['u1']", "decimal": ": row 1: 1"}.get(kind, "")
+    assert f"type_ string [e.g. {ODD[kind].type}{first}]" in result.explain()
 
 
 def test_require_names_rule_value_and_remedy():

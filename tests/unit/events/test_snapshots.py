@@ -54,7 +54,7 @@ def write(storage, tables, first, through):
     state.forget(storage, first)
     span = snapshots.advance(storage, tables, first, through)
     rows = {name: span.rows(subject) for name, subject in snapshots.subjects(tables).items()}
-    snapshots.write(storage, tables, span, rows)
+    snapshots.write(storage, tables, span, span.changed(rows))
 
 
 @pytest.fixture

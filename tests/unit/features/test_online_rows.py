@@ -78,6 +78,24 @@ def test_integers_have_feasts_bytes(plain: list[int | None]) -> None:
 
 
 @settings(deadline=None)
+@given(st.lists(st.none() | st.floats(width=32)), st.integers(0, 2))
+def test_numbers_have_feasts_bytes(plain: list[float | None], start: int) -> None:
+    column = pa.chunked_array([pa.array(plain, pa.float32()).slice(start)])
+    assert serialised(column, ValueType.FLOAT) == by_feast(column.to_pylist(), ValueType.FLOAT)
+
+
+@pytest.mark.parametrize("plain", [[0.0, -0.0, 1.5], [1.0, None], [1.0, float("nan")]])
+def test_numbers_beside_a_null_or_a_nan_have_feasts_bytes(plain: list[float | None]) -> None:
+    assert serialised(pa.chunked_array([pa.array(plain, pa.float32())]), ValueType.FLOAT) == by_feast(plain, ValueType.FLOAT)
+
+
+def test_values_that_repeat_come_in_the_order_of_their_rows() -> None:
+    plain = ["b", "a", None, "b", "", None, "a"]
+    column = pa.chunked_array([pa.array(plain[:3], pa.string()), pa.array(plain[3:], pa.string())])
+    assert serialised(column, ValueType.STRING) == by_feast(column.to_numpy(), ValueType.STRING)
+
+
+@settings(deadline=None)
 @given(st.lists(st.none() | INSTANTS_US))
 def test_timestamps_have_feasts_bytes(plain: list[int | None]) -> None:
     column = pa.chunked_array([pa.array(plain, pa.int64()).cast(schema.TIMESTAMP)])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from limaml.errors import DataError
-from limaml.io.storage import Storage, whole_files
+from limaml.io.storage import Storage, each_in_threads, whole_files
 
 COLUMNS = pa.schema([pa.field("n", pa.int64())])
 
@@ -83,3 +83,16 @@ def test_the_options_of_a_url_stay_behind_every_path() -> None:
     storage.write_bytes("days/dt=D.json", b"content")
     assert list(storage.walk("days")) == ["days/dt=D.json"]
     assert Storage("mock:///bucket").path("days") == "mock:///bucket/days"
+
+
+def test_every_item_is_written_and_an_error_of_one_is_raised(tmp_path):
+    storage = Storage(str(tmp_path))
+    each_in_threads(lambda number: storage.write_bytes(f"{number}.bin", b"x"), range(20))
+    assert len(storage.list("")) == 20
+
+    def fail(number):
+        if number == 7:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        each_in_threads(fail, range(20))

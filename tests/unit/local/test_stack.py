@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from limaml.config import Config, LocalConfig, load
-from limaml.errors import BusyError, LimamlError
+from limaml.errors import BusyError, ConfigError, LimamlError
 from limaml.local import processes, stack
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +26,7 @@ def cfg(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Config:
         f"local.airflow_port={airflow}",
         f"local.mlflow_port={mlflow}",
         f"serving.port={service}",
+        "local.prometheus_port=0",
     ]
     return load(ROOT / "configs" / "movielens.toml", overrides)
 
@@ -47,6 +48,36 @@ def test_a_taken_port_is_named_with_its_owner_and_the_setting_before_anything_st
     assert f"(pid {os.getpid()})" in message
     assert "--set local.mlflow_port=PORT" in message
     assert not Path(cfg.local.run_root).exists()
+
+
+def with_sections(cfg: Config, **sections: dict[str, object]) -> Config:
+    changed = {name: getattr(cfg, name).model_copy(update=values) for name, values in sections.items()}
+    return cfg.model_copy(update=changed)
+
+
+def test_airflow_and_mlflow_keep_their_state_where_they_are_told(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "p@ss")
+    server = f"http://127.0.0.1:{cfg.local.mlflow_port}"
+    local = {
+        "airflow_database": "postgresql+psycopg2://me:${DB_PASSWORD}@db/airflow",
+        "mlflow_database": "postgresql://db/mlflow",
+    }
+    ours = with_sections(cfg, local=local, registry={"tracking_uri": server})
+    assert stack.starts_mlflow(ours)
+    made = stack.new_stack(ours, tmp_path / "config.json")
+    assert made.urls["mlflow"] == server
+    assert made.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "postgresql+psycopg2://me:p%40ss@db/airflow"
+    with pytest.raises(ConfigError, match=rf"registry\.tracking_uri must be {server}, .* got http://elsewhere:5000; set it"):
+        stack.new_stack(with_sections(ours, registry={"tracking_uri": "http://elsewhere:5000"}), tmp_path / "config.json")
+
+
+def test_an_mlflow_of_somebody_else_is_not_started(cfg: Config, tmp_path: Path, listener: int) -> None:
+    """Nor is the port looked at that it would have."""
+    theirs = with_sections(cfg, local={"mlflow_port": listener}, registry={"tracking_uri": "https://mlflow.example"})
+    assert not stack.starts_mlflow(theirs)
+    assert stack.new_stack(theirs, tmp_path / "config.json").urls["mlflow"] == "https://mlflow.example"
 
 
 def test_secrets_are_made_once_and_are_the_owners_alone(cfg: Config, tmp_path: Path) -> None:

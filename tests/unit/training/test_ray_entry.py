@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from limaml import schema
 from limaml.errors import DataError, LimamlError, NothingToDo, TrainingError
@@ -74,7 +75,12 @@ def test_two_ray_workers_leave_a_candidate_equal_to_one_process(workplace, tmp_p
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     before = listening_ports()
-    result = fit_candidate(cfg, through)
+    with capture_logs() as lines:
+        result = fit_candidate(cfg, through)
+    # The worker's own words, in the log of who waits; a step is quick here, so some are not seen.
+    heard = [line for line in lines if line["event"] == "training"]
+    assert heard[-1].keys() >= {"phase", "step", "of", "train_loss", "tasks_per_s", "left_s"}
+    assert (heard[-1]["phase"], heard[-1]["step"], heard[-1]["left_s"]) == ("refit", heard[-1]["of"], 0)
     folder = Path(result["candidate"])
 
     assert listening_ports() == before
@@ -146,7 +152,7 @@ with ray_entry._cluster(cfg):
 """
 RESOLVE = """
 import json, os
-from limaml.training.ray_entry import start_limits
+from limaml.io.ray_compat import start_limits
 
 os.environ.update(start_limits(777))
 from ray._private import ray_constants

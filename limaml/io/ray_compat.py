@@ -1,4 +1,4 @@
-"""Two start limits of Ray that it offers no setting for, lifted through its private interface (Ray 2.60).
+"""Ray 2.60 through its private interface: limits on a start that have no setting, and words from a worker to who waits for it.
 
 The raylet, which runs the node, ends itself where one of its two agents has not written down the port it listens on within 15 s
 (`WaitForPersistedPort`, src/ray/util/port_persistence.h). An agent is a Python process that imports for seconds, so on a loaded
@@ -20,6 +20,28 @@ _AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_li
 # Below the ports that the kernel gives by itself (32768 and up on Linux): no other part of Ray takes one in between.
 _PORTS = range(20_000, 32_000)
 _LOG_LINES = 5
+_NAMESPACE = "limaml"
+
+
+def start_limits(limit_s: int) -> dict[str, str]:
+    """The environment in which Ray's own limits on a start are `limit_s`; behind each stands what it is by default."""
+    return {
+        # Finding the control store (GCS) and the node: the driver, the agents and the workers.
+        "RAY_gcs_server_port_wait_time_s": f"{limit_s}",  # 30 s
+        "RAY_gcs_server_request_timeout_seconds": f"{limit_s}",  # 60 s
+        "RAY_gcs_rpc_server_connect_timeout_s": f"{limit_s}",  # 5 s
+        "RAY_py_gcs_connect_timeout_s": f"{limit_s}",  # 30 s
+        "RAY_raylet_client_num_connect_attempts": f"{limit_s}",  # 10, a second each
+        # The raylet, for the agent that prepares a worker's environment and for the worker.
+        "RAY_agent_register_timeout_ms": f"{limit_s * 1000}",  # 30 s
+        "RAY_worker_register_timeout_seconds": f"{limit_s}",  # 60 s
+        # Train, for the workers' places.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s}",  # 60 s
+        # Signs of life, asked for beyond the start and never given less than by default: of the raylet, where the fifth failure
+        # in a row counts, and of Train's workers.
+        "RAY_health_check_timeout_ms": f"{max(10, limit_s // 5) * 1000}",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{max(600, limit_s)}",
+    }
 
 
 @contextmanager
@@ -62,6 +84,28 @@ def patient_start(limit_s: float) -> Iterator[None]:
         yield
     finally:
         services.start_raylet, services.get_node = start_raylet, get_node
+
+
+def tell(name: str, words: bytes) -> None:
+    """Leave `words` under `name` in the cluster's key-value store, over what was there: a worker's log stays on its node."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(name, words, overwrite=True, namespace=_NAMESPACE)
+
+
+def told(name: str) -> bytes | None:
+    """What was left last under `name`; the process may be connected to the cluster from elsewhere."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    words: bytes | None = _internal_kv_get(name, namespace=_NAMESPACE)
+    return words
+
+
+def forget(name: str) -> None:
+    """Remove what was left under `name`."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(name, namespace=_NAMESPACE)
 
 
 def _ended(code: int, log: Path) -> str:
