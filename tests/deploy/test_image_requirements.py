@@ -50,8 +50,8 @@ def test_an_image_has_all_that_its_packages_require(image):
     ("image", "absent"),
     [
         ("airflow", {"torch", "ray", "feast", "bentoml", "mlflow", "pandas", "pyarrow", "numpy"}),
-        ("train", {"apache-airflow-core", "bentoml", "pytest", "ruff", "lightgbm", "kmock"}),
-        ("serve", {"apache-airflow-core", "ray", "great-expectations", "pytest", "ruff", "lightgbm", "kmock"}),
+        ("train", {"apache-airflow-core", "bentoml", "pytest", "ruff", "lightgbm"}),
+        ("serve", {"apache-airflow-core", "ray", "great-expectations", "pytest", "ruff", "lightgbm"}),
     ],
 )
 def test_an_image_has_nothing_of_the_others(image, absent):
