@@ -45,9 +45,10 @@ class World:
         return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def status(self) -> dict[str, Any]:
-        done = self.limaml("status", "--result", str(self.home / "status.json"))
+        path = self.config_path.with_name("status.json")
+        done = self.limaml("status", "--result", str(path))
         assert done.returncode == 0, done.stderr
-        return json.loads((self.home / "status.json").read_text())
+        return json.loads(path.read_text())
 
     @property
     def state(self) -> dict[str, Any]:
