@@ -6,6 +6,7 @@ from datetime import date, datetime
 
 from limaml import registry, telemetry
 from limaml.config import Config
+from limaml.embeddings.slots import FILLING, READY, complete_through
 from limaml.events.day_store import DayManifest, EventStore
 from limaml.io.storage import Storage
 from limaml.local.status import Status
@@ -50,11 +51,11 @@ def _slots(status: Status, versions: Iterable[ModelVersion], now: datetime) -> l
     lines = []
     for version in versions:
         state = version.tags.get(registry.STATE)
-        if state not in ("filling", "ready"):
+        if state not in (FILLING, READY):
             continue
-        role = "serves" if version.version == status.champion else "ready to roll back to" if state == "ready" else "is filled"
-        complete = version.tags.get(registry.COMPLETE_THROUGH)
-        fresh = "not complete yet" if complete is None else f"complete through {_lag(datetime.fromisoformat(complete), now)}"
+        role = "serves" if version.version == status.champion else "ready to roll back to" if state == READY else "is filled"
+        is_complete = registry.COMPLETE_THROUGH in version.tags
+        fresh = f"complete through {_lag(complete_through(version), now)}" if is_complete else "not complete yet"
         lines.append(f"{version.tags[registry.SLOT]:<6} version {version.version} {role}, {fresh}")
     return sorted(lines) or ["both empty"]
 
@@ -87,7 +88,7 @@ def _entities(cfg: Config, status: Status, versions: Iterable[ModelVersion]) -> 
     champion = next((version for version in versions if version.version == status.champion), None)
     if champion is None or registry.COMPLETE_THROUGH not in champion.tags:
         return ["none published"]
-    storage, through = Storage(cfg.storage.root), datetime.fromisoformat(champion.tags[registry.COMPLETE_THROUGH])
+    storage, through = Storage(cfg.storage.root), complete_through(champion)
     lines = []
     for kind in cfg.task_kinds:
         files = published_files(storage, kind.name, champion.version)

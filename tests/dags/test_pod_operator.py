@@ -258,7 +258,7 @@ def test_on_kill_deletes_the_pod(api: KubernetesApi) -> None:
         task.run()
     killer.join()
     assert api.pods == {}
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # Its pod would run for ever.
 
 
 def test_a_role_that_lacks_a_right_is_a_plain_error(api: KubernetesApi) -> None:

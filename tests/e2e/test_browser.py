@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from limaml.config import Config, load
+from limaml.config import Config
 from limaml.local import run, stack
 from limaml.local.airflow_api import AirflowApi
 from limaml.local.stack import Stack
+from tests.e2e.installed import installed
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 900.0
@@ -20,24 +21,7 @@ DEADLINE_S = 900.0
 @pytest.fixture
 def running(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[tuple[Config, Stack]]:
     """Airflow and MLflow as `make run` starts them, on generated data, nothing trained."""
-    root = tmp_path / "run"
-    airflow, mlflow, service = free_ports(3)
-    values = {
-        "local.run_root": root,
-        "local.airflow_port": airflow,
-        "local.mlflow_port": mlflow,
-        "serving.port": service,
-        "local.prometheus_port": 0,
-        "storage.root": root / "data",
-        "monitoring.textfile_dir": root / "metrics",
-        "training.storage_path": root / "ray_results",
-        "registry.tracking_uri": f"sqlite:///{root}/mlflow/mlflow.db",
-        "registry.artifact_root": root / "mlflow" / "artifacts",
-        "feast.registry": root / "feast" / "registry.db",
-        "feast.online_connection": root / "feast" / "online.db",
-        "embeddings.lease_url": f"sqlite:///{root}/lease.db",
-    }
-    cfg = load(ROOT / "configs" / "synthetic.toml", [f"{key}={value}" for key, value in values.items()])
+    cfg = installed(tmp_path / "run", free_ports(3))
     try:
         yield cfg, run.ready_stack(cfg)
     finally:

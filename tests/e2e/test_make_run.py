@@ -18,10 +18,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from limaml.config import Config, load
+from limaml.config import Config
 from limaml.local import demo, processes, stack
 from limaml.local.airflow_api import AirflowApi
 from limaml.local.follow import Display, TaskFailedError, follow
+from tests.e2e.installed import installed
 
 ROOT = Path(__file__).parents[2]
 TRAIN_TASKS = ["apply", "ingest", "train", "evaluate", "plan_fill", "fill[0]", "fill[1]", "cut_over"]
@@ -58,25 +59,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("e2e")
-    run = folder / "run"
-    airflow, mlflow, service = free_ports(3)
-    values = {
-        "local.run_root": run,
-        "local.airflow_port": airflow,
-        "local.mlflow_port": mlflow,
-        "serving.port": service,
-        "local.prometheus_port": 0,
-        "storage.root": run / "data",
-        "monitoring.textfile_dir": run / "metrics",
-        "serving.log_path": run / "requests",
-        "training.storage_path": run / "ray_results",
-        "registry.tracking_uri": f"sqlite:///{run}/mlflow/mlflow.db",
-        "registry.artifact_root": run / "mlflow" / "artifacts",
-        "feast.registry": run / "feast" / "registry.db",
-        "feast.online_connection": run / "feast" / "online.db",
-        "embeddings.lease_url": f"sqlite:///{run}/lease.db",
-    }
-    cfg = load(ROOT / "configs" / "synthetic.toml", [f"{key}={value}" for key, value in values.items()])
+    cfg = installed(folder / "run", free_ports(3))
     config_path = folder / "config.json"
     config_path.write_text(cfg.model_dump_json())
     (folder / "home").mkdir()

@@ -7,27 +7,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from limaml.config import Config, load
+from limaml.config import Config
 from limaml.local import stack, watch
+from tests.e2e.installed import installed
 from tests.polling import wait_for
 
 pytestmark = pytest.mark.services
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def cfg(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[Config]:
-    airflow, mlflow, service, prometheus, exporter = free_ports(5)
-    overrides = [
-        f"local.run_root={tmp_path}/run",
-        f"local.airflow_port={airflow}",
-        f"local.mlflow_port={mlflow}",
-        f"serving.port={service}",
-        f"local.prometheus_port={prometheus}",
-        f"local.exporter_port={exporter}",
-        f"monitoring.textfile_dir={tmp_path}/metrics",
-    ]
-    cfg = load(ROOT / "configs" / "movielens.toml", overrides)
+    *ports, prometheus, exporter = free_ports(5)
+    cfg = installed(tmp_path / "run", ports, local_prometheus_port=prometheus, local_exporter_port=exporter)
     yield cfg
     stack.stop(cfg)
 
