@@ -6,6 +6,7 @@ alias `champion` is the only pointer to the version that serves (contract 4).
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +193,9 @@ class Registry:
         if found is not None:
             return str(found.experiment_id)
         root = self._cfg.artifact_root
-        return str(self._client.create_experiment(self._cfg.experiment, root if "://" in root else os.path.abspath(root)))
+        # `mlflow-artifacts:/folder`, which a server passes on, is a URL too.
+        location = root if re.match(r"[a-z][a-z0-9+.-]*:/", root) else os.path.abspath(root)
+        return str(self._client.create_experiment(self._cfg.experiment, location))
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException

@@ -182,8 +182,8 @@ def main() -> None:
                 draw(span, board, arguments.folder / f"{path.stem}.png")
         return
     while True:
-        # Prometheus may still be starting, or be gone for a while.
-        with closing(asked()) as span, suppress(httpx.TransportError):
+        # Prometheus may still be starting (503), or be gone for a while.
+        with closing(asked()) as span, suppress(httpx.HTTPError):
             write_page(span, arguments.folder)
             time.sleep(PAGE_EVERY_S)
             continue

@@ -5,7 +5,6 @@ entity stands in the batch that it would stand in without a cluster, and the bat
 of a partition are the same. A part that is lost with its worker is done again by another one (Ray, three times).
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from limaml import schema, telemetry
 from limaml.config import Config, TaskKindConfig
 from limaml.embeddings.adapt import adapt
 from limaml.io import cluster
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, absolute
 from limaml.progress import progress
 
 if TYPE_CHECKING:
@@ -70,8 +69,7 @@ def _batches(
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=3)(adapt_part)
-    root = storage.root if "://" in storage.root else os.path.abspath(storage.root)
-    shared = (root, ray.put(bundle), version, kind, as_of, cfg.embeddings.batch_entities)
+    shared = (absolute(storage.root), ray.put(bundle), version, kind, as_of, cfg.embeddings.batch_entities)
     waiting: deque[Any] = deque()
     left = iter(parts)
     with progress("adapting", "entities", sum(len(part) for part in parts)) as advance:

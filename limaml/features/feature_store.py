@@ -20,6 +20,7 @@ from limaml.config import Config, FeastConfig
 from limaml.config.secret import revealed, revealed_url
 from limaml.errors import ConfigError, StoreError
 from limaml.io.locks import exclusive
+from limaml.io.storage import absolute
 
 if TYPE_CHECKING:
     from feast import FeatureStore, RepoConfig
@@ -169,7 +170,7 @@ def _parse(cfg: Config) -> Any:
     folder = Path(cfg.feast.repo_path).absolute()
     if not folder.is_dir():
         raise ConfigError(f"feast.repo_path must be the feature repository's folder, got {folder}; run from the project's root")
-    root = cfg.storage.root if "://" in cfg.storage.root else str(Path(cfg.storage.root).absolute())
+    root = absolute(cfg.storage.root)
     resolved = cfg.model_dump(mode="json") | {"storage": {"root": root}}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(resolved, file)

@@ -50,6 +50,11 @@ def whole_files(remedy: str) -> Iterator[None]:
         raise DataError(f"{error} {remedy}") from error
 
 
+def absolute(root: str) -> str:
+    """A folder or URL that means the same from every working directory."""
+    return root if "://" in root else os.path.abspath(root)
+
+
 class Storage:
     """A root folder or URL; every path given to a method is relative to it."""
 

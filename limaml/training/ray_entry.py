@@ -26,7 +26,7 @@ from limaml.errors import LimamlError, TrainingError
 from limaml.features.encoder import Encoder
 from limaml.io import cluster
 from limaml.io.ray_compat import forget, patient_start, start_limits, tell, told
-from limaml.io.storage import Storage
+from limaml.io.storage import Storage, absolute
 from limaml.training.checkpoint import TrainState, load_state, save_state
 
 # <temp>/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store; a unix socket's path has at most 107 bytes.
@@ -232,9 +232,6 @@ def _temporary_folder(wanted: Path) -> Iterator[Path]:
 
 
 def _with_absolute_paths(cfg: Config) -> Config:
-    def absolute(path: str) -> str:
-        return path if "://" in path else os.path.abspath(path)
-
     storage = cfg.storage.model_copy(update={"root": absolute(cfg.storage.root)})
     training = cfg.training.model_copy(update={"storage_path": absolute(cfg.training.storage_path)})
     return cfg.model_copy(update={"storage": storage, "training": training})

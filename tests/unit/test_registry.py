@@ -160,3 +160,16 @@ def test_the_registry_is_named_without_its_password() -> None:
     assert str(Registry(cfg)._store_error(OSError("away"))) == (
         "model registry at db:5432/mlflow failed: away; is it running and reachable?"
     )
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/mlflow", "mlflow-artifacts:/limaml", "file:///data/mlflow"])
+def test_an_artifact_root_that_is_a_url_stays_one(store: Registry, root: str) -> None:
+    cfg = store._cfg.model_copy(update={"artifact_root": root, "experiment": root})
+    run = Registry(cfg).start_run("train")
+    assert store._client.get_run(run).info.artifact_uri.startswith(root)
+
+
+def test_an_artifact_root_that_is_a_folder_is_one_from_everywhere(store: Registry) -> None:
+    cfg = store._cfg.model_copy(update={"artifact_root": "some/folder", "experiment": "relative"})
+    run = Registry(cfg).start_run("train")
+    assert store._client.get_run(run).info.artifact_uri.startswith(str(Path("some/folder").absolute()))
