@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-serving bench-vectors bench-data bench-scale experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -56,6 +56,9 @@ check: .venv/installed  ## Lint, format, types and import rules
 
 bench: .venv/installed benchmarks/.venv/installed  ## Speed against peers in the same runs; writes benchmarks/results (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-gpu: .venv/installed  ## The engine on a GPU beside torch.func and JAX, under 6 minutes; writes benchmarks/results/engine-gpu.json
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-serving: .venv/installed  ## Speed of the service beside a BentoML no-op and a plain service, with a soak (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.serving.run $(ARGS)
@@ -103,7 +106,7 @@ tests/.checkov/installed: tests/requirements-checkov.txt
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.
-.venv/installed: requirements.lock requirements-data.lock pyproject.toml setup.py limaml/meta/fused.c limaml/meta/fused_tasks.h
+.venv/installed: requirements.lock requirements-data.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, found %d.%d" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --progress-bar off -r requirements.lock -r requirements-data.lock

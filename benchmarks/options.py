@@ -13,8 +13,6 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    device: str
-    """cpu or cuda."""
     quick: bool
     """A look in under a minute: one small cell."""
     peers_python: str

@@ -37,6 +37,7 @@ def repeated_share(world: World, tasks_per_step: int) -> float:
     from limaml.tasks.splits import split_events
     from limaml.training.prepare import fit_encoders, load_training_data, read_history
     from limaml.training.step import Workers, backward
+    from limaml.training.twin_and_refit import network_objective
 
     cfg = _config(world, 1, tasks_per_step)
     logged = read_history(cfg, LAST)
@@ -45,7 +46,8 @@ def repeated_share(world: World, tasks_per_step: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = _best(lambda step: backward(network, data.twin_rows, cfg, step, Workers()))
+        objective = network_objective(network, data.twin_rows, cfg, Workers())
+        whole = _best(lambda step: backward(network, objective, cfg.training, step, Workers()))
         drawn = _best(lambda step: by_length(meta_batch(data.twin_rows, cfg, seed=cfg.training.seed, step=step)))
     finally:
         torch.set_num_threads(before)

@@ -61,7 +61,7 @@ class Worker:
 def _verbs() -> dict[str, Callable[..., Any]]:
     from benchmarks import scale_ray, scale_world
     from limaml import schema
-    from limaml.embeddings import daily, slots, switch
+    from limaml.embeddings import cutover, daily, fill
     from limaml.events.recent import Recent
 
     def recent(world: World) -> None:
@@ -73,9 +73,9 @@ def _verbs() -> dict[str, Callable[..., Any]]:
         "write": scale_world.write,
         "register": scale_world.register,
         "recent": recent,
-        "plan": lambda world, version: slots.plan_fill(world.cfg, version, LAST, "bench"),
-        "fill": lambda world, version, shard: slots.fill_shard(world.cfg, version, shard, "bench"),
-        "cut_over": lambda world, version: switch.cut_over(world.cfg, version, "bench"),
+        "plan": lambda world, version: fill.plan_fill(world.cfg, version, LAST, "bench"),
+        "fill": lambda world, version, shard: fill.fill_shard(world.cfg, version, shard, "bench"),
+        "cut_over": lambda world, version: cutover.cut_over(world.cfg, version, "bench"),
         "adapt_day": lambda world: daily.adapt_day(world.cfg, NEXT),
         "publish_day": lambda world: daily.publish_day(world.cfg, NEXT, "bench"),
         "check": scale_world.check,
@@ -86,19 +86,21 @@ def _verbs() -> dict[str, Callable[..., Any]]:
 
 def _timers(seconds: dict[str, float]) -> None:
     """From here on these functions add the seconds they take to `seconds`; one that calls another has the other's as well."""
-    from limaml.embeddings import daily, slots, switch
+    from limaml.embeddings import cutover, daily, fill, publish
     from limaml.events import gates
     from limaml.events.recent import Recent
     from limaml.io import lease
 
     timed: list[tuple[Any, str, str]] = [
-        (slots, "active_entities", "list_entities"),
-        (slots, "publish_features", "publish_features"),
-        (slots, "write_partition", "adapt_and_gate"),
+        (fill, "active_entities", "list_entities"),
+        (fill, "publish_features", "publish_features"),
+        (fill, "write_partition", "adapt_and_gate"),
         (gates, "check_embeddings", "gate"),
-        (slots, "publish", "publish_embeddings"),
-        (slots, "require_published", "read_back"),
-        (switch, "require_published", "read_back"),
+        (fill, "publish", "publish_embeddings"),
+        (fill, "require_published", "read_back"),
+        (cutover, "require_published", "read_back"),
+        (publish, "publish", "publish_embeddings"),
+        (publish, "require_published", "read_back"),
         (daily, "write_partition", "adapt_and_gate"),
         (daily, "publish", "publish_embeddings"),
         (daily, "require_published", "read_back"),

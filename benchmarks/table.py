@@ -46,16 +46,13 @@ def print_tables(results: Results, console: Console) -> None:
 
 def _print_rest(results: Results, console: Console) -> None:
     """The single figures."""
-    if "fraction_of_peak" in results:
-        console.print(f"share of the oneDNN peak, reference, 256 tasks, 1 step: {results['fraction_of_peak']:.2f}")
     if "long_tail_ratio" in results:
         console.print(f"rows/s of long-tailed tasks, against equal ones: {results['long_tail_ratio']:.2f}")
-    for axis, found in results.get("scaling", {}).items():
-        console.print(f"cost grows with {axis}^{found['exponent']:.2f}")
-    for steps, rate in results.get("adapt_entities_per_s", {}).items():
-        console.print(f"adapting, {steps} steps: {rate:,.0f} entities/s")
-    if "adapt_peak_rss_bytes" in results:
-        console.print(f"adapting: peak memory {results['adapt_peak_rss_bytes'] / 2**20:,.0f} MiB")
+    for row, rates in results.get("adapt_entities_per_s", {}).items():
+        for steps, rate in rates.items():
+            console.print(f"adapting, {_words(row)}, {steps} steps: {rate:,.0f} entities/s")
+    if "adapt_peak_mib" in results:
+        console.print(f"adapting: peak memory {results['adapt_peak_mib']:,.0f} MiB")
     for store, rate in results.get("publish_rows_per_s", {}).items():
         console.print(f"publishing to {store}: {rate:,.0f} rows/s")
 
@@ -63,10 +60,7 @@ def _print_rest(results: Results, console: Console) -> None:
 # One colour an engine in all panels, whichever of them a panel has.
 _COLOURS = {
     "limaml": "black",
-    "limaml_portable": "tab:gray",
     "learn2learn": "tab:orange",
-    "higher": "tab:green",
-    "torchopt": "tab:red",
     "torch_func": "tab:purple",
     "jax": "tab:blue",
 }

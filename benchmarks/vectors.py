@@ -123,8 +123,8 @@ def ingest(place: Place) -> None:
 def train(place: Place) -> None:
     from limaml.models import bundle
     from limaml.tasks.splits import split_events
-    from limaml.training.loop import fit_twin
     from limaml.training.prepare import fit_encoders, load_training_data, read_history
+    from limaml.training.twin_and_refit import fit_twin
 
     cfg = place.cfg
     logged = read_history(cfg, place.through)
@@ -140,7 +140,7 @@ def fit(place: Place) -> None:
     from limaml.events.catalogue import item_vectors
     from limaml.features.encoder import Encoder
     from limaml.io.storage import Storage
-    from limaml.models.item_vectors import fit_item_vectors
+    from limaml.meta.warm_start import fit_items
     from limaml.tasks.sampling import TaskRows
 
     cfg, rng = place.cfg, np.random.default_rng(1)
@@ -155,7 +155,7 @@ def fit(place: Place) -> None:
     items = item_vectors(Storage(cfg.storage.root), tables)
     encoder = Encoder.fit(logged, cfg, items).with_items(items)
     del items
-    fit_item_vectors(TaskRows.from_logged(logged, encoder, cfg.task_kind), cfg, encoder.dims)
+    fit_items(TaskRows.from_logged(logged, encoder, cfg.task_kind), cfg, encoder.dims)
 
 
 def adapt(place: Place) -> None:
@@ -176,13 +176,13 @@ def serve(place: Place) -> None:
     from limaml.io.storage import Storage
     from limaml.models import bundle
     from serving.items import Items
-    from serving.scorer import CatalogueScorer
+    from serving.scorer import catalogue_scorer
 
     tables = schema.tables(place.cfg.features)
     loaded = bundle.load(place.folder / "bundle", parts=(bundle.REFIT,))
     items = Items(tables.names("item"), tuple(place.items().to_pylist()), {})
     vectors = item_vectors(Storage(place.cfg.storage.root), tables)
-    scorer = CatalogueScorer(loaded.network.global_block, items.encode(loaded.encoder.with_items(vectors)))
+    scorer = catalogue_scorer(loaded.network, items.encode(loaded.encoder.with_items(vectors)))
     now = datetime.now(UTC)
     user, (_, context) = loaded.encoder.encode_user({}, now), loaded.encoder.encode_context({"hour": 12}, now)
     scores = scorer.score(list(range(100)), user, context, {k: v.numpy() for k, v in loaded.prior.items()})

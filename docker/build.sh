@@ -27,7 +27,9 @@ fi
 version="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
 revision="$(git rev-parse HEAD 2> /dev/null || echo unknown)"
 read -r -a more <<< "${IMAGE_ARGS:-}"
+# The revision is a label here as well: buildah 1.28 takes a LABEL of an ARG from its cache though the ARG has another value.
 for image in ${IMAGES:-airflow train serve}; do
   "${build[@]}" --file "docker/${image}/Dockerfile" --tag "${IMAGE_PREFIX:-localhost/limaml}-${image}:${version}" \
-    --build-arg "BASE=${BASE}" --build-arg "VERSION=${version}" --build-arg "REVISION=${revision}" "${more[@]}" .
+    --build-arg "BASE=${BASE}" --build-arg "VERSION=${version}" --build-arg "REVISION=${revision}" \
+    --label "org.opencontainers.image.revision=${revision}" "${more[@]}" .
 done

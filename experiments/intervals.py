@@ -1,8 +1,8 @@
 """Metrics of scores over origins and seeds, with draws of users from which intervals are made.
 
 A metric is computed within an origin and a seed, then averaged. A draw takes users with replacement from all origins together,
-once for everything that is measured: the same draw weighs a user in every origin, case, seed and method, so that differences
-are paired.
+once for everything that is measured: the same draw weighs a user in every origin, task set, seed and method, so that
+differences are paired.
 
     R rows, U users of all origins, B draws
 """
@@ -21,20 +21,20 @@ LOG_LOSS, CALIBRATION_ERROR = "log_loss", "calibration_error"
 
 
 @dataclass(frozen=True)
-class CaseRows:
-    """Query rows of one case at one origin."""
+class TaskSetRows:
+    """Query rows of one task set at one origin."""
 
     labels: Floats
     users: Ints
     """(R,) which of the U users of all origins."""
 
-    def part(self, mask_R: npt.NDArray[np.bool_]) -> "CaseRows":
-        return CaseRows(self.labels[mask_R], self.users[mask_R])
+    def part(self, mask_R: npt.NDArray[np.bool_]) -> "TaskSetRows":
+        return TaskSetRows(self.labels[mask_R], self.users[mask_R])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One method on one case: means over seeds for each origin, and draws of them."""
+    """One method on one task set: means over seeds for each origin, and draws of them."""
 
     values: dict[str, list[float]]
     """Metric -> one value an origin."""
@@ -57,20 +57,20 @@ class Difference:
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
-def measure(rows: Sequence[CaseRows], scores: Sequence[Sequence[Floats]], weights_BU: Floats | None) -> Measured:
+def measure(rows: Sequence[TaskSetRows], scores: Sequence[Sequence[Floats]], weights_BU: Floats | None) -> Measured:
     """Measure scores[origin][seed] on the origins' rows; the draws are those of `limaml.metrics.draw_users`, none for None."""
     values: dict[str, list[float]] = {name: [] for name in (AUC, PERUSER_AUC, LOG_LOSS, CALIBRATION_ERROR)}
     draws: dict[str, list[Floats]] = {AUC: [], PERUSER_AUC: []}
-    for case, seeds in zip(rows, scores, strict=True):
-        mine, users = np.unique(case.users, return_inverse=True)
-        found = [_values(case.labels, part, users, len(mine)) for part in seeds]
+    for task_set, seeds in zip(rows, scores, strict=True):
+        mine, users = np.unique(task_set.users, return_inverse=True)
+        found = [_values(task_set.labels, part, users, len(mine)) for part in seeds]
         for name, kept in values.items():
             kept.append(float(np.mean([each[name] for each in found])))
         if weights_BU is None:
             continue
         bootstrap = Bootstrap(users, weights_BU[:, mine])
-        draws[AUC].append(np.mean([bootstrap.pooled_auc(case.labels, part) for part in seeds], axis=0))
-        draws[PERUSER_AUC].append(np.mean([bootstrap.per_user_auc(case.labels, part) for part in seeds], axis=0))
+        draws[AUC].append(np.mean([bootstrap.pooled_auc(task_set.labels, part) for part in seeds], axis=0))
+        draws[PERUSER_AUC].append(np.mean([bootstrap.per_user_auc(task_set.labels, part) for part in seeds], axis=0))
     return Measured(values, draws)
 
 
@@ -82,7 +82,7 @@ def difference(ours: Measured, rival: Measured, metric: str, origins: Sequence[i
 def mean_difference(
     pairs: Sequence[tuple[Measured, Measured]], metric: str, origins: Sequence[int] | None = None
 ) -> Difference:
-    """Mean over several cases of the paired differences, e.g. of k = 20 and k = 50."""
+    """Mean over several task sets of the paired differences, e.g. of k = 20 and k = 50."""
     chosen = origins if origins is not None else range(len(pairs[0][0].values[metric]))
     values = [np.array(ours.values[metric][o] - rival.values[metric][o]) for ours, rival in pairs for o in chosen]
     draws = [ours.draws[metric][o] - rival.draws[metric][o] for ours, rival in pairs for o in chosen]

@@ -28,8 +28,8 @@ class Origin(Split):
     """Training users who validate at no origin."""
     test_end_us: int
 
-    def judged_rows(self, logged: pa.Table) -> pa.Table:
-        """Every row that a judged task may read: those of held-out and returning users before the test block's end."""
+    def test_rows(self, logged: pa.Table) -> pa.Table:
+        """Every row that a test task may read: those of held-out and returning users before the test block's end."""
         return rows_of(logged, (*self.returning_users, *self.held_out_users), before_us=self.test_end_us)
 
 

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m experiments.run [--quick] [--tables methods,cost] [--workers 2]
 
-Finished units are kept below experiments/.work, so that an interrupted run goes on where it was; each unit is a run in the
+Finished jobs are kept below experiments/.work, so that an interrupted run goes on where it was; each job is a run in the
 MLflow database there. A run from nothing takes about 70 minutes on two cores. Designs are not chosen here: they are frozen in
 designs.json (`experiments.search`). A quick run is a look at whether everything works: its figures mean nothing, and it writes
-them beside the kept units, not into results/.
+them beside the kept jobs, not into results/.
 """
 
 import logging
@@ -19,20 +19,20 @@ import typer
 from rich.console import Console
 
 from experiments import report
-from experiments.cases import movielens
-from experiments.code import revision
+from experiments.cached_jobs import Job, JobCache, JobOutput
+from experiments.code_digest import revision
 from experiments.data import MOVIELENS, WORK
+from experiments.origin_data import movielens
 from experiments.progress import follow
 from experiments.results import RESULTS, merge, write
 from experiments.tables import cost, drift, methods, recovery, sensitivity
-from experiments.units import Output, Store, Unit
 from limaml import telemetry
 from limaml.config import RegistryConfig
 from limaml.registry import Registry
 
 TABLES: dict[str, ModuleType] = {module.TABLE: module for module in (methods, sensitivity, recovery, drift, cost)}
 ALONE = (cost.TABLE,)
-"""Timed, so its units run one at a time."""
+"""Timed, so its jobs run one at a time."""
 
 
 def experiments(
@@ -62,17 +62,17 @@ def experiments(
     console.print(f"{minutes:.0f} min; {folder / 'REPORT.md'}", soft_wrap=True)
 
 
-def _measure(name: str, quick: bool, workers: int, console: Console, log: Callable[[Unit, Output], None]) -> dict[str, Any]:
+def _measure(name: str, quick: bool, workers: int, console: Console, log: Callable[[Job, JobOutput], None]) -> dict[str, Any]:
     """One table's part of the results."""
     table = TABLES[name]
-    store = Store(WORK / "units", revision("cases", "methods", "oracle", "worlds", f"tables/{name}"))
-    outputs = follow(table.units(quick), {name: table.run}, store, workers, console, log)
-    part: dict[str, Any] = table.assemble({unit.key: output for unit, output in outputs.items()})
+    cache = JobCache(WORK / "units", revision("origin_data", "methods", "oracle", "worlds", f"tables/{name}"))
+    outputs = follow(table.jobs(quick), {name: table.run}, cache, workers, console, log)
+    part: dict[str, Any] = table.assemble({job.key: output for job, output in outputs.items()})
     return part
 
 
-def mlflow_log(folder: Path, experiment: str) -> Callable[[Unit, Output], None]:
-    """What logs a unit as a run of the MLflow database in `folder`: its parameters, and every number among its values."""
+def mlflow_log(folder: Path, experiment: str) -> Callable[[Job, JobOutput], None]:
+    """What logs a job as a run of the MLflow database in `folder`: its parameters, and every number among its values."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     registry = Registry(
@@ -81,8 +81,8 @@ def mlflow_log(folder: Path, experiment: str) -> Callable[[Unit, Output], None]:
         )
     )
 
-    def log(unit: Unit, output: Output) -> None:
-        run = registry.start_run(f"{unit.table}/{unit.key}", unit.params, {"table": unit.table})
+    def log(job: Job, output: JobOutput) -> None:
+        run = registry.start_run(f"{job.table}/{job.key}", job.params, {"table": job.table})
         numbers = {name: value for name, value in output.values.items() if isinstance(value, (int, float))}
         registry.log_metrics(run, numbers)
         registry.end_run(run)

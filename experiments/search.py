@@ -3,8 +3,8 @@
     .venv/bin/python -m experiments.search [--methods history_mlp,stored] [--configurations 20]
 
 Each method gets the same number of configurations, drawn from its own space by one generator; the one whose validation number
-(`Judge.quality`: the mean over protocols of pooled and per-user AUC), averaged over the origins, is best wins. No judged row is
-read. Methods without settings have one configuration.
+(`MethodValidator.auc`: the mean over protocols of pooled and per-user AUC), averaged over the origins, is best wins. No test
+row is read. Methods without settings have one configuration.
 """
 
 import json
@@ -14,28 +14,27 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from experiments.cases import movielens
-from experiments.code import revision
+from experiments.cached_jobs import Job, JobCache, JobOutput
+from experiments.code_digest import revision
 from experiments.data import MOVIELENS, WORK
 from experiments.designs import PATH
-from experiments.methods import spaces, spaces_blocks, spaces_ours
 from experiments.methods.registry import METHODS
+from experiments.methods.search_spaces import SPACES
+from experiments.origin_data import movielens
 from experiments.origins import NUM_ORIGINS
 from experiments.progress import follow
-from experiments.units import Output, Store, Unit
 
 TABLE = "search"
-SPACES = {**spaces.SPACES, **spaces_blocks.SPACES, **spaces_ours.SPACES}
 
 
-def units(methods: list[str], configurations: int) -> list[Unit]:
+def jobs(methods: list[str], configurations: int) -> list[Job]:
     """One for every method, configuration and origin."""
     found = []
     for name in methods:
         for number, design in enumerate(drawn(name, configurations)):
             for origin in range(NUM_ORIGINS):
                 params = {"method": name, "design": design, "origin": origin, "root": str(MOVIELENS)}
-                found.append(Unit(TABLE, f"{name}/{number}/origin{origin}", params))
+                found.append(Job(TABLE, f"{name}/{number}/origin{origin}", params))
     return found
 
 
@@ -46,14 +45,14 @@ def drawn(method: str, configurations: int) -> list[dict[str, Any]]:
     return [dict(SPACES[method](rng)) for _ in range(configurations)]
 
 
-def run(unit: Unit) -> Output:
+def run(job: Job) -> JobOutput:
     """Fit one design at one origin; what it is worth on that origin's validation users."""
-    params = unit.params
+    params = job.params
     fitted = METHODS[params["method"]](movielens(params["root"])[params["origin"]], params["design"], 0)
-    return Output({"validation": fitted.validation, "notes": fitted.notes})
+    return JobOutput({"validation": fitted.validation, "notes": fitted.notes})
 
 
-def chosen(outputs: dict[str, Output], method: str, configurations: int) -> dict[str, Any]:
+def chosen(outputs: dict[str, JobOutput], method: str, configurations: int) -> dict[str, Any]:
     """The best design of one method, and all values that it was chosen from."""
     designs = drawn(method, configurations)
     values = [
@@ -77,11 +76,11 @@ def search(
     """Write designs.json anew, or the named methods' part of it."""
     names = [name for name in methods.split(",") if name] or list(METHODS)
     movielens(str(MOVIELENS))
-    store = Store(WORK / "units", revision("cases", "methods", "search"))
-    outputs = follow(units(names, configurations), {TABLE: run}, store, workers, Console())
+    cache = JobCache(WORK / "units", revision("origin_data", "methods", "search"))
+    outputs = follow(jobs(names, configurations), {TABLE: run}, cache, workers, Console())
     designs = json.loads(PATH.read_text()) if PATH.exists() else {}
     for name in names:
-        designs[name] = chosen({unit.key: output for unit, output in outputs.items()}, name, configurations)
+        designs[name] = chosen({job.key: output for job, output in outputs.items()}, name, configurations)
         Console().print(name, designs[name]["validation"], designs[name]["design"])
     PATH.write_text(json.dumps(designs, indent=1, sort_keys=True) + "\n")
 

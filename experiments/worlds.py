@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from experiments.data import TODAY, logged_rows, placed
 from experiments.oracle import Support
 from limaml.config import Config, load
-from limaml.evaluation.judged import JudgedRows
+from limaml.evaluation.scoring_method import MethodInput
 from limaml.events.sources import open_source
 from limaml.events.synthetic import SyntheticSource, expected_auc
 from limaml.features.encoder import Encoder
@@ -65,17 +65,17 @@ class World:
         return logged.filter(pc.equal(pc.fill_null(logged["user_events"], 0), 0))
 
     def known(self, logged: pa.Table, encoder: Encoder) -> "KnownRows":
-        judged = JudgedRows.from_logged(logged, encoder, self.cfg)
-        order = judged.rows.source_row
+        inputs = MethodInput.from_logged(logged, encoder, self.cfg)
+        order = inputs.rows.source_row
         item = np.array([int(text[1:]) for text in logged["item_id"].to_pylist()], np.int64)
-        return KnownRows(judged, item[order], self.source.true_probability(logged)[order], *self.source.true_items())
+        return KnownRows(inputs, item[order], self.source.true_probability(logged)[order], *self.source.true_items())
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Encoded rows with what the generator knows about them, in the order of `judged.rows`."""
+    """Encoded rows with what the generator knows about them, in the order of `inputs.rows`."""
 
-    judged: JudgedRows
+    inputs: MethodInput
     item_R: Ints
     probability_R: Floats
     """P(label = 1)."""
@@ -90,7 +90,7 @@ class KnownRows:
             at_TS[task, : spec.support_size] = np.arange(spec.support_start, spec.support_stop)
             mask_TS[task, : spec.support_size] = 1.0
         item_TS = self.item_R[at_TS]
-        label_TS = self.judged.rows.label[at_TS].astype(np.float64)
+        label_TS = self.inputs.rows.label[at_TS].astype(np.float64)
         return Support(self.popularity_I[item_TS], self.loading_IL[item_TS], label_TS, mask_TS)
 
 

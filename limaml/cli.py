@@ -237,15 +237,15 @@ def train(cfg: "Config", through: Through) -> dict[str, Any]:
 @verb(DAG_TASKS)
 def evaluate(cfg: "Config", candidate: Candidate) -> dict[str, Any]:
     """Judge a candidate, log the report, and register it if it is promoted; refused: exit code 99 with the reasons."""
-    from limaml.evaluation.judgement import judge_candidate
+    from limaml.evaluation.evaluate_verb import evaluate_and_register
 
-    return judge_candidate(cfg, candidate)
+    return evaluate_and_register(cfg, candidate)
 
 
 @verb(DAG_TASKS)
 def plan_fill(cfg: "Config", version: Version, through: Through) -> dict[str, Any]:
     """Empty the idle slot for a version and divide the active entities into shards."""
-    from limaml.embeddings.slots import plan_fill
+    from limaml.embeddings.fill import plan_fill
 
     return plan_fill(cfg, version, through, _run_id())
 
@@ -253,7 +253,7 @@ def plan_fill(cfg: "Config", version: Version, through: Through) -> dict[str, An
 @verb(DAG_TASKS)
 def fill(cfg: "Config", version: Version, shard: Shard) -> dict[str, Any]:
     """Adapt one shard's entities, gate the partition, publish it into the slot being filled."""
-    from limaml.embeddings.slots import fill_shard
+    from limaml.embeddings.fill import fill_shard
 
     return fill_shard(cfg, version, shard, _run_id())
 
@@ -261,7 +261,7 @@ def fill(cfg: "Config", version: Version, shard: Shard) -> dict[str, Any]:
 @verb(DAG_TASKS)
 def cut_over(cfg: "Config", version: Version) -> dict[str, Any]:
     """Check that the filled slot is complete, catch it up, then point the alias `champion` at its version."""
-    from limaml.embeddings.switch import cut_over
+    from limaml.embeddings.cutover import cut_over
 
     return cut_over(cfg, version, _run_id())
 
@@ -302,7 +302,7 @@ def drift(cfg: "Config", gauges: "Gauges", day: Day) -> dict[str, Any]:
 @verb(BY_HAND)
 def rollback(cfg: "Config", version: MaybeVersion = None) -> dict[str, Any]:
     """Make the previous version, still ready in the other slot, the champion again, as fresh as the champion was."""
-    from limaml.embeddings.switch import rollback
+    from limaml.embeddings.cutover import rollback
 
     return rollback(cfg, version, _run_id())
 

@@ -15,6 +15,8 @@ Ints = npt.NDArray[np.int64]
 
 NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2
 _PAIR_COLUMNS = 64
+_PAIR_USERS = 2000
+"""So many users at most have a table of every two: it and its products with the draws grow with their square."""
 NUM_PSI_BINS = 10  # deciles, the usual choice (Siddiqi 2006, "Credit Risk Scorecards")
 
 
@@ -167,15 +169,20 @@ class Bootstrap:
         """AUC over all rows of each draw, shape (B,); NaN for a draw with one class only.
 
         The AUC is a sum over pairs of rows, so a draw with weights w gives (w' A w) / (w'P * w'N) with A the ordered pairs of
-        every two users and P and N their positives and negatives: the rows are gone through once, not once a draw.
+        every two users and P and N their positives and negatives: the rows are gone through once, not once a draw. With many
+        users once a draw is less. Either counts halves, so that both give the same bits.
         """
         labels, scores = np.asarray(labels_R, dtype=np.float64), np.asarray(scores_R, dtype=np.float64)
-        pairs_UU = _ordered_pairs(labels, scores, self.users, self.num_users)
+        if self.num_users > _PAIR_USERS:
+            ordered_B = _ordered_of_draws(labels, scores, self.users, self.weights_BU)
+        else:
+            pairs_UU = _ordered_pairs(labels, scores, self.users, self.num_users)
+            ordered_B = ((self.weights_BU @ pairs_UU) * self.weights_BU).sum(axis=1)
         positives_U = np.bincount(self.users, weights=labels, minlength=self.num_users)
         negatives_U = np.bincount(self.users, weights=1.0 - labels, minlength=self.num_users)
         num_pairs_B = (self.weights_BU * positives_U).sum(axis=1) * (self.weights_BU * negatives_U).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            aucs: Floats = ((self.weights_BU @ pairs_UU) * self.weights_BU).sum(axis=1) / num_pairs_B
+            aucs: Floats = ordered_B / num_pairs_B
         return np.where(num_pairs_B > 0, aucs, np.nan)
 
     def per_user_auc(self, labels_R: npt.ArrayLike, scores_R: npt.ArrayLike) -> Floats:
@@ -216,3 +223,17 @@ def _ordered_pairs(labels_R: Floats, scores_R: Floats, users_R: Ints, num_users:
         below_GV = np.cumsum(negatives_GV, axis=0) - negatives_GV / 2.0
         pairs_UU[owners, first : first + width] = np.add.reduceat(below_GV[groups_R[positives]], starts, axis=0)
     return pairs_UU
+
+
+def _ordered_of_draws(labels_R: Floats, scores_R: Floats, users_R: Ints, weights_BU: Floats) -> Floats:
+    """(B,) what `_ordered_pairs` adds up to in each draw. Costs rows * draws, and memory of the rows."""
+    order = np.argsort(scores_R, kind="stable")
+    labels_R, users_R, scores_R = labels_R[order], users_R[order], scores_R[order]
+    starts = np.flatnonzero(np.append(True, scores_R[1:] != scores_R[:-1])[: len(scores_R)])
+    ordered_B: Floats = np.zeros(len(weights_BU))
+    for draw, weights_U in enumerate(weights_BU if len(starts) else ()):
+        weights_R = weights_U[users_R]
+        positives_G = np.add.reduceat(weights_R * labels_R, starts)
+        negatives_G = np.add.reduceat(weights_R, starts) - positives_G
+        ordered_B[draw] = positives_G @ (np.cumsum(negatives_G) - negatives_G / 2.0)
+    return ordered_B

@@ -7,7 +7,7 @@ alias `champion` is the only pointer to the version that serves (contract 4).
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ DECISION = "limaml.decision"
 SLOT = "limaml.slot"
 STATE = "limaml.state"
 COMPLETE_THROUGH = "limaml.complete_through"
+"""Of the first task kind; it moves last, so every kind is complete through it (`complete_through_tags`)."""
 CUT_OVER_AT = "limaml.cut_over_at"
 FILLED_BY = "limaml.filled_by"
 FILL_SEEN_AT = "limaml.fill_seen_at"
@@ -36,6 +37,12 @@ FILL_DAY = "limaml.fill_day"
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
+
+
+def complete_through_tags(kinds: Sequence[str]) -> dict[str, str]:
+    """Task kind -> the tag that says through when it is complete, in the order in which they move."""
+    first, *others = kinds
+    return {**{kind: f"{COMPLETE_THROUGH}.{kind}" for kind in others}, first: COMPLETE_THROUGH}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,19 @@ class EmbeddingUsed(BaseModel):
     )
 
 
+class EmbeddingsUsed(BaseModel):
+    """Which meta embeddings of the candidates the scores rest on, of a task kind whose entities are items."""
+
+    age_s: float | None = Field(
+        description="Freshness lag of the oldest stored embedding in seconds; null where none was found."
+    )
+    inactivity_s: float | None = Field(description="Seconds since the last event of the most silent item; reported only.")
+    statuses: dict[str, int] = Field(
+        description="Candidates by what was found of them: fresh, stale, missing, version_mismatch or store_error."
+    )
+    prior: int = Field(description="Candidates that were scored with the prior.")
+
+
 class RankResponse(BaseModel):
     """Candidates by descending score (equal scores by item id), all scored by one model version."""
 
@@ -102,7 +115,9 @@ class RankResponse(BaseModel):
 
     items: list[RankedItem]
     model_version: str
-    embeddings: dict[str, EmbeddingUsed] = Field(description="By task kind.")
+    embeddings: dict[str, EmbeddingUsed | EmbeddingsUsed] = Field(
+        description="By task kind: of the user, or of the candidates."
+    )
 
 
 class ErrorDetail(BaseModel):

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +19,14 @@ from limaml.config import Config, require_features
 from limaml.errors import ConfigError, StoreError
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
-from limaml.models.network import LiMAML
+from limaml.models.network import Network
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
+from serving.item_embeddings import ItemEmbeddings, Stored
 from serving.items import Items
 from serving.loaded import Loaded
 from serving.metrics import Metrics
-from serving.scorer import CatalogueScorer
+from serving.scorer import Scorer, catalogue_scorer
 
 log = telemetry.get_logger(__name__)
 
@@ -39,15 +40,16 @@ class Champion:
 
     def __init__(self, cfg: Config, metrics: Metrics, *, on_switch: Callable[[], None] = lambda: None) -> None:
         """`on_switch` is called in the polling thread after each change of version or slot."""
-        for kind in cfg.task_kinds:
-            if kind.entity_column != "user_id":
-                raise ConfigError(f"task_kinds: {kind.name} must hang on user_id to be served, got {kind.entity_column}")
+        first = cfg.task_kind
+        if first.entity_column != "user_id":
+            raise ConfigError(f"task_kinds: {first.name} must hang on user_id to be served, got {first.entity_column}")
         self.loaded: Loaded | None = None
         self._cfg = cfg
         self._metrics = metrics
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
         self._items = Items(schema.tables(cfg.features).names("item"))
+        self._item_kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"]
         self._items_due = 0.0
         self._store_failed = False
         self._stopping = threading.Event()
@@ -73,13 +75,13 @@ class Champion:
                 self._switch(champion)
                 return
             self._load_succeeded()  # the alias is back where it was, if it was elsewhere
-            complete_through = _complete_through(champion)
-            if complete_through != current.complete_through:
+            complete = self._complete_through(champion)
+            if complete != _known_complete(current):
                 # A day has been published: it may have brought new items, which are there before its end is shown.
-                self._refresh(current, complete_through)
+                self._refresh(current, *complete)
                 return
         if current is not None and time.monotonic() >= self._items_due:
-            self._refresh(current, current.complete_through)
+            self._refresh(current, *_known_complete(current))
 
     def _poll_until_stopped(self) -> None:
         from limaml.features.feature_store import import_feast
@@ -96,7 +98,7 @@ class Champion:
 
     def _refresh_without_registry(self) -> None:
         if self.loaded is not None and time.monotonic() >= self._items_due:
-            self._refresh(self.loaded, self.loaded.complete_through)
+            self._refresh(self.loaded, *_known_complete(self.loaded))
 
     def _switch(self, champion: registry.ModelVersion) -> None:
         """Load and warm a version, then let it serve; if that fails, what serves stays."""
@@ -138,44 +140,48 @@ class Champion:
             )
         features = OnlineFeatures(self._cfg, slot)
         self._read_items(features)
-        return Loaded(
+        complete_through, others_complete = self._complete_through(champion)
+        found = Loaded(
             version=champion.version,
             slot=slot,
-            complete_through=_complete_through(champion),
+            complete_through=complete_through,
             network=loaded.network,
             encoder=loaded.encoder,
             prior={kind: vector.numpy() for kind, vector in prior.items()},
             items=self._items,
             scorer=self._scorer(loaded.network, loaded.encoder),
             features=features,
+            others_complete=others_complete,
         )
+        return replace(found, item_embeddings=self._item_embeddings(found))
 
     def _warm_up(self, loaded: Loaded) -> None:
         """Score a few requests as they will come, so that the first real ones are not the slow ones."""
         for size in {1, min(len(loaded.items.catalogue), self._cfg.serving.max_candidates)} - {0}:
             for _ in range(_WARM_UP_REQUESTS):
                 now = datetime.now(UTC)
-                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, now)
+                lookups = ranking.look_up(loaded, UNAVAILABLE, self._cfg, now, range(size))
                 _, context_F = loaded.encoder.encode_context({}, now)
                 candidate_RF = loaded.encoder.encode_candidates({}, size, now) if loaded.encoder.has_candidates else None
                 ranking.score(loaded, list(range(size)), UNAVAILABLE, lookups, context_F, now, candidate_RF)
 
-    def _refresh(self, current: Loaded, complete_through: datetime | None) -> None:
-        """Items as they are now, and the end of the last published day."""
+    def _refresh(self, current: Loaded, complete_through: datetime | None, others: Mapping[str, datetime | None]) -> None:
+        """Items and their embeddings as they are now, and the end of the last published day."""
         self._read_items(current.features)
         scorer = current.scorer
         if self._items is not current.items:
             scorer = self._scorer(current.network, current.encoder)
-        self.loaded = replace(current, complete_through=complete_through, items=self._items, scorer=scorer)
+        new = replace(current, complete_through=complete_through, items=self._items, scorer=scorer, others_complete=others)
+        self.loaded = replace(new, item_embeddings=self._item_embeddings(new))
         self._metrics.serving(current.version, current.slot, complete_through)
 
-    def _scorer(self, network: LiMAML, encoder: Encoder) -> CatalogueScorer:
+    def _scorer(self, network: Network, encoder: Encoder) -> Scorer:
         """Of the items as last read. Vectors are read for it and not kept: it holds what the network makes of them."""
         from limaml.events.catalogue import item_vectors
 
         vectors = item_vectors(Storage(self._cfg.storage.root), schema.tables(self._cfg.features))
         items = self._items.encode(encoder.with_items(vectors))
-        return CatalogueScorer(network.global_block, items, encoder.dims.candidate)
+        return catalogue_scorer(network, items, encoder.dims.candidate)
 
     def _read_items(self, features: OnlineFeatures) -> None:
         """Catalogue and item features; what cannot be read stays as last read and is tried again at the next poll."""
@@ -194,6 +200,29 @@ class Champion:
             rows = dict(self._items.rows or {})
         if (catalogue, rows) != (self._items.catalogue, self._items.rows):
             self._items = Items(self._items.names, catalogue, rows)
+
+    def _item_embeddings(self, loaded: Loaded) -> dict[str, ItemEmbeddings]:
+        """Of every kind of items; what cannot be read stays as last read, with what it was complete through then."""
+        found: dict[str, ItemEmbeddings] = {}
+        for kind in self._item_kinds:
+            before = loaded.item_embeddings.get(kind)
+            known: tuple[Stored, datetime | None] = (before.stored, before.complete_through) if before else ({}, None)
+            try:
+                rows = loaded.features.read_item_embeddings(kind, loaded.items.catalogue)
+                known = rows, loaded.others_complete.get(kind)
+                self._last_errors.pop("item_embeddings_refresh_failed", None)
+            except Exception as error:  # noqa: BLE001 - contract 6: items without their embeddings are scored with the prior
+                self._store_failed, self._items_due = True, 0.0
+                self._log_error("item_embeddings_refresh_failed", error, kind=kind)
+            of_kind = {"version": loaded.version, "prior_D": loaded.prior[kind]}
+            found[kind] = ItemEmbeddings.of(loaded.items.catalogue, known[0], complete_through=known[1], **of_kind)  # type: ignore[arg-type]
+        return found
+
+    def _complete_through(self, champion: registry.ModelVersion) -> tuple[datetime | None, dict[str, datetime | None]]:
+        """Of the first kind, and of those behind it."""
+        tags = registry.complete_through_tags([kind.name for kind in self._cfg.task_kinds])
+        found = {kind: _instant(champion.tags.get(tag)) for kind, tag in tags.items()}
+        return found.pop(self._cfg.task_kind.name), found
 
     def _catalogue(self) -> tuple[str, ...]:
         """Item ids. Raises what storage raises, while there is no earlier catalogue to go on with."""
@@ -218,6 +247,9 @@ class Champion:
         self._last_errors[event] = cause
 
 
-def _complete_through(champion: registry.ModelVersion) -> datetime | None:
-    text = champion.tags.get(registry.COMPLETE_THROUGH)
+def _known_complete(loaded: Loaded) -> tuple[datetime | None, Mapping[str, datetime | None]]:
+    return loaded.complete_through, loaded.others_complete
+
+
+def _instant(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None

@@ -4,7 +4,7 @@ Rows are read by the bulk path of `limaml.features.online`: the bytes are Feast'
 `get_online_features` builds of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class ItemRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What the store knew of a user: one value a feature, one row or None a task kind."""
+    """What the store knew of a user: one value a feature, one row or None a task kind of users."""
 
     user: Mapping[str, Any]
     embeddings: Mapping[str, StoredEmbedding | None]
@@ -81,11 +81,13 @@ class OnlineFeatures:
         self._affinity_fields = {
             column.name: _FIELD[column.type] for affinity in self._tables.affinities for column in affinity.online
         }
-        self._kinds = [kind.name for kind in cfg.task_kinds]
+        self._kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "user_id"]
+        self._item_kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"]
         self._key_header = b""
         self._reader: EntityReader | None = None
         self._last_garbage = ""
-        self._read_items: Callable[[Sequence[str]], list[ItemRow]] | None = None
+        self._read_items: Callable[[Sequence[str]], list[Any]] | None = None
+        self._read_embeddings: dict[str, Callable[[Sequence[str]], list[Any]]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -106,7 +108,11 @@ class OnlineFeatures:
             for kind in self._kinds
         ]
         items = store.get_feature_view(schema.ITEM_VIEW)
-        self._read_items = _item_reader(online, config, items, version, _fields(self._tables, "item"))
+        self._read_items = _item_reader(online, config, items, version, self._tables.names("item"))
+        self._read_embeddings = {
+            kind: _item_reader(online, config, store.get_feature_view(schema.embedding_view(kind, self.slot)), version)
+            for kind in self._item_kinds
+        }
         self._key_header = string_key_header("user_id", version)
         self.close()
         self._reader = online.entity_reader(config, views)
@@ -136,33 +142,56 @@ class OnlineFeatures:
                 affinities_at=_event_timestamp(affinities),
             )
         except StoreError as error:
-            if str(error) != self._last_garbage:  # once for a series of equal errors
-                log.warning("online_store_garbage", error=str(error))
-            self._last_garbage = str(error)
+            self._say_garbage(error)
             raise
 
     def read_items(self, item_ids: Sequence[str]) -> dict[str, ItemRow]:
         """Features of many items, read some at a time. Raises whatever the store raises."""
         if self._read_items is None:
             raise StoreError("the online store must be open before it is read; the poller tries again")
-        found: dict[str, ItemRow] = {}
-        for start in range(0, len(item_ids), _READ_ITEMS):
-            part = item_ids[start : start + _READ_ITEMS]
-            found.update(zip(part, self._read_items(part), strict=True))
+        fields = _fields(self._tables, "item")
+        return {
+            item: ItemRow(tuple(_values(row, fields).values()), _event_timestamp(row))
+            for item, row in _read_by_part(self._read_items, item_ids)
+        }
+
+    def read_item_embeddings(self, kind: str, item_ids: Sequence[str]) -> dict[str, StoredEmbedding | None]:
+        """Rows of an item kind, read some at a time; one that Feast would not have written is left out.
+
+        Raises whatever the store raises.
+        """
+        if kind not in self._read_embeddings:
+            raise StoreError("the online store must be open before it is read; the poller tries again")
+        found: dict[str, StoredEmbedding | None] = {}
+        for item, row in _read_by_part(self._read_embeddings[kind], item_ids):
+            try:
+                found[item] = _embedding(row)
+            except StoreError as error:
+                self._say_garbage(error)
         return found
+
+    def _say_garbage(self, error: StoreError) -> None:
+        """Once for a series of equal errors."""
+        if str(error) != self._last_garbage:
+            log.warning("online_store_garbage", error=str(error))
+        self._last_garbage = str(error)
 
 
 def _item_reader(
-    online: Any, config: Any, view: Any, key_version: int, fields: Mapping[str, str]
-) -> Callable[[Sequence[str]], list[ItemRow]]:
-    names = tuple(fields)
-
-    def read_items(item_ids: Sequence[str]) -> list[ItemRow]:
+    online: Any, config: Any, view: Any, key_version: int, names: Sequence[str] = schema.EMBEDDING_FEATURE_NAMES
+) -> Callable[[Sequence[str]], list[Any]]:
+    def read(item_ids: Sequence[str]) -> list[Any]:
         keys = string_keys("item_id", pa.chunked_array([pa.array(item_ids, pa.string())]), key_version)
-        rows = online.read_rows(config, view, names, keys)
-        return [ItemRow(tuple(_values(row, fields).values()), _event_timestamp(row)) for row in rows]
+        rows: list[Any] = online.read_rows(config, view, tuple(names), keys)
+        return rows
 
-    return read_items
+    return read
+
+
+def _read_by_part(read: Callable[[Sequence[str]], list[Any]], item_ids: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for start in range(0, len(item_ids), _READ_ITEMS):
+        part = item_ids[start : start + _READ_ITEMS]
+        yield from zip(part, read(part), strict=True)
 
 
 def _with_timeouts(cfg: Config) -> Config:
@@ -212,7 +241,7 @@ def _plain(value_type: Any, serialised: bytes, name: str, field: str) -> Any:
 
 
 def _embedding(row: Any) -> StoredEmbedding | None:
-    """The user's row of an embedding view, None if there is none. TTLs are not enforced on reads."""
+    """An entity's row of an embedding view, None if there is none. TTLs are not enforced on reads."""
     values = _values(row, _EMBEDDING_FIELDS)
     vector: npt.NDArray[np.float32] | None = values["embedding"]
     if row is None or vector is None:

@@ -1,15 +1,16 @@
 """What a request is scored from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from limaml.features.columns import Floats
 from limaml.features.encoder import Encoder
-from limaml.models.network import LiMAML
+from limaml.models.network import Network
 from serving.features import OnlineFeatures
+from serving.item_embeddings import ItemEmbeddings
 from serving.items import Items
-from serving.scorer import CatalogueScorer
+from serving.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,16 @@ class Loaded:
     version: str
     slot: str
     complete_through: datetime | None
-    """End of the last day published whole into the slot; None before the first one is known."""
-    network: LiMAML
+    """End of the last day published whole into the slot, of the first kind; None before the first one is known."""
+    network: Network
     encoder: Encoder
     prior: Mapping[str, Floats]
     """Task kind -> (D,) embedding of an empty support."""
     items: Items
-    scorer: CatalogueScorer
+    scorer: Scorer
     """Of the network and the items."""
     features: OnlineFeatures
+    item_embeddings: Mapping[str, ItemEmbeddings] = field(default_factory=dict)
+    """Of the kinds whose entities are items, of all items."""
+    others_complete: Mapping[str, datetime | None] = field(default_factory=dict)
+    """`complete_through` of the kinds behind the first."""

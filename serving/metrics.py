@@ -26,6 +26,7 @@ import numpy as np
 from limaml import telemetry
 from limaml.features.columns import Floats
 from serving.freshness import Lookup
+from serving.item_embeddings import CandidateLookups
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -138,8 +139,10 @@ class Metrics:
     def answered(self, code: int) -> None:
         self._pending.codes[code] += 1
 
-    def looked_up(self, kind: str, lookup: Lookup) -> None:
-        self._pending.lookups[kind, lookup.status] += 1
+    def looked_up(self, kind: str, lookup: Lookup | CandidateLookups) -> None:
+        """The user's look-up, or every candidate's; of these the oldest one's ages are observed."""
+        for status, number in lookup.counts.items() if isinstance(lookup, CandidateLookups) else [(lookup.status, 1)]:
+            self._pending.lookups[kind, status] += number
         if lookup.age_s is not None:
             self._pending.lag[kind].append(lookup.age_s)
         if lookup.inactivity_s is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from limaml import schema
+from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.features.columns import Floats
 from serving import candidates, ranking
@@ -14,6 +14,7 @@ from serving.api import RankRequest, RequestError
 from serving.champion import Champion
 from serving.features import UNAVAILABLE, Fetched
 from serving.freshness import Lookup
+from serving.item_embeddings import CandidateLookups
 from serving.loaded import Loaded
 from serving.metrics import Metrics
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
@@ -28,7 +29,7 @@ class Served:
     now: datetime
     loaded: Loaded
     fetched: Fetched
-    lookups: dict[str, Lookup]
+    lookups: dict[str, Lookup | CandidateLookups]
     context: dict[str, Any]
     """Context feature -> the value that was scored with; `at` is the moment."""
     candidates: dict[str, Sequence[Any]]
@@ -71,7 +72,7 @@ class Ranker:
         started = time.perf_counter()
         fetched = await self._fetch(loaded, request.user_id)
         read = time.perf_counter()
-        lookups = ranking.look_up(loaded, fetched, self._cfg, now)
+        lookups = ranking.look_up(loaded, fetched, self._cfg, now, numbers)
         judged = time.perf_counter()
         at = request.context.at or now
         context, context_F = loaded.encoder.encode_context(dict(request.context), at)
@@ -106,9 +107,13 @@ def _logged(served: Served, tables: schema.Tables) -> LoggedRequest:
     loaded, fetched, items = served.loaded, served.fetched, served.loaded.items
     embeddings = []
     for kind, lookup in served.lookups.items():
-        row = fetched.embeddings.get(kind)
-        found = (row.model_version, row.as_of, row.vector) if row else ()
-        embeddings.append(LoggedEmbedding(kind, lookup.status, *found))
+        if isinstance(lookup, CandidateLookups):
+            stored = loaded.item_embeddings[kind].stored
+            statuses = [telemetry.LOOKUP_STATUSES[code] for code in lookup.status_R.tolist()]
+            found = [(status, stored.get(item)) for status, item in zip(statuses, served.request.item_ids, strict=True)]
+        else:
+            found = [(lookup.status, fetched.embeddings.get(kind))]
+        embeddings += [LoggedEmbedding.of(kind, status, row) for status, row in found]
     return LoggedRequest(
         at=served.now,
         user_id=served.request.user_id,

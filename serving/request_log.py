@@ -25,6 +25,7 @@ from limaml import schema, telemetry
 from limaml.config import Config
 from limaml.events.day_store import partition
 from limaml.io.storage import Storage
+from serving.freshness import StoredEmbedding
 
 log = telemetry.get_logger(__name__)
 
@@ -46,6 +47,10 @@ class LoggedEmbedding:
     model_version: str | None = None
     as_of: datetime | None = None
     vector: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, kind: str, status: str, row: StoredEmbedding | None) -> "LoggedEmbedding":
+        return cls(kind, status, *((row.model_version, row.as_of, row.vector) if row else ()))
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class LoggedRequest:
     items_at: Sequence[datetime | None] | None
     """Event timestamp of each candidate's row; None if they are not known."""
     embeddings: Sequence[LoggedEmbedding]
+    """One of a kind of users; of a kind of items one a candidate, in their order."""
     scores: Sequence[float]
     """In the order of `item_ids`."""
     affinities_at: datetime | None = None

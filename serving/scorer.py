@@ -1,48 +1,29 @@
 """The global block over the whole catalogue in memory: what depends on items alone is computed once, when it is loaded.
 
 In numpy: a request is so little arithmetic that calls are what it costs (100 rows, two hidden layers: 50 us, 77 us as the same
-operations in torch, 200 us through `GlobalBlock.forward`). Equal to `GlobalBlock.forward` to rounding, by test.
+operations in torch, 200 us through the network's own forward pass). Equal to that pass to rounding, by test.
 
-I items, R candidates, F features, H hidden width, K = D - 1 factors of an embedding
+    I items, R candidates, F features, H hidden width, D embedding width, K = D - 1 factors
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Protocol
 
 import numpy as np
 import torch
 from scipy.special import expit
-from torch import nn
 
 from limaml.features.columns import Floats
 from limaml.features.encoder import EncodedRows
-from limaml.models.global_block import GlobalBlock
+from limaml.models.network import Network
+from limaml.models.serving_plan import ServingPlan
 from limaml.tasks.rows import Rows
 
 _PART_ITEMS = 8192
 
 
-class CatalogueScorer:
-    """Scores items by their number, their row in `items`."""
-
-    def __init__(self, block: GlobalBlock, items: EncodedRows, num_candidate: int = 0) -> None:
-        """`num_candidate`: of a row's context, last, what a request has for every candidate (`EncoderDims.candidate`)."""
-        first, *rest = [_parameters(layer) for layer in cast(Sequence[nn.Linear], block.layers)]
-        context = items.context.shape[1] - num_candidate
-        widths = items.item_width, items.user_dense.shape[1], context, num_candidate
-        by_item, by_user, by_context, by_candidate, by_embedding = np.split(first[0], np.cumsum(widths))
-        self._kinds = block.kinds
-        self._activate = _relu if block.has_concat else _silu
-        self._rest = rest
-        parts = _parts(items)
-        self._item_IH = _joined([part.item_features() @ by_item + first[1] for part in parts])
-        self._by_user_FH = by_user
-        self._by_context_FH = by_context
-        self._by_candidate_FH = by_candidate
-        self._by_embedding = by_embedding if block.has_concat else None
-        with torch.inference_mode():
-            vectors = [block.items(Rows.from_encoded(part))[0].numpy() for part in parts if block.has_product]
-            self._vectors_IK = _joined(vectors) if vectors else None
+class Scorer(Protocol):
+    """Scores items by their number, their row in the catalogue."""
 
     def score(
         self,
@@ -52,15 +33,50 @@ class CatalogueScorer:
         embeddings: Mapping[str, Floats],
         candidate_RF: Floats | None = None,
     ) -> Floats:
-        """(R,) estimated probabilities of a positive label; `embeddings` maps each kind to (D,)."""
+        """(R,) estimated probabilities of a positive label; `embeddings` maps each kind to (D,), or to (R, D) of candidates."""
+
+
+def catalogue_scorer(network: Network, items: EncodedRows, num_candidate: int = 0) -> Scorer:
+    """By the network's serving plan or, where it has none, through the network itself.
+
+    `num_candidate`: of a row's context, last, what a request has for every candidate (`EncoderDims.candidate`).
+    """
+    plan = network.serving_plan()
+    return NetworkScorer(network, items) if plan is None else PlannedScorer(plan, items, num_candidate)
+
+
+class PlannedScorer:
+    """A serving plan over a catalogue."""
+
+    def __init__(self, plan: ServingPlan, items: EncodedRows, num_candidate: int) -> None:
+        (weight, bias), *self._rest = plan.layers
+        context = items.context.shape[1] - num_candidate
+        widths = items.item_width, items.user_dense.shape[1], context, num_candidate
+        by_item, self._by_user, self._by_context, self._by_candidate, self._by_embedding = np.split(weight, np.cumsum(widths))
+        self._kinds, self._num_beside = plan.kinds, plan.num_beside
+        self._activate = _relu if plan.activation == "relu" else _silu
+        parts = _parts(items)
+        self._item_IH = _joined([part.item_features() @ by_item + bias for part in parts])
+        vectors = None if plan.item_vectors is None else _joined([plan.item_vectors(part) for part in parts])
+        self._vectors_IK = vectors
+        self._others = {kind: (*np.split(w, np.cumsum(widths[1:])[:-1]), b) for kind, (w, b) in plan.others.items()}
+
+    def score(
+        self,
+        numbers: Sequence[int],
+        user_F: Floats,
+        context_F: Floats,
+        embeddings: Mapping[str, Floats],
+        candidate_RF: Floats | None = None,
+    ) -> Floats:
         at_R = np.array(numbers)
-        beside_H = user_F @ self._by_user_FH + context_F @ self._by_context_FH
-        if self._by_embedding is not None:
-            beside_H += np.concatenate([embeddings[kind] for kind in self._kinds]) @ self._by_embedding
+        beside = user_F @ self._by_user + context_F @ self._by_context
+        if self._num_beside:
+            beside = beside + self._side_by_side(embeddings, len(at_R)) @ self._by_embedding
         x = self._item_IH.take(at_R, axis=0)
-        x += beside_H
+        x += beside
         if candidate_RF is not None:
-            x += candidate_RF @ self._by_candidate_FH
+            x += candidate_RF @ self._by_candidate
         for weight, bias in self._rest:
             x = self._activate(x) @ weight
             x += bias
@@ -68,8 +84,59 @@ class CatalogueScorer:
         if self._vectors_IK is not None:
             vectors_RK = self._vectors_IK.take(at_R, axis=0)
             for kind in self._kinds:
-                logits_R += vectors_RK @ embeddings[kind][:-1] + embeddings[kind][-1]
+                e = embeddings[kind]
+                if kind in self._others:
+                    logits_R += (self._other(kind, user_F, context_F, candidate_RF) * e[..., :-1]).sum(-1) + e[..., -1]
+                else:
+                    logits_R += vectors_RK @ e[:-1] + e[-1]
         scores: Floats = expit(logits_R)
+        return scores
+
+    def _side_by_side(self, embeddings: Mapping[str, Floats], num_rows: int) -> Floats:
+        """(E,) or, where a kind's differ from row to row, (R, E)."""
+        found = [embeddings[kind] for kind in self._kinds]
+        if any(e.ndim == 2 for e in found):
+            found = [np.broadcast_to(e, (num_rows, e.shape[-1])) for e in found]
+        joined: Floats = np.concatenate(found, axis=-1)
+        return joined
+
+    def _other(self, kind: str, user_F: Floats, context_F: Floats, candidate_RF: Floats | None) -> Floats:
+        """(K,) or (R, K) what an item's embedding is multiplied with."""
+        by_user, by_context, by_candidate, bias = self._others[kind]
+        found: Floats = user_F @ by_user + context_F @ by_context + bias
+        return found if candidate_RF is None else found + candidate_RF @ by_candidate
+
+
+class NetworkScorer:
+    """Any network, through its own forward pass."""
+
+    def __init__(self, network: Network, items: EncodedRows) -> None:
+        self._network, self._items = network, items
+
+    @torch.inference_mode()
+    def score(
+        self,
+        numbers: Sequence[int],
+        user_F: Floats,
+        context_F: Floats,
+        embeddings: Mapping[str, Floats],
+        candidate_RF: Floats | None = None,
+    ) -> Floats:
+        at_R = np.array(numbers)
+        rows, context = Rows.from_encoded(self._items.take(at_R)), [np.tile(context_F, (len(at_R), 1))]
+        context += [] if candidate_RF is None else [candidate_RF]
+        user = torch.from_numpy(np.tile(user_F, (len(at_R), 1)))
+        asked = Rows(
+            rows.item_index_TR,
+            rows.item_dense_TRF,
+            user[None],
+            torch.from_numpy(np.concatenate(context, axis=1))[None],
+            rows.mask_TR,
+            rows.gap_s_TR,
+        )
+        found = {kind: torch.from_numpy(np.atleast_2d(e))[None] for kind, e in embeddings.items()}
+        logits_1R = self._network(asked, found)
+        scores: Floats = torch.sigmoid(logits_1R)[0].numpy()
         return scores
 
 
@@ -83,12 +150,6 @@ def _parts(items: EncodedRows) -> Sequence[EncodedRows]:
 
 def _joined(parts: Sequence[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _parameters(layer: nn.Linear) -> tuple[Floats, Floats]:
-    """Weight (inputs, outputs) and bias (outputs,) of a layer."""
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    return np.ascontiguousarray(weight.T), bias
 
 
 def _silu(x: Floats) -> Floats:

@@ -59,8 +59,11 @@ def bundle_of(model: dict[str, object], meta: dict[str, object] | None = None) -
     network = build_network(cfg, encoder.dims, seed=3)
     with torch.no_grad():
         # Items as training leaves them: vectors of length 1.
-        network.global_block.item.div_(network.global_block.item.norm(dim=1, keepdim=True))
+        items = network.global_block.items
+        if items is not None:
+            items.item.div_(items.item.norm(dim=1, keepdim=True))
         # A prior as training leaves it; at first it is all zeros, which nothing could be told apart from.
-        for start in (getattr(network.meta, name) for name in ("vector", "empty") if hasattr(network.meta, name)):
+        block = network.block("user")
+        for start in (getattr(block, name) for name in ("vector", "empty", "bias") if hasattr(block, name)):
             start.copy_(torch.linspace(-0.5, 0.5, len(start)))
     return Bundle(config=cfg, refit=Model(network, encoder))

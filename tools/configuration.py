@@ -73,6 +73,8 @@ def _type(told: dict[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in told["enum"])
     if told["type"] == "array":
         return f"list of {_type(told['items'])}"
+    if told["type"] == "object":
+        return f"table of {_type(told['additionalProperties'])}"
     bounds = [
         f"{sign} {told[key]:g}" if key != "pattern" else f"{sign} `{told[key]}`" for key, sign in _BOUNDS.items() if key in told
     ]

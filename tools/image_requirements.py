@@ -6,6 +6,7 @@ and from what the installed packages say they require. Nothing in them is kept b
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
@@ -35,11 +36,13 @@ class Image:
 
 _DRIVERS = ("feast[redis]", "psycopg", "psycopg-binary", "psycopg2-binary", "boto3")
 """Of stores that a configuration may name: online store, SQL registry and lease, artifacts on S3."""
+_TABLES = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["sources"])
+"""Of tables that `source` may name. The code loads them by name, since a checkout does without them."""
 IMAGES = {
     # cncf-kubernetes runs verbs as pods; asyncpg and psycopg2 are how Airflow reaches Postgres.
     "airflow": Image(("dags",), ("apache-airflow-providers-cncf-kubernetes", "asyncpg", "psycopg2-binary")),
     # A verb reaches a cluster that it is no node of by Ray's client.
-    "train": Image(("limaml", "feature_repo"), ("ray[client]", *_DRIVERS)),
+    "train": Image(("limaml", "feature_repo"), ("ray[client]", *_DRIVERS, *_TABLES)),
     # Feast finds the online store by its name.
     "serve": Image(("serving", "limaml.features.online"), _DRIVERS),
 }

@@ -16,7 +16,7 @@ import torch
 
 from limaml import schema
 from limaml.config import Config, load
-from limaml.embeddings import slots, switch
+from limaml.embeddings import cutover, fill
 from limaml.events.ingest import ingest_history
 from limaml.events.logged import read_logged
 from limaml.events.sources import open_source
@@ -28,10 +28,10 @@ from limaml.registry import Registry
 from limaml.tasks.protocols import as_served, query_rows
 from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import split_events
-from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data
 from limaml.training.scoring import score_specs
 from limaml.training.step import Workers
+from limaml.training.twin_and_refit import train_twin_and_refit
 
 TODAY = date(2026, 6, 1)
 ROOT = "/the/installation"
@@ -95,9 +95,9 @@ def make(root: Path) -> dict[str, object]:
     bundle.save(bundle.Bundle(cfg, refit, twin, {"training": {}}, {"through": through.isoformat()}), folder)
     registry = Registry(cfg.registry)
     version = registry.register(folder, registry.start_run(RUN), {})
-    for shard in slots.plan_fill(cfg, version, through, RUN)["shards"]:
-        slots.fill_shard(cfg, version, shard, RUN)
-    switch.cut_over(cfg, version, RUN)
+    for shard in fill.plan_fill(cfg, version, through, RUN)["shards"]:
+        fill.fill_shard(cfg, version, shard, RUN)
+    cutover.cut_over(cfg, version, RUN)
     (root / "config.json").write_text(configuration(ROOT).model_dump_json(indent=1))
     return {
         "made_in": str(root),

@@ -66,14 +66,14 @@ class Model:
         self._encoder, network = loaded.encoder, loaded.network
         self.kind = network.kind
         self._prior_D = loaded.prior[network.kind]
-        self._layers = list(network.global_block.layers)
+        self._layers = list(network.global_block.mlp.linears)
         self.index = {item: at for at, item in enumerate(items)}
         names = schema.tables(self._encoder.features).names("item")
         columns = {name: [row[name] for row in items.values()] for name in names}
         rows = Rows.from_encoded(self._encoder.encode({**columns, "item_id": list(items)}, len(items)))
         with torch.inference_mode():
             self._dense_IF = rows.item_dense_TRF[0]
-            self._vectors_IK = network.global_block.items(rows)[0]
+            self._vectors_IK = network.global_block.items(rows.item_index_TR, rows.item_dense_TRF)[0]
 
     @torch.inference_mode()
     def score(self, user: UserRow, hour: int, item_ids: list[str], *, personalised: bool) -> list[float]:

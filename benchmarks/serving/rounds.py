@@ -51,7 +51,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def take_turns(services: Mapping[str, Service], requests: Sequence[bytes], plan: Plan, say: Callable[[str], None]) -> Turns:
     """Every service at every concurrency once a round, a different service first each time. Raises BenchmarkError."""
-    peak, names = GemmPeak("cpu"), list(services)
+    peak, names = GemmPeak(), list(services)
     peak.measure()
     turns: Turns = {(name, concurrency): [] for name in names for concurrency in CONCURRENCIES}
     before = peak.probe()

@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from experiments.methods.item_tables import of_entities
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
-from limaml.models.item_vectors import fit_item_vectors
-from limaml.models.network import LiMAML
+from limaml.meta.warm_start import fit_items
+from limaml.models.network import Network
 from limaml.tasks.sampling import TaskRows
 
 
-def cross_fitted(network: LiMAML, rows: TaskRows, cfg: Config, folds: int) -> TaskRows:
+def cross_fitted(network: Network, rows: TaskRows, cfg: Config, folds: int) -> TaskRows:
     """Put the folds' vectors behind those that `network` has, and return `rows` with their items' indices in those tables."""
-    block, dims = network.global_block, network.dims
-    all_users_IK = block.item.detach()
+    items = network.global_block.items
+    assert items is not None
+    all_users_IK = items.item.detach()
     tables = [all_users_IK]
     counts_I1 = torch.bincount(torch.from_numpy(rows.encoded.item_index), minlength=len(all_users_IK)).unsqueeze(1)
     for fold in range(folds):
         others = [entity for entity in range(rows.num_entities) if entity % folds != fold]
-        fitted_IK = fit_item_vectors(of_entities(rows, others), cfg, dims).vectors_IK
+        fitted_IK = fit_items(of_entities(rows, others), cfg, network.dims).vectors_IK
         tables.append(_turned(torch.cat([torch.zeros(1, fitted_IK.shape[1]), fitted_IK]), all_users_IK, counts_I1))
-    block.item = nn.Parameter(torch.cat(tables), requires_grad=False)
+    items.item = nn.Parameter(torch.cat(tables), requires_grad=False)
     fold_R = np.repeat(np.arange(rows.num_entities) % folds, np.diff(rows.offsets)) if folds else -1
     index = rows.encoded.item_index
     shifted = np.where(index == UNKNOWN, UNKNOWN, index + (fold_R + 1) * len(all_users_IK))

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.cases import CONFIG, OriginData
+from experiments.origin_data import CONFIG, OriginData
 from limaml.config import Config, load
-from limaml.evaluation.judged import Method
+from limaml.evaluation.scoring_method import ScoringMethod
 
 Design = Mapping[str, Any]
 """JSON values. Methods built on the project's network read `overrides`: `section.key=value` strings on `CONFIG`."""
@@ -14,18 +14,18 @@ Design = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Fitted:
-    score: Method
-    """Probability of every query row of some specs over `OriginData.judged` or `.validation`."""
+    score: ScoringMethod
+    """Probability of every query row of some specs over `OriginData.test` or `.validation`."""
     validation: float
-    """The number that choices are made by, `Judge.quality`, on the origin's validation users."""
-    prior: Method | None = None
+    """The number that choices are made by, `MethodValidator.auc`, on the origin's validation users."""
+    prior: ScoringMethod | None = None
     """The same network without what it learnt of the entity, where it has such a thing."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What was chosen on the validation users (steps, shrinkage...), JSON values."""
 
 
 Fit = Callable[[OriginData, Design, int], Fitted]
-"""(data, design, seed). It may read `data.training` and `data.validation`, never `data.judged`."""
+"""(data, design, seed). It may read `data.training` and `data.validation`, never `data.test`."""
 
 
 def configured(data: OriginData, design: Design, seed: int) -> Config:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.evaluation.scoring_method import Floats, MethodInput
 from limaml.features.columns import Indices
 from limaml.tasks.rows import TaskBatch
 from limaml.tasks.sampling import TaskSpec, build_batch
@@ -57,13 +57,13 @@ class HistoryTasks:
         return self.batch.support.mask_TR.sum(dim=1, keepdim=True)
 
 
-def history_tasks(judged: JudgedRows, specs: Sequence[TaskSpec], num_sets: int) -> HistoryTasks:
+def history_tasks(inputs: MethodInput, specs: Sequence[TaskSpec], num_sets: int) -> HistoryTasks:
     """Gather the specs' rows."""
-    batch = build_batch(judged.rows, specs)
+    batch = build_batch(inputs.rows, specs)
     residual_TS = np.zeros(tuple(batch.support.mask_TR.shape), np.float32)
     for task, spec in enumerate(specs):
         rows = slice(spec.support_start, spec.support_stop)
-        residual_TS[task, : spec.support_size] = judged.rows.label[rows] - judged.item_rate[rows]
+        residual_TS[task, : spec.support_size] = inputs.rows.label[rows] - inputs.item_rate[rows]
     return HistoryTasks(batch, torch.from_numpy(residual_TS), num_sets)
 
 
@@ -187,12 +187,12 @@ def dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tenso
 
 @torch.no_grad()
 def score_tasks(
-    judged: JudgedRows, specs: Sequence[TaskSpec], num_sets: int, logits: Callable[[HistoryTasks], Tensor]
+    inputs: MethodInput, specs: Sequence[TaskSpec], num_sets: int, logits: Callable[[HistoryTasks], Tensor]
 ) -> Floats:
     """Probability of every query row, one spec after another, from logits (T, Q) of a batch of tasks."""
     found: Floats = np.empty(sum(len(spec.query) for spec in specs))
     for part, places in in_batches(specs):
-        tasks = history_tasks(judged, part, num_sets)
+        tasks = history_tasks(inputs, part, num_sets)
         found[places] = torch.sigmoid(logits(tasks)[tasks.batch.query.mask_TR > 0].double()).numpy()
     return found
 

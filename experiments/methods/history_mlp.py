@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.cases import OriginData
 from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.history import (
     VECTOR_FEATURES,
@@ -24,10 +23,12 @@ from experiments.methods.history import (
     vector_features,
 )
 from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems, fitted_items, table_of
+from experiments.origin_data import OriginData
 from limaml.config import Config
-from limaml.evaluation.best_average import best_average, query_loss
-from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
+from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator, ScoringMethod
+from limaml.evaluation.trained_baselines import fit_on_queries
 from limaml.features.encoder import EncoderDims
+from limaml.tasks.rows import TaskBatch
 from limaml.tasks.sampling import TaskSpec, meta_batch
 
 SLOPE = 0.22
@@ -82,39 +83,32 @@ def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
         else:
             items, folds = LearnedItems(dims.num_items, cfg.model.embedding_dim - 1), 0
         model = HistoryMlp(cfg, dims, items, design)
-    model, value, step = train_history(cfg, model, data, folds)
-    return Fitted(score_history(model, dims.item_sets), value, notes={"best_step": step})
+    validator, num_sets = MethodValidator(data.validation, cfg), dims.item_sets
+
+    def draw(step: int) -> tuple[TaskBatch, tuple[HistoryTasks, Tensor]]:
+        specs = meta_batch(data.training.rows, cfg, seed=seed, step=step)
+        tasks = history_tasks(data.training, specs, num_sets)
+        return tasks.batch, (tasks, table_of([spec.entity for spec in specs], folds))
+
+    model.standardise([draw(step)[1] for step in range(_SCALE_STEPS)])
+    best, progress = fit_on_queries(
+        cfg.training,
+        cfg.evaluation.baseline_steps,
+        model,
+        draw,
+        lambda average: validator.auc_of(score_history(average, num_sets)),
+    )
+    return Fitted(score_history(best, num_sets), progress.best_value or 0.0, notes={"best_step": progress.best_step})
 
 
-def train_history(cfg: Config, model: HistoryMlp, data: OriginData, folds: int) -> tuple[HistoryMlp, float, int]:
-    """The average of the weights that validates best, its value, and its step; trained as the other networks are."""
-    judge, num_sets, num_steps = Judge(data.validation, cfg), data.encoder.dims.item_sets, cfg.evaluation.baseline_steps
-
-    def draw(step: int) -> tuple[HistoryTasks, Tensor]:
-        specs = meta_batch(data.training.rows, cfg, seed=cfg.training.seed, step=step)
-        return history_tasks(data.training, specs, num_sets), table_of([spec.entity for spec in specs], folds)
-
-    model.standardise([draw(step) for step in range(_SCALE_STEPS)])
-    generator = torch.Generator().manual_seed(cfg.training.seed)
-
-    def backward(step: int) -> None:
-        tasks, table_T = draw(step)
-        torch.autograd.backward(query_loss(model(tasks, table_T, generator), tasks.batch.query))
-
-    def quality(average: HistoryMlp) -> float:
-        return judge.quality_of(score_history(average, num_sets))
-
-    return best_average(cfg.training, model, num_steps, backward, quality)
-
-
-def score_history(model: HistoryMlp, num_sets: int) -> Method:
+def score_history(model: HistoryMlp, num_sets: int) -> ScoringMethod:
     """Score tasks with vectors of all training users."""
 
     def logits(tasks: HistoryTasks) -> Tensor:
         found_TQ: Tensor = model(tasks, torch.full((tasks.batch.num_tasks,), ALL_USERS))
         return found_TQ
 
-    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_tasks(judged, specs, num_sets, logits)
+    def scores(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        return score_tasks(inputs, specs, num_sets, logits)
 
     return scores

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
 from limaml.features.encoder import EncoderDims
-from limaml.models.item_vectors import ItemVectors, fit_item_vectors
+from limaml.meta.warm_start import fit_items
+from limaml.models.item_vectors import ItemVectors
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
 
@@ -64,10 +65,10 @@ class FittedItems(nn.Module):
 
 def fitted_items(rows: TaskRows, cfg: Config, dims: EncoderDims, folds: int) -> FittedItems:
     """A table of all users, and one without each fold's."""
-    fits = [fit_item_vectors(rows, cfg, dims)]
+    fits = [fit_items(rows, cfg, dims)]
     for fold in range(folds):
         others = [entity for entity in range(rows.num_entities) if entity % folds != fold]
-        fits.append(fit_item_vectors(of_entities(rows, others), cfg, dims))
+        fits.append(fit_items(of_entities(rows, others), cfg, dims))
     return FittedItems(fits)
 
 

@@ -5,13 +5,13 @@ from itertools import product
 
 import torch
 
-from experiments.cases import OriginData
-from experiments.methods.bands import BANDS, Choice, band_tasks, by_band, choose_by_band
 from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.support_size_bands import BANDS, Choice, band_tasks, by_band, choose_by_band
+from experiments.origin_data import OriginData
 from limaml.config import Config
-from limaml.evaluation.judged import Floats, Judge, JudgedRows
+from limaml.evaluation.rival_networks import GlobalMlp, WideDeep
+from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator
 from limaml.evaluation.trained_baselines import fit_vectors, score_as_trained, score_with_vectors, train
-from limaml.models.baselines import GlobalMlp, WideDeep
 from limaml.tasks.sampling import TaskRows, TaskSpec
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -22,25 +22,25 @@ STEPS = (0, 1, 3, 10, 30)
 def global_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
     """The global block alone."""
     cfg = configured(data, design, seed)
-    judge = Judge(data.validation, cfg)
-    score = score_as_trained(train(cfg, GlobalMlp(cfg, data.encoder.dims), data.training.rows, judge))
-    return Fitted(score, judge.quality_of(score))
+    validator = MethodValidator(data.validation, cfg)
+    score = score_as_trained(train(cfg, GlobalMlp(cfg, data.encoder.dims), data.training.rows, validator))
+    return Fitted(score, validator.auc_of(score))
 
 
 def user_id(data: OriginData, design: Design, seed: int) -> Fitted:
     """Wide and deep; a user's vector is fitted on its support, with what validates best for its band of support size."""
     cfg = configured(data, design, seed)
-    judge = Judge(data.validation, cfg)
-    model = train(cfg, WideDeep(cfg, data.encoder.dims), data.training.rows, judge)
+    validator = MethodValidator(data.validation, cfg)
+    model = train(cfg, WideDeep(cfg, data.encoder.dims), data.training.rows, validator)
     chosen = _choose(cfg, model, data.validation)
 
-    def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_with_vectors(model, judged, specs, _vectors(cfg, model, judged.rows, specs, chosen))
+    def score(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        return score_with_vectors(model, inputs, specs, _vectors(cfg, model, inputs.rows, specs, chosen))
 
-    return Fitted(score, judge.quality_of(score), notes={"choices": [dict(choice) for choice in chosen]})
+    return Fitted(score, validator.auc_of(score), notes={"choices": [dict(choice) for choice in chosen]})
 
 
-def _choose(cfg: Config, model: WideDeep, validation: JudgedRows) -> list[Choice]:
+def _choose(cfg: Config, model: WideDeep, validation: MethodInput) -> list[Choice]:
     choices = [{"rate": rate, "steps": steps} for rate, steps in product(RATES, STEPS)]
     return choose_by_band(
         validation.rows,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.cases import OriginData
-from experiments.methods.bands import BANDS, Choice, band_of, band_tasks, choose_by_band
 from experiments.methods.fitted import Design, Fitted
+from experiments.methods.support_size_bands import BANDS, Choice, band_of, band_tasks, choose_by_band
+from experiments.origin_data import OriginData
 from limaml.evaluation import baselines
-from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.evaluation.scoring_method import Floats, MethodInput
 from limaml.tasks.protocols import query_rows
 from limaml.tasks.sampling import TaskSpec
 
@@ -22,7 +22,7 @@ _INSIDE = 0.02
 
 def item_mean(data: OriginData, _design: Design, _seed: int) -> Fitted:
     """The logged rate of each query row's item."""
-    return Fitted(baselines.item_mean, data.judge.quality_of(baselines.item_mean))
+    return Fitted(baselines.item_mean, data.validator.auc_of(baselines.item_mean))
 
 
 def user_level(data: OriginData, design: Design, _seed: int) -> Fitted:
@@ -36,32 +36,32 @@ def user_level(data: OriginData, design: Design, _seed: int) -> Fitted:
         lambda specs, choice: level_scores(data.validation, specs, [choice] * len(BANDS), space),
     )
 
-    def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return level_scores(judged, specs, chosen, space)
+    def score(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        return level_scores(inputs, specs, chosen, space)
 
-    return Fitted(score, data.judge.quality_of(score), notes={"shrinkages": [choice["shrinkage"] for choice in chosen]})
+    return Fitted(score, data.validator.auc_of(score), notes={"shrinkages": [choice["shrinkage"] for choice in chosen]})
 
 
-def level_scores(judged: JudgedRows, specs: Sequence[TaskSpec], chosen: Sequence[Choice], space: str) -> Floats:
+def level_scores(inputs: MethodInput, specs: Sequence[TaskSpec], chosen: Sequence[Choice], space: str) -> Floats:
     """(sum of queries,) probabilities; `chosen` holds a shrinkage for every band."""
     level_of = _level_of_rates if space == "rate" else _level_of_logits
     levels = [
-        level_of(judged, spec, chosen[band_of(spec.support_size)]["shrinkage"]) if spec.support_size else 0.0 for spec in specs
+        level_of(inputs, spec, chosen[band_of(spec.support_size)]["shrinkage"]) if spec.support_size else 0.0 for spec in specs
     ]
     shift = np.repeat(np.array(levels), [len(spec.query) for spec in specs])
-    rate = judged.item_rate[query_rows(judged.rows, specs).rows]
+    rate = inputs.item_rate[query_rows(inputs.rows, specs).rows]
     return _clip(rate + shift) if space == "rate" else _clip(_sigmoid(_logit(rate) + shift))
 
 
-def _level_of_rates(judged: JudgedRows, spec: TaskSpec, shrinkage: float) -> float:
+def _level_of_rates(inputs: MethodInput, spec: TaskSpec, shrinkage: float) -> float:
     rows = slice(spec.support_start, spec.support_stop)
-    return float((judged.rows.label[rows] - judged.item_rate[rows]).sum()) / (spec.support_size + shrinkage)
+    return float((inputs.rows.label[rows] - inputs.item_rate[rows]).sum()) / (spec.support_size + shrinkage)
 
 
-def _level_of_logits(judged: JudgedRows, spec: TaskSpec, shrinkage: float) -> float:
+def _level_of_logits(inputs: MethodInput, spec: TaskSpec, shrinkage: float) -> float:
     """The most probable shift of the support's logits under a normal prior, by Newton's method."""
     rows = slice(spec.support_start, spec.support_stop)
-    label, logit, precision = judged.rows.label[rows], _logit(judged.item_rate[rows]), _ROW_INFORMATION * shrinkage
+    label, logit, precision = inputs.rows.label[rows], _logit(inputs.item_rate[rows]), _ROW_INFORMATION * shrinkage
     level = 0.0
     for _ in range(_NEWTON_STEPS):
         p = _sigmoid(logit + level)

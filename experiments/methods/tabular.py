@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from experiments.cases import OriginData
 from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches
+from experiments.origin_data import OriginData
 from limaml.config import Config
-from limaml.evaluation.judged import Floats, JudgedRows, Method
+from limaml.evaluation.scoring_method import Floats, MethodInput, ScoringMethod
 from limaml.tasks.sampling import TaskSpec, meta_batch
 
 Table = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ def logistic(data: OriginData, design: Design, seed: int) -> Fitted:
         return found
 
     score = _method(predict, settings, data.encoder.dims.item_sets)
-    return Fitted(score, data.judge.quality_of(score), notes={"iterations": int(model.n_iter_[0])})
+    return Fitted(score, data.validator.auc_of(score), notes={"iterations": int(model.n_iter_[0])})
 
 
 def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
@@ -55,9 +55,9 @@ def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
     }
     rounds = int(design.get("rounds", 300))
     booster = lightgbm.train(params, lightgbm.Dataset(x_NF, label_N, weight=weight_N), num_boost_round=rounds)
-    tables = [_table(data.validation, specs, settings, data.encoder.dims.item_sets) for specs in data.judge.tasks]
+    tables = [_table(data.validation, specs, settings, data.encoder.dims.item_sets) for specs in data.validator.tasks]
     values = {
-        used: data.judge.quality([_predict(booster, table_NF, used) for table_NF in tables])
+        used: data.validator.auc([_predict(booster, table_NF, used) for table_NF in tables])
         for used in range(_ROUNDS_BETWEEN_VALIDATIONS, rounds + 1, _ROUNDS_BETWEEN_VALIDATIONS)
     }
     best = max(values, key=lambda used: values[used])
@@ -86,17 +86,17 @@ def _training_table(
     return np.concatenate(tables), np.concatenate(labels), weight_N / weight_N.mean()
 
 
-def _method(predict: Callable[[Table], Floats], settings: HistorySettings, num_sets: int) -> Method:
-    def score(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        table_NF = _table(judged, specs, settings, num_sets)
+def _method(predict: Callable[[Table], Floats], settings: HistorySettings, num_sets: int) -> ScoringMethod:
+    def score(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        table_NF = _table(inputs, specs, settings, num_sets)
         return predict(table_NF) if len(table_NF) else np.zeros(0)
 
     return score
 
 
-def _table(judged: JudgedRows, specs: Sequence[TaskSpec], settings: HistorySettings, num_sets: int) -> Table:
+def _table(inputs: MethodInput, specs: Sequence[TaskSpec], settings: HistorySettings, num_sets: int) -> Table:
     """Features of all query rows, one spec after another."""
-    parts = [(_real_rows(history_tasks(judged, part, num_sets), settings), places) for part, places in in_batches(specs)]
+    parts = [(_real_rows(history_tasks(inputs, part, num_sets), settings), places) for part, places in in_batches(specs)]
     if not parts:
         return np.zeros((0, 0), np.float32)
     table_NF = np.empty((sum(len(spec.query) for spec in specs), parts[0][0].shape[1]), np.float32)

@@ -1,1 +1,1 @@
-"""One module a table: `units(quick)` says what is to be computed, `run(unit)` computes it, `assemble(outputs)` reports it."""
+"""One module a table: `jobs(quick)` says what is to be computed, `run(job)` computes it, `assemble(outputs)` reports it."""

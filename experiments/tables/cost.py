@@ -5,7 +5,7 @@
     storing      what one entity takes in the store, as an embedding or as all its adapted weights
     scoring      a request of 100 candidates, with the entity's row at hand: stored embedding, or adapted weights
 
-Rows are random numbers of MovieLens' widths: time depends on shapes alone. One unit, so one process with one thread measures
+Rows are random numbers of MovieLens' widths: time depends on shapes alone. One job, so one process with one thread measures
 everything; repetitions go round all cells, so that a busy moment falls on all alike, and the shortest counts.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from experiments.cases import CONFIG
-from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
-from experiments.units import Output, Unit
+from experiments.cached_jobs import Job, JobOutput
+from experiments.methods.rowwise import adapt_rowwise, full_loss, logits, row_embeddings
+from experiments.origin_data import CONFIG
 from limaml.config import Config, load
 from limaml.features.encoder import EncoderDims
 from limaml.meta.engine import embed_tasks, outer_loss
-from limaml.models.meta_blocks import RowMlp
+from limaml.models.blocks import SupportMlp
 from limaml.models.network import build_network
 from limaml.tasks.rows import Rows, TaskBatch
 from limaml.training.optimizer import make_optimizer
@@ -64,21 +64,21 @@ def cells(quick: bool) -> list[Cell]:
     return list(found)
 
 
-def units(quick: bool) -> list[Unit]:
-    return [Unit(TABLE, "all", {"quick": quick, "repetitions": 2 if quick else 8})]
+def jobs(quick: bool) -> list[Job]:
+    return [Job(TABLE, "all", {"quick": quick, "repetitions": 2 if quick else 8})]
 
 
-def run(unit: Unit) -> Output:
-    measured = [Measured(cell) for cell in cells(unit.params["quick"])]
-    for _ in range(unit.params["repetitions"]):
+def run(job: Job) -> JobOutput:
+    measured = [Measured(cell) for cell in cells(job.params["quick"])]
+    for _ in range(job.params["repetitions"]):
         for one in measured:
             one.repeat()
-    return Output(
+    return JobOutput(
         {"cells": [one.values() for one in measured], "beside_bytes": BESIDE_BYTES, "threads": torch.get_num_threads()}
     )
 
 
-def assemble(outputs: dict[str, Output]) -> dict[str, Any]:
+def assemble(outputs: dict[str, JobOutput]) -> dict[str, Any]:
     """{"cost": {block: [cell, ...]}}."""
     found: dict[str, list[dict[str, Any]]] = {block: [] for block in RATES}
     for output in outputs.values():
@@ -93,28 +93,31 @@ class Measured:
     def __init__(self, cell: Cell) -> None:
         self._cell, cfg = cell, _configured(cell)
         self.network = build_network(cfg, DIMS)
+        self._block = self.network.block(self.network.kind)
         self._optimizer = make_optimizer(self.network, cfg.training)
         self._batch = TaskBatch(make_rows(TASKS, SUPPORT), make_rows(TASKS, QUERY), torch.zeros(TASKS).long(), ("",) * TASKS)
         self._entities = make_rows(ENTITIES, SUPPORT)
-        self._request = make_rows(1, CANDIDATES).unlabelled()
+        self._request = make_rows(1, CANDIDATES)
         one, self._one_row = make_rows(1, SUPPORT), make_rows(1, 1)
-        self._embedding_1D = embed_tasks(self.network, one, torch.zeros(1).long())
+        self._embedding_1D = embed_tasks(self.network, self.network.kind, one, torch.zeros(1).long())
         with torch.no_grad():
-            self._adapted = adapt_rowwise(self.network, one, torch.zeros(1).long())
+            adapted = adapt_rowwise(self.network, one, torch.zeros(1).long())
+            # Without a step they are the network's own, which training changes in place.
+            self._adapted = {name: p.clone() for name, p in adapted.items()}
         self._seconds: dict[str, float] = {}
 
     def repeat(self) -> None:
         """Time everything once more."""
         self._time("train", lambda: self._train(full=False))
-        if isinstance(self.network.meta, RowMlp):
+        if isinstance(self._block, SupportMlp):
             self._time("train_full", lambda: self._train(full=True))
-        self._time("adapt", lambda: embed_tasks(self.network, self._entities, torch.zeros(ENTITIES).long()))
+        self._time("adapt", lambda: embed_tasks(self.network, self.network.kind, self._entities, torch.zeros(ENTITIES).long()))
         self._time("stored", self.score_stored, _REQUESTS)
         self._time("full", self.score_full, _REQUESTS)
 
     def values(self) -> dict[str, Any]:
         cell, seconds = self._cell, self._seconds
-        adapted = sum(log_rate.numel() for log_rate in self.network.log_rates.values())
+        adapted = sum(p.numel() for p in self._adapted.values())
         return {
             "block": cell.block,
             "inner_steps": cell.inner_steps,
@@ -132,22 +135,23 @@ class Measured:
     @torch.no_grad()
     def score_stored(self) -> torch.Tensor:
         """(1, 100) logits."""
-        logit_1R: torch.Tensor = self.network(self._request, self._embedding_1D)
+        logit_1R: torch.Tensor = self.network(self._request, {self.network.kind: self._embedding_1D})
         return logit_1R
 
     @torch.no_grad()
     def score_full(self) -> torch.Tensor:
         """(1, 100) logits with weights adapted beforehand; a task-level block is run once, a row-level one on every row."""
-        if isinstance(self.network.meta, RowMlp):
+        if isinstance(self._block, SupportMlp):
             return logits(self.network, self._adapted, self._request)
-        logit_1R: torch.Tensor = self.network(self._request, self._adapted.embed(self._one_row)[:, 0])
+        embedding_1D = row_embeddings(self.network, self._adapted, self._one_row)[:, 0]
+        logit_1R: torch.Tensor = self.network(self._request, {self.network.kind: embedding_1D})
         return logit_1R
 
     def _train(self, *, full: bool) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         generator = torch.Generator().manual_seed(0)
         if full:
-            loss = full_loss(self.network, self._batch, generator=generator)
+            loss = full_loss(self.network, self._batch, generator=generator).loss
         else:
             loss = outer_loss(self.network, self._batch, generator=generator).loss
         torch.autograd.backward(loss)

@@ -17,21 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cases import CADENCES, NEVER
+from experiments.cached_jobs import Job, JobOutput
 from experiments.data import WORK
-from experiments.units import Output, Unit
+from experiments.origin_data import CADENCES, NEVER
 from experiments.worlds import CONFIG, KnownRows, World, expected_peruser_auc
 from limaml import metrics
 from limaml.config import load
 from limaml.evaluation.baselines import choose_shrinkage, item_mean
-from limaml.evaluation.judged import Judge, JudgedRows, Method
+from limaml.evaluation.scoring_method import MethodInput, MethodValidator, ScoringMethod
 from limaml.events.synthetic import expected_auc
 from limaml.features.encoder import Encoder
 from limaml.schema import day_start
 from limaml.tasks.protocols import as_served, query_rows
 from limaml.tasks.sampling import TaskSpec, microseconds, support_spec
-from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
+from limaml.training.twin_and_refit import fit_twin
 from limaml.training.validation import Validator
 
 TABLE = "drift"
@@ -69,43 +69,43 @@ JUDGED_SEEDS = (1, 2, 3)
 """Settings were chosen on the world of seed 0, some of them after a look at its judged rows; these were not looked at."""
 
 
-def units(quick: bool) -> list[Unit]:
+def jobs(quick: bool) -> list[Job]:
     size = _QUICK if quick else _FULL
     scales = _QUICK_SCALES if quick else HALF_LIVES
     return [
-        Unit(TABLE, f"{scale}/seed{seed}", {**size, "scale": scale, "seed": seed, "root": str(WORK)})
+        Job(TABLE, f"{scale}/seed{seed}", {**size, "scale": scale, "seed": seed, "root": str(WORK)})
         for scale in scales
         for seed in JUDGED_SEEDS[: 1 if quick else None]
     ]
 
 
-def run(unit: Unit) -> Output:
+def run(job: Job) -> JobOutput:
     """`params["root"]`: the folder of all data; the world is ingested into a folder of its own below it."""
-    params = unit.params
-    world = World.ingested(_world(params), Path(params["root"]) / TABLE / f"{unit.key}-{params['users']}")
+    params = job.params
+    world = World.ingested(_world(params), Path(params["root"]) / TABLE / f"{job.key}-{params['users']}")
     trained_users, new_users = world.users(0.0, _TRAINED), world.users(_VALIDATING, 1.0)
     validating_users = world.users(_TRAINED, _VALIDATING)
     train_end_us, test_start_us = (_arrival_day_us(world, users[0]) for users in (validating_users, new_users))
     training = world.rows_of(trained_users, train_end_us)
     encoder = Encoder.fit(training, world.cfg)
-    validation = world.known(world.rows_of(validating_users, test_start_us), encoder).judged
-    judged = world.known(world.rows_of((*trained_users, *new_users)), encoder)
-    limaml, support_rows, found = _limaml(params, world.known(training, encoder).judged, validation, encoder)
-    methods: dict[str, tuple[Method, int]] = {
+    validation = world.known(world.rows_of(validating_users, test_start_us), encoder).inputs
+    known = world.known(world.rows_of((*trained_users, *new_users)), encoder)
+    limaml, support_rows, found = _limaml(params, world.known(training, encoder).inputs, validation, encoder)
+    methods: dict[str, tuple[ScoringMethod, int]] = {
         "limaml": (limaml, support_rows),
-        "user_level": (choose_shrinkage(Judge(validation, world.cfg)), world.cfg.meta.support_rows),
+        "user_level": (choose_shrinkage(MethodValidator(validation, world.cfg)), world.cfg.meta.support_rows),
         "none": (item_mean, support_rows),
-        "truth": (lambda _, specs: judged.probability_R[query_rows(judged.judged.rows, specs).rows], support_rows),
+        "truth": (lambda _, specs: known.probability_R[query_rows(known.inputs.rows, specs).rows], support_rows),
     }
     aucs, user_aucs = {}, {}
     for name, (method, rows) in methods.items():
         values = {
-            cadence: _judge(judged, specs, method, trained_users) for cadence, specs in _cases(judged, test_start_us, rows)
+            cadence: _aucs(known, specs, method, trained_users) for cadence, specs in _task_sets(known, test_start_us, rows)
         }
         aucs[name] = {cadence: pair[0] for cadence, pair in values.items()}
         user_aucs[name] = {cadence: pair[1] for cadence, pair in values.items()}
     notes = {"support_rows": support_rows, "validation": found}
-    return Output({"scale": params["scale"], "auc": aucs, "peruser_auc": user_aucs, **notes})
+    return JobOutput({"scale": params["scale"], "auc": aucs, "peruser_auc": user_aucs, **notes})
 
 
 def drift_of(half_life_days: float | None) -> float:
@@ -126,8 +126,8 @@ def _arrival_day_us(world: World, user: str) -> int:
 
 
 def _limaml(
-    params: Mapping[str, Any], training: JudgedRows, validation: JudgedRows, encoder: Encoder
-) -> tuple[Method, int, dict[str, float]]:
+    params: Mapping[str, Any], training: MethodInput, validation: MethodInput, encoder: Encoder
+) -> tuple[ScoringMethod, int, dict[str, float]]:
     """The network whose number of support rows serves validation users best, that number, and every AUC compared."""
     found, networks = {}, {}
     for rows in SUPPORT_ROWS:
@@ -142,32 +142,34 @@ def _limaml(
         )
     best = max(found, key=lambda rows: found[rows])
     network = networks[best]
-    return lambda judged, specs: score_specs(network, judged.rows, specs), best, {str(k): v for k, v in found.items()}
+    return lambda inputs, specs: score_specs(network, inputs.rows, specs), best, {str(k): v for k, v in found.items()}
 
 
-def _cases(judged: KnownRows, from_us: int, support_rows: int) -> list[tuple[str, list[TaskSpec]]]:
+def _task_sets(known: KnownRows, from_us: int, support_rows: int) -> list[tuple[str, list[TaskSpec]]]:
     """Cadence -> tasks, all with the same query rows in the same order."""
-    rows = judged.judged.rows
-    cases = {name: as_served(rows, from_us=from_us, support_rows=support_rows, every_us=us) for name, us in CADENCES.items()}
-    stale = [replace(support_spec(rows, each.entity, from_us, support_rows), query=each.query) for each in cases["weekly"]]
-    return [(NEVER, stale), *cases.items()]
+    rows = known.inputs.rows
+    task_sets = {
+        name: as_served(rows, from_us=from_us, support_rows=support_rows, every_us=us) for name, us in CADENCES.items()
+    }
+    stale = [replace(support_spec(rows, each.entity, from_us, support_rows), query=each.query) for each in task_sets["weekly"]]
+    return [(NEVER, stale), *task_sets.items()]
 
 
-def _judge(
-    judged: KnownRows, specs: Sequence[TaskSpec], method: Method, returning: Sequence[str]
+def _aucs(
+    known: KnownRows, specs: Sequence[TaskSpec], method: ScoringMethod, returning: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Pooled and per-user AUC of the specs' query rows, of all users and of the returning ones."""
-    queries, scores = query_rows(judged.judged.rows, specs), method(judged.judged, specs)
-    known, entities = set(returning), judged.judged.rows.entities
-    rows_back = np.repeat([entities[spec.entity] in known for spec in specs], [len(spec.query) for spec in specs])
+    queries, scores = query_rows(known.inputs.rows, specs), method(known.inputs, specs)
+    back, entities = set(returning), known.inputs.rows.entities
+    rows_back = np.repeat([entities[spec.entity] in back for spec in specs], [len(spec.query) for spec in specs])
     pooled, per_user = {}, {}
     for name, rows in (("all", np.ones(len(queries), np.bool_)), ("returning", rows_back)):
-        p, s = judged.probability_R[queries.rows][rows], scores[rows]
+        p, s = known.probability_R[queries.rows][rows], scores[rows]
         pooled[name], per_user[name] = expected_auc(p, s), expected_peruser_auc(p, s, queries.users[rows])
     return pooled, per_user
 
 
-def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
+def assemble(outputs: Mapping[str, JobOutput]) -> dict[str, Any]:
     """Means over seeds by scale, with the number of support rows that each seed's validation users chose."""
     found = {}
     for scale, half_life in HALF_LIVES.items():

@@ -1,6 +1,6 @@
 """Tables 1, 2, 4 and 5: every method on the same query rows of MovieLens, by both protocols, with intervals.
 
-A unit fits one method at one origin with one seed and scores all of the origin's cases; what is made of the scores is cheap.
+A job fits one method at one origin with one seed and scores all of the origin's task sets; what is made of the scores is cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.cases import CADENCES, KS, NEVER, OriginData, movielens
+from experiments.cached_jobs import Job, JobOutput
 from experiments.data import MOVIELENS
 from experiments.designs import read_designs
-from experiments.intervals import AUC, CALIBRATION_ERROR, LOG_LOSS, PERUSER_AUC, CaseRows, Measured, mean_difference, measure
+from experiments.intervals import AUC, CALIBRATION_ERROR, LOG_LOSS, PERUSER_AUC, Measured, TaskSetRows, mean_difference, measure
 from experiments.methods.registry import METHODS
+from experiments.origin_data import CADENCES, KS, NEVER, OriginData, movielens
 from experiments.origins import NUM_ORIGINS
-from experiments.units import Output, Unit
 from limaml.metrics import Floats, draw_users
 from limaml.tasks.protocols import query_rows
 
@@ -33,7 +33,7 @@ PERSONAL_KS = (20, 50)
 FEW_KS = (0, 1, 2, 3, 5)
 
 
-def units(quick: bool) -> list[Unit]:
+def jobs(quick: bool) -> list[Job]:
     """One for every method, origin and seed."""
     designs = read_designs()
     found = []
@@ -44,37 +44,37 @@ def units(quick: bool) -> list[Unit]:
                 if quick and "overrides" in design:
                     design["overrides"] = [*design["overrides"], "training.max_steps=40", "evaluation.baseline_steps=40"]
                 params = {"method": name, "design": design, "origin": origin, "seed": seed, "root": str(MOVIELENS)}
-                found.append(Unit(TABLE, f"{name}/origin{origin}/seed{seed}", params))
+                found.append(Job(TABLE, f"{name}/origin{origin}/seed{seed}", params))
     return found
 
 
-def run(unit: Unit) -> Output:
-    """Fit, and score every case."""
-    params = unit.params
+def run(job: Job) -> JobOutput:
+    """Fit, and score every task set."""
+    params = job.params
     data = movielens(params["root"])[params["origin"]]
     fitted = METHODS[params["method"]](data, params["design"], params["seed"])
-    arrays = {case: fitted.score(data.judged, specs) for case, specs in data.cases().items()}
+    arrays = {task_set: fitted.score(data.test, specs) for task_set, specs in data.task_sets().items()}
     if fitted.prior is not None:
-        arrays |= {f"{PRIOR}/{case}": fitted.prior(data.judged, specs) for case, specs in data.cases().items()}
-    return Output({"validation": fitted.validation, "notes": fitted.notes}, arrays)
+        arrays |= {f"{PRIOR}/{task_set}": fitted.prior(data.test, specs) for task_set, specs in data.task_sets().items()}
+    return JobOutput({"validation": fitted.validation, "notes": fitted.notes}, arrays)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One case at all origins: its query rows, and groups of them by who they belong to."""
+class MeasuredTaskSet:
+    """One task set at all origins: its query rows, and groups of them by who they belong to."""
 
-    rows: list[CaseRows]
+    rows: list[TaskSetRows]
     groups: list[dict[str, npt.NDArray[np.bool_]]]
 
-    def part(self, group: str) -> list[CaseRows]:
+    def part(self, group: str) -> list[TaskSetRows]:
         return [rows.part(groups[group]) for rows, groups in zip(self.rows, self.groups, strict=True)]
 
 
 class Scores:
-    """Outputs of all units, by method, case, origin and seed."""
+    """Outputs of all jobs, by method, task set, origin and seed."""
 
-    def __init__(self, outputs: Mapping[str, Output], num_origins: int) -> None:
-        self._found: dict[str, list[list[Output]]] = {}
+    def __init__(self, outputs: Mapping[str, JobOutput], num_origins: int) -> None:
+        self._found: dict[str, list[list[JobOutput]]] = {}
         for key, output in sorted(outputs.items()):
             name, origin, _ = key.split("/")
             seeds = self._found.setdefault(name, [[] for _ in range(num_origins)])
@@ -89,47 +89,47 @@ class Scores:
         """Of those methods that have seeds."""
         return max(len(seeds) for origins in self._found.values() for seeds in origins)
 
-    def of(self, method: str, case: str) -> list[list[Floats]]:
-        """[origin][seed] scores of the case's query rows. `prior` is the shipped network's."""
-        name, case = ("stored", f"{PRIOR}/{case}") if method == PRIOR else (method, case)
-        return [[output.arrays[case] for output in seeds] for seeds in self._found[name]]
+    def of(self, method: str, task_set: str) -> list[list[Floats]]:
+        """[origin][seed] scores of the task set's query rows. `prior` is the shipped network's."""
+        name, task_set = ("stored", f"{PRIOR}/{task_set}") if method == PRIOR else (method, task_set)
+        return [[output.arrays[task_set] for output in seeds] for seeds in self._found[name]]
 
 
 class Assembly:
     """All measured values that tables are made of; each is made once."""
 
-    def __init__(self, outputs: Mapping[str, Output], origins: Sequence[OriginData]) -> None:
+    def __init__(self, outputs: Mapping[str, JobOutput], origins: Sequence[OriginData]) -> None:
         self.scores = Scores(outputs, len(origins))
         everybody = sorted({user for data in origins for user in (*data.origin.returning_users, *data.origin.held_out_users)})
         self._number = {user: number for number, user in enumerate(everybody)}
         self._weights_BU = draw_users(len(everybody), draws=DRAWS, seed=0)
-        self._origins, self._cases = origins, [data.cases() for data in origins]
-        self._case: dict[str, Case] = {}
+        self._origins, self._task_sets = origins, [data.task_sets() for data in origins]
+        self._task_set: dict[str, MeasuredTaskSet] = {}
         self._measured: dict[tuple[str, str, str, bool], Measured] = {}
 
-    def case(self, name: str) -> Case:
-        if name not in self._case:
-            found = [self._rows(data, cases, name) for data, cases in zip(self._origins, self._cases, strict=True)]
-            self._case[name] = Case([rows for rows, _ in found], [groups for _, groups in found])
-        return self._case[name]
+    def task_set(self, name: str) -> MeasuredTaskSet:
+        if name not in self._task_set:
+            found = [self._rows(data, task_sets, name) for data, task_sets in zip(self._origins, self._task_sets, strict=True)]
+            self._task_set[name] = MeasuredTaskSet([rows for rows, _ in found], [groups for _, groups in found])
+        return self._task_set[name]
 
-    def measured(self, method: str, case: str, group: str = "all", *, draws: bool = True) -> Measured:
+    def measured(self, method: str, task_set: str, group: str = "all", *, draws: bool = True) -> Measured:
         """Without draws it takes a tenth of the time, and has no intervals."""
-        key = method, case, group, draws
+        key = method, task_set, group, draws
         if key not in self._measured:
-            groups = self.case(case).groups
+            groups = self.task_set(task_set).groups
             masked = [
-                [part[groups[origin][group]] for part in seeds] for origin, seeds in enumerate(self.scores.of(method, case))
+                [part[groups[origin][group]] for part in seeds] for origin, seeds in enumerate(self.scores.of(method, task_set))
             ]
-            self._measured[key] = measure(self.case(case).part(group), masked, self._weights_BU if draws else None)
+            self._measured[key] = measure(self.task_set(task_set).part(group), masked, self._weights_BU if draws else None)
         return self._measured[key]
 
     def _rows(
-        self, data: OriginData, cases: Mapping[str, Sequence[Any]], name: str
-    ) -> tuple[CaseRows, dict[str, npt.NDArray[np.bool_]]]:
-        rows = data.judged.rows
-        queries = query_rows(rows, cases[name])
-        entity = np.repeat([spec.entity for spec in cases[name]], [len(spec.query) for spec in cases[name]])
+        self, data: OriginData, task_sets: Mapping[str, Sequence[Any]], name: str
+    ) -> tuple[TaskSetRows, dict[str, npt.NDArray[np.bool_]]]:
+        rows = data.test.rows
+        queries = query_rows(rows, task_sets[name])
+        entity = np.repeat([spec.entity for spec in task_sets[name]], [len(spec.query) for spec in task_sets[name]])
         number = np.array([self._number[user] for user in rows.entities])
         back = np.isin(rows.entities, data.origin.returning_users)[entity]
         # Halves of the users who are judged, by how many rows they have.
@@ -137,10 +137,10 @@ class Assembly:
         frequent = sizes[entity] >= np.median(sizes[np.unique(entity)])
         groups = {"all": np.ones(len(entity), np.bool_), "returning": back, "new": ~back}
         groups |= {"frequent": frequent, "infrequent": ~frequent}
-        return CaseRows(queries.labels, number[entity]), groups
+        return TaskSetRows(queries.labels, number[entity]), groups
 
 
-def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
+def assemble(outputs: Mapping[str, JobOutput]) -> dict[str, Any]:
     """The results' part of tables 1, 2, 4 and 5."""
     num_origins = 1 + max(int(key.split("/")[1].removeprefix("origin")) for key in outputs)
     origins = movielens(str(MOVIELENS))[:num_origins]
@@ -168,8 +168,8 @@ def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
 
 def protocol(found: Assembly, origins: Sequence[OriginData]) -> dict[str, Any]:
     """How many users and rows each origin trains, chooses and judges on."""
-    first = found.case(f"first/{KS[-1]}").rows
-    served = found.case("served/daily")
+    first = found.task_set(f"first/{KS[-1]}").rows
+    served = found.task_set("served/daily")
     described = []
     for number, data in enumerate(origins):
         origin, groups = data.origin, served.groups[number]

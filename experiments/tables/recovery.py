@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.cached_jobs import Job, JobOutput
 from experiments.data import WORK
 from experiments.oracle import posterior
-from experiments.units import Output, Unit
 from experiments.worlds import CONFIG, KnownRows, World, expected_peruser_auc
 from limaml.config import Config, load
 from limaml.events.synthetic import expected_auc
 from limaml.features.encoder import Encoder
 from limaml.tasks.protocols import first_k, query_rows
 from limaml.tasks.sampling import TaskSpec
-from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
+from limaml.training.twin_and_refit import fit_twin
 from limaml.training.validation import Validator
 
 Floats = npt.NDArray[np.float64]
@@ -62,35 +62,35 @@ _NETWORK = (
 """One configuration for all tastes, chosen on validation users (experiments/LOG.md)."""
 
 
-def units(quick: bool) -> list[Unit]:
+def jobs(quick: bool) -> list[Job]:
     size = _QUICK if quick else _FULL
     return [
-        Unit(TABLE, f"{taste}/seed{seed}", {**size, "taste": taste, "seed": seed, "root": str(WORK)})
+        Job(TABLE, f"{taste}/seed{seed}", {**size, "taste": taste, "seed": seed, "root": str(WORK)})
         for taste in TASTES
         for seed in _SEEDS[quick]
     ]
 
 
-def run(unit: Unit) -> Output:
+def run(job: Job) -> JobOutput:
     """`params["root"]`: the folder of all data; the world is ingested into a folder of its own below it."""
-    params = unit.params
-    world = World.ingested(_world(params), Path(params["root"]) / TABLE / f"{unit.key}-{params['users']}")
+    params = job.params
+    world = World.ingested(_world(params), Path(params["root"]) / TABLE / f"{job.key}-{params['users']}")
     training = world.arrival_rows_of(world.users(0.0, _TRAINED))
     encoder = Encoder.fit(training, world.cfg)
     validation = world.known(world.arrival_rows_of(world.users(_TRAINED, _VALIDATING)), encoder)
-    judged = world.known(world.arrival_rows_of(world.users(_VALIDATING, 1.0)), encoder)
+    known = world.known(world.arrival_rows_of(world.users(_VALIDATING, 1.0)), encoder)
     cfg = load(CONFIG, [*_NETWORK, f"training.max_steps={params['steps']}", f"training.seed={params['seed']}"])
-    trained = world.known(training, encoder).judged.rows
-    network, progress = fit_twin(cfg, trained, encoder.dims, Validator(validation.judged.rows, cfg))
-    tasks = judged_tasks(judged, cfg)
-    ours = [score_specs(network, judged.judged.rows, specs) for specs in tasks.values()]
-    best = [best_scores(judged, specs, params["draws"]) for specs in tasks.values()]
+    trained = world.known(training, encoder).inputs.rows
+    network, progress = fit_twin(cfg, trained, encoder.dims, Validator(validation.inputs.rows, cfg))
+    tasks = first_k_tasks(known, cfg)
+    ours = [score_specs(network, known.inputs.rows, specs) for specs in tasks.values()]
+    best = [best_scores(known, specs, params["draws"]) for specs in tasks.values()]
     found = {}
     for name, metric in {"aucs": expected, "peruser_aucs": expected_peruser}.items():
-        limaml = {k: metric(judged, specs, scores) for (k, specs), scores in zip(tasks.items(), ours, strict=True)}
-        oracle = {k: metric(judged, specs, scores) for (k, specs), scores in zip(tasks.items(), best, strict=True)}
+        limaml = {k: metric(known, specs, scores) for (k, specs), scores in zip(tasks.items(), ours, strict=True)}
+        oracle = {k: metric(known, specs, scores) for (k, specs), scores in zip(tasks.items(), best, strict=True)}
         found[name] = shares(limaml, oracle)
-    return Output({"taste": params["taste"], **found, "best_step": progress.best_step})
+    return JobOutput({"taste": params["taste"], **found, "best_step": progress.best_step})
 
 
 def _world(params: Mapping[str, Any]) -> list[str]:
@@ -99,28 +99,28 @@ def _world(params: Mapping[str, Any]) -> list[str]:
     return [*(f"source.synthetic_{name}={value}" for name, value in sizes.items()), *TASTES[params["taste"]]]
 
 
-def judged_tasks(judged: KnownRows, cfg: Config) -> dict[int, list[TaskSpec]]:
-    rows, least = judged.judged.rows, cfg.evaluation.min_query_rows
+def first_k_tasks(known: KnownRows, cfg: Config) -> dict[int, list[TaskSpec]]:
+    rows, least = known.inputs.rows, cfg.evaluation.min_query_rows
     return first_k(rows, rows.entities, KS, min_query_rows=least, support_rows=cfg.meta.support_rows)
 
 
-def best_scores(judged: KnownRows, specs: Sequence[TaskSpec], draws: int) -> Floats:
+def best_scores(known: KnownRows, specs: Sequence[TaskSpec], draws: int) -> Floats:
     """Posterior-predictive probability of every query row, one spec after another."""
-    item_R = judged.item_R[query_rows(judged.judged.rows, specs).rows]
+    item_R = known.item_R[query_rows(known.inputs.rows, specs).rows]
     task_R = np.repeat(np.arange(len(specs)), [len(spec.query) for spec in specs])
-    found = posterior(judged.support(specs), draws)
-    return found.predict(task_R, judged.popularity_I[item_R], judged.loading_IL[item_R])
+    found = posterior(known.support(specs), draws)
+    return found.predict(task_R, known.popularity_I[item_R], known.loading_IL[item_R])
 
 
-def expected(judged: KnownRows, specs: Sequence[TaskSpec], scores: Floats) -> float:
+def expected(known: KnownRows, specs: Sequence[TaskSpec], scores: Floats) -> float:
     """Expected pooled AUC of the specs' query rows."""
-    return expected_auc(judged.probability_R[query_rows(judged.judged.rows, specs).rows], scores)
+    return expected_auc(known.probability_R[query_rows(known.inputs.rows, specs).rows], scores)
 
 
-def expected_peruser(judged: KnownRows, specs: Sequence[TaskSpec], scores: Floats) -> float:
+def expected_peruser(known: KnownRows, specs: Sequence[TaskSpec], scores: Floats) -> float:
     """Expected AUC inside each user's query rows, each user counting once."""
-    queries = query_rows(judged.judged.rows, specs)
-    return expected_peruser_auc(judged.probability_R[queries.rows], scores, queries.users)
+    queries = query_rows(known.inputs.rows, specs)
+    return expected_peruser_auc(known.probability_R[queries.rows], scores, queries.users)
 
 
 def shares(limaml: Mapping[int, float], oracle: Mapping[int, float]) -> dict[str, dict[str, float]]:
@@ -134,7 +134,7 @@ def shares(limaml: Mapping[int, float], oracle: Mapping[int, float]) -> dict[str
     return found
 
 
-def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
+def assemble(outputs: Mapping[str, JobOutput]) -> dict[str, Any]:
     """Means over seeds by taste and k, and over all tastes the worst of the pooled shares."""
     recovery, peruser = (_means(outputs, name) for name in ("aucs", "peruser_aucs"))
     ks = [str(k) for k in KS if k]
@@ -142,7 +142,7 @@ def assemble(outputs: Mapping[str, Output]) -> dict[str, Any]:
     return {"recovered_share": worst, "recovery": recovery, "recovery_peruser": peruser}
 
 
-def _means(outputs: Mapping[str, Output], name: str) -> dict[str, dict[str, dict[str, float]]]:
+def _means(outputs: Mapping[str, JobOutput], name: str) -> dict[str, dict[str, dict[str, float]]]:
     found = {}
     for taste in TASTES:
         of_seeds = [output.values[name] for output in outputs.values() if output.values["taste"] == taste]

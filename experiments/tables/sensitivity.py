@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cases import OriginData, movielens
+from experiments.cached_jobs import Job, JobOutput
 from experiments.data import MOVIELENS
-from experiments.units import Output, Unit
+from experiments.origin_data import OriginData, movielens
 from limaml import metrics
 from limaml.config import Config, load
 from limaml.errors import TrainingError
-from limaml.evaluation.judged import Floats, Judge
+from limaml.evaluation.scoring_method import Floats, MethodValidator
 from limaml.tasks.protocols import query_rows
 from limaml.training.checkpoint import Progress
-from limaml.training.loop import fit_twin
 from limaml.training.scoring import score_specs
+from limaml.training.twin_and_refit import fit_twin
 from limaml.training.validation import Validator
 
 TABLE = "sensitivity"
@@ -31,7 +31,7 @@ QUICK_STEPS = 20
 SEEDS = (0, 1, 2)
 
 
-def units(quick: bool, root: str = str(MOVIELENS)) -> list[Unit]:
+def jobs(quick: bool, root: str = str(MOVIELENS)) -> list[Job]:
     """One for each cell; `root` is the folder of the ingested MovieLens."""
     found, shipped = [], load(SHIPPED).fingerprint("model", "meta", "training", "evaluation")
     for cell in _quick_cells() if quick else _cells():
@@ -40,21 +40,21 @@ def units(quick: bool, root: str = str(MOVIELENS)) -> list[Unit]:
         key = f"steps{cell['inner_steps']}/{rates}/outer{cell['outer_rate']}/{order}"
         seeds = SEEDS[: 1 if quick else None]
         params = {**cell, "seeds": seeds, "root": root, "origins": 1 if quick else None, "quick": quick, "shipped": shipped}
-        found.append(Unit(TABLE, key, params))
+        found.append(Job(TABLE, key, params))
     return found
 
 
-def run(unit: Unit) -> Output:
-    params = unit.params
+def run(job: Job) -> JobOutput:
+    params = job.params
     data = movielens(params["root"])[: params["origins"]]
     fitted = [fit_cell(one, [*overrides(params), f"training.seed={seed}"]) for one in data for seed in params["seeds"]]
     means = {name: float(np.mean([each[name] for each in fitted])) for name in fitted[0]}
     order = "second" if params["second_order"] else "first"
     cell = {name: params[name] for name in ("inner_steps", "inner_rate", "learned", "outer_rate")}
-    return Output({"cell": {**cell, "order": order, **means}})
+    return JobOutput({"cell": {**cell, "order": order, **means}})
 
 
-def assemble(outputs: dict[str, Output]) -> dict[str, Any]:
+def assemble(outputs: dict[str, JobOutput]) -> dict[str, Any]:
     """{"sensitivity": [cell, ...]}, in the order of their settings."""
     found = [output.values["cell"] for output in outputs.values()]
     settings = ("order", "outer_rate", "learned", "inner_steps", "inner_rate")
@@ -75,14 +75,14 @@ def overrides(params: Mapping[str, Any]) -> list[str]:
     return [*found, f"training.max_steps={QUICK_STEPS}"] if params["quick"] else found
 
 
-def parts(judge: Judge, scores: Sequence[Floats]) -> dict[str, float]:
+def parts(validator: MethodValidator, scores: Sequence[Floats]) -> dict[str, float]:
     """The number that choices are made by, and its two halves: means over the task lists of pooled and of per-user AUC."""
     pooled, peruser = [], []
-    for specs, part in zip(judge.tasks, scores, strict=True):
-        rows = query_rows(judge.judged.rows, specs)
+    for specs, part in zip(validator.tasks, scores, strict=True):
+        rows = query_rows(validator.inputs.rows, specs)
         pooled.append(metrics.auc(rows.labels, part))
         peruser.append(metrics.mean_per_user_auc(rows.labels, part, rows.users, rows.num_users))
-    return {"validation_auc": judge.quality(scores), "pooled": float(np.nanmean(pooled)), "peruser": float(np.nanmean(peruser))}
+    return {"validation_auc": validator.auc(scores), "pooled": float(np.nanmean(pooled)), "peruser": float(np.nanmean(peruser))}
 
 
 def fit_cell(data: OriginData, settings: list[str]) -> dict[str, float]:
@@ -93,10 +93,10 @@ def fit_cell(data: OriginData, settings: list[str]) -> dict[str, float]:
     except TrainingError:
         chance = dict.fromkeys(("validation_auc", "pooled", "peruser"), 0.5)
         return {**chance, "diverged": 1.0, "best_step": 0.0, "train_seconds": 0.0}
-    judge = Judge(data.validation, cfg)
-    scores = [score_specs(network, data.validation.rows, specs) for specs in judge.tasks]
+    validator = MethodValidator(data.validation, cfg)
+    scores = [score_specs(network, data.validation.rows, specs) for specs in validator.tasks]
     found = {"diverged": 0.0, "best_step": progress.best_step, "train_seconds": _train_seconds(cfg, progress)}
-    return {**parts(judge, scores), **found}
+    return {**parts(validator, scores), **found}
 
 
 def _train_seconds(cfg: Config, progress: Progress) -> float:

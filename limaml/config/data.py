@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from limaml.config.section import Count, Positive, PositiveCount, Section, Share
+from limaml.config.names import SourceKind
+from limaml.config.section import Count, OpenShare, Positive, PositiveCount, Section, Share
 
 
 class StorageConfig(Section):
@@ -39,6 +40,9 @@ class UserColumns(Section):
 
     user_id: str = "user_id"
     """A column's name or a SQL expression, with the ids of the events."""
+    more: dict[str, str] = Field(default_factory=dict)
+    """Columns made for features, each a SQL expression of the table's: `segment = "coalesce(tier, plan)"`. One with the name of
+    a column of the table stands in its place."""
 
 
 class ItemColumns(Section):
@@ -46,6 +50,8 @@ class ItemColumns(Section):
 
     item_id: str = "item_id"
     """A column's name or a SQL expression, with the ids of the events."""
+    more: dict[str, str] = Field(default_factory=dict)
+    """As the users': `tags = "string_split(tags, ',')"` makes a set of texts of one text."""
 
 
 class NegativesConfig(Section):
@@ -62,11 +68,13 @@ class NegativesConfig(Section):
 class SourceConfig(Section):
     """Where events come from, and what a normal day of that source looks like."""
 
-    kind: Literal["movielens", "completejourney", "synthetic", "parquet", "table"]
-    """The adapter: recorded data of two packages, a generated world, or your own: day folders of Parquet, or any table."""
+    kind: SourceKind
+    """The adapter: recorded data of two packages, a generated world, or your own: day folders of Parquet, or any table.
+    Or one that is registered (docs/extend.md)."""
     path: str = ""
     """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
-    folder of their files; the installed wheel's if empty."""
+    folder of their files; the installed wheel's if empty. table: folder or URL below which relative names in `events`, `users`
+    and `items` lie; the working folder if empty."""
     events: str = ""
     """table: a file, folder, pattern or URL of Parquet, CSV or JSON files, compressed ones too. Or a table or view of Postgres,
     `postgresql://USER:${NAME}@HOST/DATABASE?table=SCHEMA.TABLE`, with the password in the environment's variable NAME or where
@@ -108,19 +116,46 @@ class SourceConfig(Section):
     synthetic_days: PositiveCount = 30
     """Its days."""
     synthetic_rows_per_user: PositiveCount = 40
-    """Rows of a user in the mean; half of them on the day of arrival."""
+    """Rows of a user in the mean."""
     synthetic_factors: Count = 1
     """Planted: dimensions of the taste."""
     synthetic_level: Annotated[float, Field(ge=0.0)] = 0.0
     """Planted: standard deviation of what a user adds to every item's logit alike; 0: none."""
     synthetic_drift: Annotated[float, Field(ge=0.0)] = 0.0
     """Planted: weight of what is new in taste and level each day; 0: they stay."""
+    synthetic_label_rate: OpenShare = 0.5
+    """Share of positive labels that is expected over all users and items."""
+    synthetic_vector_scale: Annotated[float, Field(ge=0.0)] = 0.0
+    """Items have a column `taste_vector` of `synthetic_factors` numbers, planted factors and noise, times this; 0: none."""
+    synthetic_arrival_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    """Users arrive evenly over this share of the days, so that the last days hold returning users only."""
+    synthetic_first_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of a user's rows on the day of arrival; the others lie on days of return, evenly over those that are left."""
     synthetic_session_rows: PositiveCount = 4
     """Rows of one visit after the day of arrival; a user comes at most once a day."""
     synthetic_pace_s: PositiveCount = 1
     """Seconds between the pairs of rows of a visit."""
     synthetic_seed: Count = 0
     """Seed of everything that is drawn."""
+
+    @model_validator(mode="after")
+    def _vector_has_numbers(self) -> Self:
+        if self.synthetic_vector_scale and not self.synthetic_factors:
+            raise ValueError(
+                "synthetic_vector_scale must be 0 where synthetic_factors is 0, because the vector tells the factors, got "
+                f"{self.synthetic_vector_scale:g}; plant a factor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _made_of_a_table(self) -> Self:
+        for name, columns in (("users", self.user_columns), ("items", self.item_columns)):
+            if columns.more and not getattr(self, name):
+                raise ValueError(
+                    f"{name[:-1]}_columns.more must be empty where {name} names no table, got {', '.join(columns.more)}; name "
+                    "the table, or remove them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _passwords_are_named(self) -> Self:
@@ -131,6 +166,17 @@ class SourceConfig(Section):
                     "postgresql://shop:${SHOP_PASSWORD}@host/db?table=events"
                 )
         return self
+
+    def location(self, name: Literal["events", "users", "items"]) -> str:
+        """table: where the table lies, below `path` where that is set and the name is relative."""
+        named = str(getattr(self, name))
+        if not named or not self.path or named.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", named):
+            return named
+        folder, mark, parameters = self.path.partition("?") if "://" in self.path else (self.path, "", "")
+        return f"{folder.rstrip('/')}/{named}{mark}{parameters}"
+
+    def known_columns(self, name: Literal["users", "items"]) -> UserColumns | ItemColumns:
+        return self.user_columns if name == "users" else self.item_columns
 
     @staticmethod
     def holds_password(location: str) -> bool:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from limaml.config.names import FeatureType
 from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
 
 _CLOCK_PERIODS = {"hour": 24, "weekday": 7}
@@ -21,11 +22,12 @@ class FeatureConfig(Section):
     once it has happened (what was paid, how long was watched); it is kept for aggregates, no network reads it."""
     name: Name
     """Its column, everywhere."""
-    type: Literal["number", "category", "categories", "cycle", "text", "vector"]
+    type: FeatureType
     """category: one text of several; categories: a set of texts; cycle: a whole number that comes round, 0 to period - 1; text:
     kept in the catalogue for people to read (the first one of items is shown by `make run`), no network reads it; vector:
     numbers of an item, what an encoder made of its text or picture, held once an item and never copied to an event. The vector
-    of a known item never changes within one storage.root: what was trained and adapted with it would be another function."""
+    of a known item never changes within one storage.root: what was trained and adapted with it would be another function.
+    Or one that is registered (docs/extend.md)."""
     column: str = ""
     """The column it is read from, of the catalogue (user, item) or of the events (context, event); empty: the one of its own
     name."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from limaml.config.names import MetaBlockName
 from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
 
 
@@ -20,20 +21,37 @@ class TaskKindConfig(Section):
     """Beyond this freshness lag an embedding is stale (contract 3)."""
     when_stale: Literal["prior", "use"] = "prior"
     """prior: a stale embedding is not used. use: it is, and the response and a metric say that it is stale."""
+    meta_block: MetaBlockName | None = None
+    """What is adapted of this kind; without it `model.meta_block`."""
+    support_rows: PositiveCount | None = None
+    """N of this kind; without it `meta.support_rows`."""
+    prior_std: Positive | None = None
+    """How far an entity of this kind may move a row's logit; without it `meta.prior_std`. What features leave unsaid of an item
+    is mostly less than what they leave unsaid of a user."""
 
 
 class ModelConfig(Section):
     """Architecture of the two blocks."""
 
-    meta_block: Literal["task_vector", "id_mlp", "row_mlp"] = "task_vector"
-    """What is adapted. task_vector: the embedding itself. id_mlp: an MLP of the entity's id. row_mlp: an MLP of the
-    support's rows, whose outputs are pooled."""
+    meta_block: MetaBlockName = "task_vector"
+    """What is adapted. task_vector: the embedding itself. posterior: the same, by Newton's steps whatever `meta.inner_step`
+    says. id_mlp: an MLP of the entity's id. row_mlp: an MLP of the support's rows, whose outputs are pooled. sequence: a causal
+    transformer over the support. set: an encoder of the support, without inner steps. hybrid: the embedding itself, from where
+    such an encoder puts it. Or one that is registered (docs/extend.md)."""
     embedding_dim: Annotated[int, Field(ge=2, le=1024)] = 17
     """D, width of the meta embedding: D - 1 factors, which are multiplied with the item's vector, and the task's level."""
     meta_hidden: tuple[PositiveCount, ...] = (32,)
-    """Hidden widths of `id_mlp` and `row_mlp`."""
+    """Hidden widths of `id_mlp`, `row_mlp`, `set` and `hybrid`."""
+    sequence_width: Annotated[int, Field(ge=2, le=1024)] = 32
+    """`sequence`: width of its states; must be divisible by `sequence_heads`."""
+    sequence_layers: PositiveCount = 1
+    """`sequence`: layers of attention."""
+    sequence_heads: PositiveCount = 2
+    """`sequence`: heads of each layer."""
+    sequence_adapts: Literal["all", "last", "bias"] = "last"
+    """`sequence`: what the inner loop adapts: every weight, the last layer, or its bias alone."""
     row_age: bool = True
-    """`row_mlp`: the row's age is one of its inputs."""
+    """`row_mlp`: the days from a row to the newest one are one of its inputs."""
     start: Literal["prior", "items"] = "prior"
     """Where the adaptation of `task_vector` starts. items: at the prior plus a learned multiple of the shrunk mean of the
     support's item vectors, labels unread: what somebody chose says what they like before any label does (SVD++, Koren 2008)."""
@@ -58,9 +76,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.start == "items" and (self.meta_block != "task_vector" or self.interaction == "concat"):
+        if self.sequence_width % self.sequence_heads:
             raise ValueError(
-                'start = "items" needs meta_block = "task_vector" and an interaction with item vectors (product or both), got '
+                f"sequence_width must be divisible by sequence_heads ({self.sequence_heads}), got {self.sequence_width}; "
+                "choose a multiple"
+            )
+        if self.start == "items" and (self.meta_block not in ("task_vector", "posterior") or self.interaction == "concat"):
+            raise ValueError(
+                'start = "items" needs meta_block = "task_vector" or "posterior" and an interaction with item vectors (product '
+                "or both), got "
                 f'meta_block = "{self.meta_block}", interaction = "{self.interaction}"; set start = "prior"'
             )
         if self.interaction != "product" and not self.global_hidden:
@@ -76,6 +100,12 @@ class MetaConfig(Section):
 
     inner_steps: Annotated[int, Field(ge=0, le=50)] = 3
     """Gradient steps that adapt a block."""
+    inner_step: Literal["gradient", "newton"] = "newton"
+    """gradient: rate / (rows + c) times the gradient of the rows' summed loss. newton: towards the most likely parameters,
+    given the rows and a Gaussian prior at theta; it asks for no rate that fits the table."""
+    prior_std: Positive = 0.7
+    """newton: how far a parameter tensor moves the logit of a row, as a standard deviation over entities; its start where it is
+    learned (`learn_damping`)."""
     inner_lr: Positive = 1.5
     """Starting rate of every adapted parameter but the task vector's factors. 1.5 suits the task vector's level; an MLP that is
     adapted wants less: about 1.0 for `id_mlp`, and 0.3 for `row_mlp`, where a task of 652 diverged with 1.5."""
@@ -97,6 +127,10 @@ class MetaConfig(Section):
     """With fewer rows a task is not adapted. On MovieLens one row says less of its user than the noise it brings."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
+    pairwise_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the outer loss that is over pairs of a task's query rows, one positive and one negative: softplus of how much
+    higher the negative one scores (RankNet, Burges et al. 2005). The rest is the rows' cross-entropy. 1: pairs alone; the level
+    of all scores is then fitted on the rows that validate."""
     horizon_days: Count = 0
     """Query rows lie less than this many days after the as-of instant: a task is asked about the days that its embedding will
     serve, 1 with a daily refresh of users who come every day. 0: about all that came later."""
@@ -108,6 +142,13 @@ class MetaConfig(Section):
     """Of the as-of instants inside the history, the share drawn among the first `early_rows` rows: short supports."""
     early_rows: PositiveCount = 40
     """What counts as the first rows."""
+    instants_per_step: PositiveCount = 64
+    """With several kinds: as-of instants of a step. The first task of each is drawn as with one kind; its other tasks are users
+    with events in the horizon after it. As many as tasks validate best: users who come once have no support at the instants of
+    others. Fewer let tasks share the items that are adapted."""
+    max_other_tasks: PositiveCount = 512
+    """With several kinds: items that a step adapts at most, drawn from those of its query rows; the other rows are scored with
+    the kind's prior. An item counts once an instant."""
 
     @model_validator(mode="after")
     def _shares_and_damping_fit(self) -> Self:

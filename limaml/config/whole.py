@@ -48,6 +48,12 @@ class Config(Section):
         names = [kind.name for kind in self.task_kinds]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
+        columns = [kind.entity_column for kind in self.task_kinds]
+        if len(columns) > 1 and (columns[0] != "user_id" or len(set(columns)) != len(columns)):
+            raise ValueError(
+                f"task_kinds must hold the kind of user_id first, and one kind a column, got {columns}; tasks are drawn from "
+                "users, and their rows say which items are adapted beside them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -102,6 +108,23 @@ class Config(Section):
     def task_kind(self) -> TaskKindConfig:
         """The first kind; models with several kinds iterate `task_kinds`."""
         return self.task_kinds[0]
+
+    def support_rows_of(self, kind: str) -> int:
+        """N of a kind."""
+        return self._kind(kind).support_rows or self.meta.support_rows
+
+    def model_of(self, kind: str) -> ModelConfig:
+        """The model's settings, with a kind's own meta block."""
+        return self.model.model_copy(update={"meta_block": self._kind(kind).meta_block or self.model.meta_block})
+
+    def meta_of(self, kind: str) -> MetaConfig:
+        """The inner loop's settings, with what a kind has of its own."""
+        return self.meta.model_copy(
+            update={"support_rows": self.support_rows_of(kind), "prior_std": self._kind(kind).prior_std or self.meta.prior_std}
+        )
+
+    def _kind(self, name: str) -> TaskKindConfig:
+        return next(kind for kind in self.task_kinds if kind.name == name)
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""

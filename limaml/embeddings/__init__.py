@@ -1,1 +1,1 @@
-"""Adapt entities, write a partition, publish it, and the slots' life."""
+"""Adapt entities, write a partition, publish it; fill a slot, cut over, and the daily run."""

@@ -62,8 +62,9 @@ def adapt(
     names = sorted(entities)
     planned = pa.table({"entity": pa.array(names, pa.string())})
     span = (names[0], names[-1]) if is_part and names else None
-    params = {"as_of": as_of, "support_rows": bundle.config.meta.support_rows}
-    recent = Recent(storage, tables, kind.entity_column, as_of, bundle.config.meta.support_rows)
+    num_rows = bundle.config.support_rows_of(kind.name)
+    params = {"as_of": as_of, "support_rows": num_rows}
+    recent = Recent(storage, tables, kind.entity_column, as_of, num_rows)
 
     def batches() -> Iterator[pa.RecordBatch]:
         with logged_rows(storage, recent.files(entities), recent.columns, kind.entity_column, span) as connection:

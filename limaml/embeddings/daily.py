@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from limaml import registry, schema
 from limaml.config import Config, TaskKindConfig
+from limaml.embeddings.context import EmbeddingContext
 from limaml.embeddings.partition import Adaptation, Partition, read_covered, read_partition, write_covered, write_partition
-from limaml.embeddings.publish import OnlineView, publish, require_published
-from limaml.embeddings.slots import Places, complete_through, publish_features, ready_beside
+from limaml.embeddings.publish import OnlineView, publish, publish_features, require_published
+from limaml.embeddings.slot_state import complete_through, kinds_of, ready_beside
 from limaml.errors import DataError, LimamlError, NothingToDo
 from limaml.events import snapshots
 from limaml.events.day_store import DayManifest, EventStore
@@ -89,16 +90,16 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
     Nothing online changes. Raises NothingToDo without a champion or if the day is covered and unchanged, DataError if a day
     before it is missing. What fails for the version before the champion is logged and left to `publish_day` to raise.
     """
-    places = Places.of(cfg)
-    manifests = _manifests(places, day)
+    context = EmbeddingContext.of(cfg)
+    manifests = _manifests(context, day)
     done = Adaptation()
     paths: list[str] = []
     results: list[dict[str, Any]] = []
-    versions = _published_for(places)
+    versions = _published_for(context)
     for version in versions:
         try:
-            steps = _steps(places, manifests, version, day)
-            adapted = _adapt(places, steps)
+            steps = _steps(context, manifests, version, day)
+            adapted = _adapt(context, steps)
         except LimamlError as error:
             if not results:
                 raise
@@ -108,7 +109,8 @@ def adapt_day(cfg: Config, day: date) -> dict[str, Any]:
         if steps:
             done += adapted
             results.append(_result(steps) | {"entities": adapted.entities})
-            paths += [_path(places, steps[-1], kind) for kind in cfg.task_kinds if len(steps[-1].changed[kind.entity_column])]
+            kinds = kinds_of(version, cfg)[::-1]
+            paths += [_path(context, steps[-1], kind) for kind in kinds if len(steps[-1].changed[kind.entity_column])]
             _log.info("day_adapted", model_version=version.version, day=day.isoformat(), **adapted.figures)
     _require_work(results, versions, day)
     return {"day": day.isoformat(), **done.figures, "versions": results, "paths": paths}
@@ -122,18 +124,18 @@ def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object
     Raises NothingToDo without a champion or if the day is covered and unchanged; DataError if a day before it is missing or the
     embeddings were not adapted for this version, these events and `complete_through`.
     """
-    places = Places.of(cfg)
+    context = EmbeddingContext.of(cfg)
     total, results = Published(), []
     try:
-        with places.writing("publish", run) as held:
-            manifests = _manifests(places, day)
-            versions = _published_for(places)
+        with context.writing("publish", run) as held:
+            manifests = _manifests(context, day)
+            versions = _published_for(context)
             for version in versions:
-                steps = _steps(places, manifests, version, day)
+                steps = _steps(context, manifests, version, day)
                 if steps:
-                    if version is versions[0] and _was_switched_to(places, manifests, steps[-1], versions):
-                        _adapt(places, steps)
-                    done = _publish(places, held, steps)
+                    if version is versions[0] and _was_switched_to(context, manifests, steps[-1], versions):
+                        _adapt(context, steps)
+                    done = _publish(context, held, steps)
                     total += done
                     results.append(_result(steps) | {"entities": done.entities, "written": done.written})
     finally:
@@ -144,38 +146,38 @@ def publish_day(cfg: Config, day: date, run: str, published: Callable[[], object
     return {"day": day.isoformat(), **figures, "versions": results}
 
 
-def _was_switched_to(places: Places, manifests: Manifests, step: Step, versions: Sequence[ModelVersion]) -> bool:
+def _was_switched_to(context: EmbeddingContext, manifests: Manifests, step: Step, versions: Sequence[ModelVersion]) -> bool:
     """Whether a cut-over came between a run's adaptation and its publication: only the version that it left has the day."""
-    if _is_adapted(places, step):
+    if _is_adapted(context, step):
         return False
-    left = [_steps(places, manifests, version, step.day) for version in versions[1:]]
-    return any(steps and _is_adapted(places, steps[-1]) for steps in left)
+    left = [_steps(context, manifests, version, step.day) for version in versions[1:]]
+    return any(steps and _is_adapted(context, steps[-1]) for steps in left)
 
 
-def _is_adapted(places: Places, step: Step) -> bool:
-    changed = [kind for kind in places.cfg.task_kinds if len(step.changed[kind.entity_column])]
-    return bool(changed) and all(places.storage.exists(step.partition(kind).manifest_path) for kind in changed)
+def _is_adapted(context: EmbeddingContext, step: Step) -> bool:
+    changed = [kind for kind in kinds_of(step.version, context.cfg) if len(step.changed[kind.entity_column])]
+    return bool(changed) and all(context.storage.exists(step.partition(kind).manifest_path) for kind in changed)
 
 
-def catch_up(places: Places, held: Held, version: ModelVersion, through: date) -> int:
+def catch_up(context: EmbeddingContext, held: Held, version: ModelVersion, through: date) -> int:
     """Adapt and publish for `version` what it lacks up to `through`; returns the number of days.
 
     First the corrections of days that it is complete for, then the days after them. Raises DataError for a day that is missing.
     """
-    manifests = EventStore(places.storage, places.tables.events).manifests()
-    steps = [*_corrections(places, manifests, version), *_new_days(places, manifests, version, through)]
+    manifests = EventStore(context.storage, context.tables.events).manifests()
+    steps = [*_corrections(context, manifests, version), *_new_days(context, manifests, version, through)]
     if steps:
-        _adapt(places, steps)
-        _publish(places, held, steps)
+        _adapt(context, steps)
+        _publish(context, held, steps)
     return len(steps)
 
 
-def _published_for(places: Places) -> list[ModelVersion]:
+def _published_for(context: EmbeddingContext) -> list[ModelVersion]:
     """The champion, and the version before it while that is ready."""
-    champion = places.registry.champion()
+    champion = context.registry.champion()
     if champion is None:
         raise NothingToDo("there is no champion to publish for; limaml_train makes the first one")
-    previous = ready_beside(places.registry, champion)
+    previous = ready_beside(context.registry, champion)
     return [champion, previous] if previous else [champion]
 
 
@@ -185,26 +187,26 @@ def _require_work(results: Sequence[Any], versions: Sequence[ModelVersion], day:
         raise NothingToDo(f"day {day} is online for version {names} already, and unchanged")
 
 
-def _steps(places: Places, manifests: Manifests, version: ModelVersion, day: date) -> list[Step]:
+def _steps(context: EmbeddingContext, manifests: Manifests, version: ModelVersion, day: date) -> list[Step]:
     """What a daily run for `day` has to do for one version, in order."""
     if schema.day_start(day) < complete_through(version):
-        return [step for step in _corrections(places, manifests, version) if step.day == day]
-    return _new_days(places, manifests, version, day)
+        return [step for step in _corrections(context, manifests, version) if step.day == day]
+    return _new_days(context, manifests, version, day)
 
 
-def _corrections(places: Places, manifests: Manifests, version: ModelVersion) -> list[Step]:
+def _corrections(context: EmbeddingContext, manifests: Manifests, version: ModelVersion) -> list[Step]:
     """Days whose events are not those that the version's online rows hold."""
     through = complete_through(version)
-    covered = [read_covered(places.storage, kind, version.version) for kind in places.cfg.task_kinds]
+    covered = [read_covered(context.storage, kind, version.version) for kind in kinds_of(version, context.cfg)]
     found = []
     for day, manifest in manifests.items():
         held = min(days.get(day.isoformat(), 0) for days in covered)
         if schema.day_start(day) < through and _revision(manifest) != held:
-            found.append(_step(places, manifests, version, manifest, through, is_new=False, covered=held))
+            found.append(_step(context, manifests, version, manifest, through, is_new=False, covered=held))
     return found
 
 
-def _new_days(places: Places, manifests: Manifests, version: ModelVersion, through: date) -> list[Step]:
+def _new_days(context: EmbeddingContext, manifests: Manifests, version: ModelVersion, through: date) -> list[Step]:
     """Every day after `complete_through`, up to `through`. Raises DataError if one of them has not passed its gate."""
     steps, day = [], complete_through(version).date()
     while day <= through:
@@ -214,13 +216,13 @@ def _new_days(places: Places, manifests: Manifests, version: ModelVersion, throu
                 f"day {through} must follow without a gap: version {version.version} is complete through {day - _ONE_DAY}, and "
                 f"{day} {_state(manifest)}; run limaml_daily for {day} first"
             )
-        steps.append(_step(places, manifests, version, manifest, schema.day_end(day), is_new=True, covered=0))
+        steps.append(_step(context, manifests, version, manifest, schema.day_end(day), is_new=True, covered=0))
         day += _ONE_DAY
     return steps
 
 
 def _step(
-    places: Places,
+    context: EmbeddingContext,
     manifests: Manifests,
     version: ModelVersion,
     manifest: DayManifest,
@@ -231,13 +233,13 @@ def _step(
 ) -> Step:
     revisions = {day.isoformat(): _revision(m) for day, m in manifests.items() if schema.day_start(day) < as_of}
     digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
-    store = EventStore(places.storage, places.tables.events)
+    store = EventStore(context.storage, context.tables.events)
     return Step(store, version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
 
 
-def _manifests(places: Places, day: date) -> Manifests:
+def _manifests(context: EmbeddingContext, day: date) -> Manifests:
     """What is known of every day. Raises DataError if `day` has not passed its gate."""
-    manifests = EventStore(places.storage, places.tables.events).manifests()
+    manifests = EventStore(context.storage, context.tables.events).manifests()
     found = manifests.get(day)
     if found is None or found.status == "quarantined":
         raise DataError(
@@ -255,42 +257,46 @@ def _state(manifest: DayManifest | None) -> str:
     return f"is in quarantine ({', '.join(manifest.failed)})" if manifest else "was not ingested"
 
 
-def _adapt(places: Places, steps: Sequence[Step]) -> Adaptation:
+def _adapt(context: EmbeddingContext, steps: Sequence[Step]) -> Adaptation:
     """Write the partitions of the steps, all of one version."""
     done, bundle = Adaptation(), None
     for step in steps:
-        for kind in places.cfg.task_kinds:
+        for kind in kinds_of(step.version, context.cfg):
             changed = step.changed[kind.entity_column].to_pylist()
             if changed:
-                bundle = bundle or places.bundle(step.version.version)
+                bundle = bundle or context.bundle(step.version.version)
                 where = step.partition(kind)
-                done += write_partition(places.cfg, places.storage, bundle, where, changed, step.as_of, step.inputs)
+                done += write_partition(context.cfg, context.storage, bundle, where, changed, step.as_of, step.inputs)
     return done
 
 
-def _publish(places: Places, held: Held, steps: Sequence[Step]) -> Published:
-    store, done = places.store(), Published()
+def _publish(context: EmbeddingContext, held: Held, steps: Sequence[Step]) -> Published:
+    store, done = context.store(), Published()
     for step in steps:
-        done += _publish_step(places, held, store, step)
+        done += _publish_step(context, held, store, step)
     return done
 
 
-def _publish_step(places: Places, held: Held, store: "FeatureStore", step: Step) -> Published:
-    """Features, then embeddings, then what says that they are online. The lease is checked before each write."""
-    batch_rows, version = places.cfg.embeddings.write_batch_rows, step.version
-    tables = [(kind, _adapted(places, step, kind)) for kind in places.cfg.task_kinds]
-    done = Published(features=publish_features(places, store, _day_features(places, step), held))
+def _publish_step(context: EmbeddingContext, held: Held, store: "FeatureStore", step: Step) -> Published:
+    """Features, then embeddings, then what says that they are online. The lease is checked before each write.
+
+    One kind after another, the first one last: what it is complete through, all of them are.
+    """
+    batch_rows, version = context.cfg.embeddings.write_batch_rows, step.version
+    tables = [(kind, _adapted(context, step, kind)) for kind in kinds_of(version, context.cfg)]
+    tags = registry.complete_through_tags([kind.name for kind in context.cfg.task_kinds])
+    done = Published(features=publish_features(context, store, _day_features(context, step), held))
     for kind, table in tables:
         if table is not None:
             view = OnlineView(store, schema.embedding_view(kind.name, version.tags[registry.SLOT]))
             written = publish(view, table, held, batch_rows)
             require_published(view, table, batch_rows)
             done += Published(table.num_rows, written.num_rows)
-        covered = read_covered(places.storage, kind, version.version)
+        covered = read_covered(context.storage, kind, version.version)
         held.check()
-        write_covered(places.storage, kind, version.version, covered | {step.day.isoformat(): step.revision})
-    if step.is_new:
-        places.tag(held, version.version, {registry.COMPLETE_THROUGH: step.as_of.isoformat()})
+        write_covered(context.storage, kind, version.version, covered | {step.day.isoformat(): step.revision})
+        if step.is_new:
+            context.tag(held, version.version, {tags[kind.name]: step.as_of.isoformat()})
     _log.info(
         "day_published",
         model_version=version.version,
@@ -302,25 +308,25 @@ def _publish_step(places: Places, held: Held, store: "FeatureStore", step: Step)
     return done
 
 
-def _adapted(places: Places, step: Step, kind: TaskKindConfig) -> pa.Table | None:
+def _adapted(context: EmbeddingContext, step: Step, kind: TaskKindConfig) -> pa.Table | None:
     """The step's rows, None if it changes no entity."""
     if not len(step.changed[kind.entity_column]):
         return None
-    return read_partition(places.storage, step.partition(kind), step.as_of, step.inputs)
+    return read_partition(context.storage, step.partition(kind), step.as_of, step.inputs)
 
 
-def _day_features(places: Places, step: Step) -> dict[str, pa.Table]:
+def _day_features(context: EmbeddingContext, step: Step) -> dict[str, pa.Table]:
     """Snapshots stamped with the day's end; of a corrected day, the newest of every entity it changed."""
-    last, kinds = step.as_of.date() - _ONE_DAY, places.kinds.items()
+    last, kinds = step.as_of.date() - _ONE_DAY, context.kinds.items()
     if step.is_new:
-        rows = {name: snapshots.changed(places.storage, kind, step.day) for name, kind in kinds}
+        rows = {name: snapshots.changed(context.storage, kind, step.day) for name, kind in kinds}
     else:
-        rows = {name: snapshots.latest(places.storage, kind, last, step.changed[kind.key]) for name, kind in kinds}
-    return rows | places.affinities(rows["user"], last)
+        rows = {name: snapshots.latest(context.storage, kind, last, step.changed[kind.key]) for name, kind in kinds}
+    return rows | context.affinities(rows["user"], last)
 
 
-def _path(places: Places, step: Step, kind: TaskKindConfig) -> str:
-    return places.storage.path(step.partition(kind).path)
+def _path(context: EmbeddingContext, step: Step, kind: TaskKindConfig) -> str:
+    return context.storage.path(step.partition(kind).path)
 
 
 def _result(steps: Sequence[Step]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from limaml import schema
 from limaml.config import Config, TaskKindConfig
-from limaml.embeddings.spread import adapted
+from limaml.embeddings.adapt_on_ray import adapted
 from limaml.errors import DataError
 from limaml.events.day_store import partition
 from limaml.events.recent import Recent, shard_of
@@ -130,7 +130,7 @@ def write_partition(
     from limaml.events.gates import check_embeddings, require
 
     started = time.monotonic()
-    column, rows = where.kind.entity_column, bundle.config.meta.support_rows
+    column, rows = where.kind.entity_column, bundle.config.support_rows_of(where.kind.name)
     Recent(storage, schema.tables(bundle.config.features), column, as_of, rows).move_on(cfg)
     with adapted(cfg, storage, bundle, where.version, where.kind, entities, as_of) as batches:
         done = Adaptation(storage.write_batches(where.path, batches), time.monotonic() - started)

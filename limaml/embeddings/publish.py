@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from limaml import schema
+from limaml.embeddings.context import AFFINITIES, EmbeddingContext
 from limaml.errors import StoreError
 from limaml.features.online.rows import BulkStore, OnlineRow, RowCodec
 from limaml.io.lease import Held
@@ -21,6 +23,8 @@ from limaml.progress import progress
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+_FEATURE_VIEWS = {"user": schema.USER_VIEW, "item": schema.ITEM_VIEW, AFFINITIES: schema.AFFINITY_VIEW}
 
 
 def replaces(new: OnlineRow, stored: OnlineRow | None) -> bool:
@@ -120,6 +124,17 @@ def require_published(view: OnlineView, table: pa.Table, batch_rows: int) -> Non
             f"view {view.name} must hold the published rows, but {num_wrong} of {table.num_rows} read back otherwise, "
             f"e.g. entity {first}; publish again, and look for a second writer"
         )
+
+
+def publish_features(context: EmbeddingContext, store: "FeatureStore", tables: dict[str, pa.Table], held: Held) -> int:
+    """Publish snapshot rows of users and items, read what was written back; returns the number of rows written."""
+    settings, total = context.cfg.embeddings, 0
+    for name, table in tables.items():
+        view = OnlineView(store, _FEATURE_VIEWS[name])
+        written = publish(view, table, held, settings.write_batch_rows)
+        require_published(view, written, settings.write_batch_rows)
+        total += written.num_rows
+    return total
 
 
 def sample(table: pa.Table, num_rows: int) -> pa.Table:

@@ -21,11 +21,12 @@ import pyarrow as pa
 import torch
 
 from limaml import schema
-from limaml.config import ModelConfig, TaskKindConfig
+from limaml.config import TaskKindConfig
 from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks
 from limaml.models.bundle import Bundle
-from limaml.models.network import LiMAML
+from limaml.models.inner_step import NewtonStep
+from limaml.models.network import Network
 from limaml.progress import progress
 from limaml.tasks.sampling import microseconds
 from limaml.tasks.supports import Supports, cut_by_entity
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 class Adapter:
     """A network ready to adapt, and what every row it makes has in common."""
 
-    network: LiMAML
+    network: Network
     encoder: Encoder
     prior_D: npt.NDArray[np.float32]
     dtype: torch.dtype
@@ -55,7 +56,7 @@ class Adapter:
 
     @classmethod
     def of(cls, bundle: Bundle, version: str, kind: TaskKindConfig, as_of: datetime) -> Self:
-        dtype = precision(bundle.config.model)
+        dtype = precision(bundle.network, kind.name)
         return cls(
             network=copy.deepcopy(bundle.network).to(dtype),
             encoder=bundle.encoder,
@@ -64,7 +65,7 @@ class Adapter:
             kind=kind,
             version=version,
             as_of=as_of,
-            support_rows=bundle.config.meta.support_rows,
+            support_rows=bundle.config.support_rows_of(kind.name),
             columns=schema.embeddings(kind.entity_column, bundle.config.model.embedding_dim).arrow,
         )
 
@@ -75,7 +76,8 @@ class Adapter:
         num_entities = len(supports.entities)
         vectors_ED = np.tile(self.prior_D, (num_entities, 1))
         for tasks, rows, entity_index_T in supports.calls():
-            embedding_TD = embed_tasks(self.network, rows.to(dtype=self.dtype), entity_index_T)
+            device = self.network.device
+            embedding_TD = embed_tasks(self.network, self.kind.name, rows.to(device, self.dtype), entity_index_T.to(device))
             vectors_ED[tasks] = embedding_TD[: len(tasks)].numpy(force=True)
         return pa.record_batch(
             [
@@ -99,16 +101,20 @@ class Adapter:
                 yield batch
 
 
-def precision(model: ModelConfig) -> torch.dtype:
+def precision(network: Network, kind: str) -> torch.dtype:
     """float32 where an embedding then comes out the same, bit for bit, whoever shares its batch; otherwise float64.
 
-    With the shapes of `Supports.calls` only a task's place in its call varies, so the address of its matrices. MKL's product of
-    one row with a task's own matrix sums in another order if that matrix' rows are not whole cache lines (measured: embeddings
-    of size 4 moved by 1e-6 with widths of 17 or 31, 5 steps; by 0 with 16, 32 and 64). In float64 they move by 1e-15.
+    With the shapes of `Supports.calls` only a task's place in its call varies, so the address of its own matrices. MKL's
+    product with one of them sums in another order if its rows are not whole cache lines (measured: embeddings of size 4 moved
+    by 1e-6 with widths of 17 or 31, 5 steps; by 0 with 16, 32 and 64). In float64 they move by 1e-15. A task's own are the
+    matrices that are adapted, the vectors of a product, and whatever is as wide as its rows or its adapted numbers are many:
+    Newton's systems, and a block's product of rows with rows. Those widths are any (2e-7 with 64 rows and 17 numbers).
     """
-    widths = [] if model.meta_block == "task_vector" else [*model.meta_hidden, model.embedding_dim]
-    widths += [model.id_dim] if model.meta_block == "id_mlp" else []
-    widths += [] if model.interaction == "concat" else [model.embedding_dim - 1]
+    block, step = network.block(kind), network.step(kind)
+    if block.multiplies_rows or (block.has_steps and isinstance(step, NewtonStep)):
+        return torch.float64
+    widths = [shape[-1] for shape in step.shapes.values() if block.has_steps and len(shape) > 1]
+    widths += [] if network.global_block.product is None else [network.embedding_dim - 1]
     return torch.float64 if any(width % _ALIGNED_WIDTH for width in widths) else torch.float32
 
 

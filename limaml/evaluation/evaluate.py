@@ -21,8 +21,8 @@ from limaml import schema, telemetry
 from limaml.config import Config, PromotionConfig
 from limaml.evaluation import report
 from limaml.evaluation.baselines import fit_baselines
-from limaml.evaluation.judged import Judge, JudgedRows, Method
 from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, PerUserEvidence, decide
+from limaml.evaluation.scoring_method import MethodInput, MethodValidator, ScoringMethod
 from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
 from limaml.events.catalogue import item_vectors
 from limaml.io.storage import Storage
@@ -32,7 +32,7 @@ from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec, microseconds
 from limaml.tasks.splits import Split, split_events
 from limaml.training.candidate import BUNDLE, read_candidate, read_training_history
-from limaml.training.prepare import read_history
+from limaml.training.prepare import read_history, validating_rows
 from limaml.training.scoring import score_specs
 
 Floats = npt.NDArray[np.float64]
@@ -77,16 +77,18 @@ def _measure(
 ) -> dict[str, Any]:
     assert bundle.twin is not None
     encoder = bundle.twin.encoder
-    training = JudgedRows.from_logged(split.train_rows(logged), encoder, cfg)
-    validation = JudgedRows.from_logged(split.validation_rows(logged), encoder, cfg)
-    judge = Judge(validation, cfg, split.validate_from_us)
-    judged = JudgedRows.from_logged(logged, encoder, cfg)
-    methods: dict[str, Method] = fit_baselines(cfg, training, judge, encoder)
+    training = MethodInput.from_logged(split.train_rows(logged), encoder, cfg)
+    validating, users = validating_rows(cfg, logged, split)
+    validation = MethodInput.from_logged(validating, encoder, cfg)
+    validator = MethodValidator(validation, cfg, split.validate_from_us, users)
+    inputs = MethodInput.from_logged(logged, encoder, cfg)
+    methods: dict[str, ScoringMethod] = fit_baselines(cfg, training, validator, encoder)
     methods[LIMAML] = _score_network(bundle.twin)
-    by_k, curves = _first_k(cfg, judged, split, methods)
-    served = as_served(judged.rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
-    scores = {name: method(judged, served) for name, method in methods.items()}
-    groups = measure_groups(judged.rows, served, scores, split, cfg.evaluation)
+    by_k, curves = _first_k(cfg, inputs, split, methods)
+    num_rows = cfg.support_rows_of(cfg.task_kind.name)
+    served = as_served(inputs.rows, from_us=split.validation_end_us, support_rows=num_rows)
+    scores = {name: method(inputs, served) for name, method in methods.items()}
+    groups = measure_groups(inputs.rows, served, scores, split, cfg.evaluation)
     psi = population_stability_index(scores[LIMAML], _score_refit(bundle, logged, cfg, split))
     evidence = Evidence(
         per_user=_per_user(cfg.promotion, split, by_k, groups),
@@ -94,7 +96,7 @@ def _measure(
         as_served_auc=_number(groups["all"]["methods"][LIMAML]["pooled_auc"]),
         as_served_global_auc=_number(groups["all"]["methods"]["global_mlp"]["pooled_auc"]),
         refit_psi=psi,
-        champion=_compare(champion, cfg, logged, split, judged.rows, served, scores[LIMAML]),
+        champion=_compare(champion, cfg, logged, split, inputs.rows, served, scores[LIMAML]),
     )
     decision: Decision = decide(evidence, cfg.promotion)
     return decision.as_dict() | {
@@ -102,34 +104,34 @@ def _measure(
         "gate": {"protocol": cfg.promotion.protocol, "k": cfg.promotion.gate_k},
         "first_k": by_k,
         "as_served": groups,
-        "calibration": curves | {"as served": calibration(query_rows(judged.rows, served), scores)},
+        "calibration": curves | {"as served": calibration(query_rows(inputs.rows, served), scores)},
         "refit_psi": None if np.isnan(psi) else psi,
     }
 
 
-def _score_network(model: bundles.Model) -> Method:
-    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_specs(model.network, judged.rows, specs)
+def _score_network(model: bundles.Model) -> ScoringMethod:
+    def scores(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        return score_specs(model.network, inputs.rows, specs)
 
     return scores
 
 
 def _first_k(
-    cfg: Config, judged: JudgedRows, split: Split, methods: Mapping[str, Method]
+    cfg: Config, inputs: MethodInput, split: Split, methods: Mapping[str, ScoringMethod]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tables by k (JSON keys are strings), and calibration curves at the gate's k."""
     ks = sorted({*cfg.evaluation.first_k, cfg.promotion.gate_k})
     tasks = first_k(
-        judged.rows,
+        inputs.rows,
         split.held_out_users,
         ks,
         min_query_rows=cfg.evaluation.min_query_rows,
-        support_rows=cfg.meta.support_rows,
+        support_rows=cfg.support_rows_of(cfg.task_kind.name),
     )
     tables, curves = {}, {}
     for k, specs in tasks.items():
-        queries: QueryRows = query_rows(judged.rows, specs)
-        scores = {name: method(judged, specs) for name, method in methods.items()}
+        queries: QueryRows = query_rows(inputs.rows, specs)
+        scores = {name: method(inputs, specs) for name, method in methods.items()}
         tables[str(k)] = measure(queries, scores, cfg.evaluation)
         if k == cfg.promotion.gate_k:
             curves[f"first {k}"] = calibration(queries, scores)
@@ -149,8 +151,8 @@ def _per_user(cfg: PromotionConfig, split: Split, by_k: Mapping[str, Any], group
 
 def _score_refit(bundle: bundles.Bundle, logged: pa.Table, cfg: Config, split: Split) -> Floats:
     """The refit's scores of the same as-served rows, seen through its own encoder."""
-    rows = TaskRows.from_logged(logged, bundle.refit.encoder, cfg.task_kind)
-    served = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
+    rows = TaskRows.of(logged, bundle.refit.encoder, cfg)
+    served = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
     return score_specs(bundle.refit.network, rows, served)
 
 
@@ -172,8 +174,8 @@ def _compare(
     from_us = max(seen_until, split.validation_end_us)
     mine = query_rows(rows, served)
     later = rows.timestamp_us[mine.rows] >= from_us
-    their_rows = TaskRows.from_logged(logged, theirs.twin.encoder.with_items(_item_vectors(cfg)), cfg.task_kind)
-    n = theirs.config.meta.support_rows
+    their_rows = TaskRows.of(logged, theirs.twin.encoder.with_items(_item_vectors(cfg)), theirs.config)
+    n = theirs.config.support_rows_of(theirs.config.task_kind.name)
     their_served = as_served(their_rows, from_us=from_us, support_rows=n)
     theirs_later = query_rows(their_rows, their_served)
     return ChampionEvidence(
@@ -188,12 +190,12 @@ def _compare(
 
 def _describe(split: Split, logged: pa.Table) -> dict[str, Any]:
     validation = split.validation_rows(logged)["timestamp"].cast(pa.int64())
-    judged = pc.sum(pc.greater_equal(validation, split.validate_from_us or 0)).as_py()
+    validating = pc.sum(pc.greater_equal(validation, split.validate_from_us or 0)).as_py()
     users = {"train": split.train_users, "validation": split.validation_users, "held_out": split.held_out_users}
     return {
         "held_out": split.held_out,
         "users": {name: len(part) for name, part in users.items()},
-        "rows": {"train": split.train_rows(logged).num_rows, "validation": judged, "all": logged.num_rows},
+        "rows": {"train": split.train_rows(logged).num_rows, "validation": validating, "all": logged.num_rows},
         "train_end": _iso(split.train_end_us),
         "validation_end": _iso(split.validation_end_us),
     }

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from limaml.evaluation.quality import METHODS, by_days_rows, by_k_rows, judged, method_rows
+from limaml.evaluation.console_table import METHODS, by_days_rows, by_k_rows, method_rows, methods_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def _plot_by_k(first_k: Mapping[str, Mapping[str, Any]]) -> "Figure":
     ks = sorted(first_k, key=int)
     metrics = (("pooled_auc", "Pooled AUC"), ("per_user_auc", "Per-user AUC"))
     for axis, (metric, title) in zip(figure.subplots(1, 2), metrics, strict=True):
-        for offset, (name, label) in enumerate(judged(first_k[ks[0]])):
+        for offset, (name, label) in enumerate(methods_in(first_k[ks[0]])):
             cells = [first_k[k]["methods"][name] for k in ks]
             # A method's points stand beside the others', so that the bars can be told apart.
             at = [position + (offset - 2) * 0.08 for position in range(len(ks))]

@@ -3,21 +3,27 @@
 T tasks, R rows, V width of a user's vector
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from limaml import telemetry
-from limaml.config import Config
-from limaml.evaluation.best_average import best_average, query_loss
-from limaml.evaluation.judged import Floats, Judge, JudgedRows, Method
-from limaml.models.baselines import GlobalMlp, WideDeep
+from limaml.config import Config, TrainingConfig
+from limaml.evaluation.rival_networks import GlobalMlp, WideDeep
+from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator, ScoringMethod
 from limaml.tasks.protocols import query_rows
+from limaml.tasks.rows import Rows, TaskBatch
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch, meta_batch
+from limaml.training.checkpoint import Progress
+from limaml.training.fit import fit
 from limaml.training.scoring import flat_rows
+from limaml.training.step import BatchLoss, Model, Named, OuterObjective
+from limaml.training.validation import OBJECTIVE
 
 RATES = (0.1, 0.3, 1.0, 3.0)
 STEPS = (1, 3, 10, 30)
@@ -25,64 +31,90 @@ _TASKS_PER_BATCH = 256
 _ROWS_PER_BATCH = 8192
 _NO_QUERY = np.zeros(0, np.int64)
 
-_Model = TypeVar("_Model", GlobalMlp, WideDeep)
+_Rival = TypeVar("_Rival", GlobalMlp, WideDeep)
 _log = telemetry.get_logger(__name__)
 
 
-def train(cfg: Config, model: _Model, rows: TaskRows, judge: Judge) -> _Model:
+def fit_on_queries(
+    cfg: TrainingConfig,
+    num_steps: int,
+    model: Model,
+    draw: Callable[[int], tuple[TaskBatch, tuple[Any, ...]]],
+    auc: Callable[[Model], float],
+) -> tuple[Model, Progress]:
+    """`fit` where `model(*inputs, generator)` gives the logits (T, Q) of a batch's query rows.
+
+    Each step's tasks are one batch, drawn with its inputs; one generator draws the dropout of the whole run.
+    """
+
+    def batches(step: int) -> list[Named]:
+        batch, inputs = draw(step)
+        return [(batch.entities, (batch.query, inputs))]
+
+    def loss(model: Model, asked: tuple[Rows, Any], *, generator: torch.Generator, num_tasks: int) -> BatchLoss:
+        query, inputs = asked
+        assert query.label_TR is not None
+        loss_TQ = F.binary_cross_entropy_with_logits(model(*inputs, generator), query.label_TR, reduction="none")
+        per_task_T = (loss_TQ * query.mask_TR).sum(dim=1) / query.mask_TR.sum(dim=1)
+        return BatchLoss(per_task_T.sum() / num_tasks, per_task_T.detach())
+
+    schedule = cfg.model_copy(update={"max_steps": num_steps})
+    objective = OuterObjective(batches, loss, torch.Generator().manual_seed(cfg.seed))
+    return fit(model, schedule, objective, validate=lambda average: {OBJECTIVE: auc(average)})
+
+
+def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator) -> _Rival:
     """Train on the query rows of the network's own meta-batches, and return the average that validates best.
 
     Optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
     """
-    generator = torch.Generator().manual_seed(cfg.training.seed)
 
-    def backward(step: int) -> None:
+    def draw(step: int) -> tuple[TaskBatch, tuple[Rows, Tensor]]:
         batch = build_batch(rows, meta_batch(rows, cfg, seed=cfg.training.seed, step=step))
-        logits_TQ = model(batch.query, model.vectors(batch.entity_index_T), generator)
-        torch.autograd.backward(query_loss(logits_TQ, batch.query))
+        return batch, (batch.query, model.vectors(batch.entity_index_T))
 
-    def quality(average: _Model) -> float:
-        return judge.quality_of(score_as_trained(average))
-
-    best, value, step = best_average(cfg.training, model, cfg.evaluation.baseline_steps, backward, quality)
-    _log.info("baseline_trained", baseline=type(model).__name__, best_step=step, validation=round(value, 5))
+    best, progress = fit_on_queries(
+        cfg.training, cfg.evaluation.baseline_steps, model, draw, lambda average: validator.auc_of(score_as_trained(average))
+    )
+    value = round(progress.best_value or 0.0, 5)
+    _log.info("baseline_trained", baseline=type(model).__name__, best_step=progress.best_step, validation=value)
     return best
 
 
-def score_as_trained(model: GlobalMlp | WideDeep) -> Method:
+def score_as_trained(model: GlobalMlp | WideDeep) -> ScoringMethod:
     """Score with the users' vectors as training left them; the unknown user's for a new one."""
 
-    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        index = judged.rows.entity_index[[spec.entity for spec in specs]]
+    def scores(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        index = inputs.rows.entity_index[[spec.entity for spec in specs]]
         with torch.no_grad():
-            return score_with_vectors(model, judged, specs, model.vectors(torch.from_numpy(index)))
+            return score_with_vectors(model, inputs, specs, model.vectors(torch.from_numpy(index)))
 
     return scores
 
 
-def choose_fit(cfg: Config, model: WideDeep, judge: Judge) -> Method:
+def choose_fit(cfg: Config, model: WideDeep, validator: MethodValidator) -> ScoringMethod:
     """Fit each task's vector on its support with the rate and number of steps that validate best."""
     best, best_value = (RATES[0], STEPS[0]), -np.inf
     for rate in RATES:
         # One trajectory a rate: the vectors after 3 steps lie on the way to those after 30.
-        fits = [fit_vectors(cfg, model, judge.judged.rows, specs, rate, STEPS) for specs in judge.tasks]
+        fits = [fit_vectors(cfg, model, validator.inputs.rows, specs, rate, STEPS) for specs in validator.tasks]
         for steps in STEPS:
-            parts = zip(judge.tasks, fits, strict=True)
-            value = judge.quality([score_with_vectors(model, judge.judged, specs, fit[steps]) for specs, fit in parts])
+            parts = zip(validator.tasks, fits, strict=True)
+            value = validator.auc([score_with_vectors(model, validator.inputs, specs, fit[steps]) for specs, fit in parts])
             if value > best_value:
                 best, best_value = (rate, steps), value
     _log.info("baseline_chosen", baseline="wide_deep", rate=best[0], steps=best[1], validation=round(best_value, 5))
     rate, steps = best
 
-    def scores(judged: JudgedRows, specs: Sequence[TaskSpec]) -> Floats:
-        return score_with_vectors(model, judged, specs, fit_vectors(cfg, model, judged.rows, specs, rate, (steps,))[steps])
+    def scores(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
+        return score_with_vectors(model, inputs, specs, fit_vectors(cfg, model, inputs.rows, specs, rate, (steps,))[steps])
 
     return scores
 
 
 def fit_vectors(
     cfg: Config, model: WideDeep, rows: TaskRows, specs: Sequence[TaskSpec], rate: float, steps: tuple[int, ...]
-) -> dict[int, torch.Tensor]:
+) -> dict[int, Tensor]:
     """(T, V) vectors of the specs after each number of steps on their supports; a known user's fit starts at its own."""
     order = np.argsort([spec.support_size for spec in specs], kind="stable")
     found = {step: torch.empty(len(specs), model.users.embedding_dim) for step in steps}
@@ -97,14 +129,14 @@ def fit_vectors(
 
 @torch.no_grad()
 def score_with_vectors(
-    model: GlobalMlp | WideDeep, judged: JudgedRows, specs: Sequence[TaskSpec], vector_TV: torch.Tensor
+    model: GlobalMlp | WideDeep, inputs: MethodInput, specs: Sequence[TaskSpec], vector_TV: Tensor
 ) -> Floats:
     """Probabilities of the specs' query rows, each task with its vector."""
-    index = query_rows(judged.rows, specs).rows
+    index = query_rows(inputs.rows, specs).rows
     task = torch.from_numpy(np.repeat(np.arange(len(specs)), [len(spec.query) for spec in specs]))
     found: Floats = np.empty(len(index))
     for start in range(0, len(index), _ROWS_PER_BATCH):
         part = slice(start, start + _ROWS_PER_BATCH)
-        logits_R1 = model(flat_rows(judged.rows, index[part]), vector_TV[task[part]])
+        logits_R1 = model(flat_rows(inputs.rows, index[part]), vector_TV[task[part]])
         found[part] = torch.sigmoid(logits_R1.double()).numpy()[:, 0]
     return found

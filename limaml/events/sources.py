@@ -1,12 +1,13 @@
-"""Where events come from: one protocol, five sources, and the calendar on which recorded data is replayed."""
+"""Where events come from: one protocol, the sources that there are, and the calendar on which recorded data is replayed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import Protocol, Self
 
 import pyarrow as pa
 
-from limaml.config import Config
+from limaml.config import Config, SourceConfig
+from limaml.config.names import SOURCE_KINDS
 from limaml.errors import DataError
 from limaml.io.storage import Storage
 
@@ -54,33 +55,72 @@ class Replayable(Source, Protocol):
         ...
 
 
+Open = Callable[[Config, date], Source]
+"""`today` (UTC) is not over, so it is no day of a source yet."""
+
+
 def open_source(cfg: Config, today: date) -> Source:
     """Open the configured source; `today` (UTC) places a replayed one, the first time only (contract 9).
 
     Raises ConfigError if its files are not there, DataError if the storage already holds another source's data.
     """
-    if cfg.source.kind == "parquet":
-        from limaml.events.parquet_source import ParquetSource
+    return SOURCES[cfg.source.kind](cfg, today)
 
-        return ParquetSource(cfg.source, today)
-    if cfg.source.kind == "table":
-        from limaml.events.table_source import TableSource
 
-        return TableSource(cfg.source, today)
-    source: Replayable
-    if cfg.source.kind == "movielens":
-        from limaml.events.movielens import MovieLensSource
+def replayed(make: Callable[[SourceConfig], Replayable]) -> Open:
+    """Opens recorded or generated days where they were moved to."""
 
-        source = MovieLensSource(cfg.source.path)
-    elif cfg.source.kind == "completejourney":
-        from limaml.events.completejourney import CompleteJourneySource
+    def open_moved(cfg: Config, today: date) -> Source:
+        source = make(cfg.source)
+        return source.moved(_recorded_shift(Storage(cfg.storage.root), source, today))
 
-        source = CompleteJourneySource(cfg.source.path, cfg.source.completejourney_share)
-    else:
-        from limaml.events.synthetic import SyntheticSource
+    return open_moved
 
-        source = SyntheticSource(cfg.source)
-    return source.moved(_recorded_shift(Storage(cfg.storage.root), source, today))
+
+def register(kind: str, open_it: Open) -> None:
+    """Let `source.kind` name another source, in this process. Raises ConfigError if there is one of that name."""
+    SOURCE_KINDS.add(kind)
+    SOURCES[kind] = open_it
+
+
+def _parquet(cfg: Config, today: date) -> Source:
+    from limaml.events.parquet_source import ParquetSource
+
+    return ParquetSource(cfg.source, today)
+
+
+def _table(cfg: Config, today: date) -> Source:
+    from limaml.events.table_source import TableSource
+
+    return TableSource(cfg.source, today)
+
+
+def _movielens(cfg: SourceConfig) -> Replayable:
+    from limaml.events.movielens import MovieLensSource
+
+    return MovieLensSource(cfg.path)
+
+
+def _completejourney(cfg: SourceConfig) -> Replayable:
+    from limaml.events.completejourney import CompleteJourneySource
+
+    return CompleteJourneySource(cfg.path, cfg.completejourney_share)
+
+
+def _synthetic(cfg: SourceConfig) -> Replayable:
+    from limaml.events.synthetic import SyntheticSource
+
+    return SyntheticSource(cfg)
+
+
+SOURCES: dict[str, Open] = {
+    "parquet": _parquet,
+    "table": _table,
+    "movielens": replayed(_movielens),
+    "completejourney": replayed(_completejourney),
+    "synthetic": replayed(_synthetic),
+}
+"""Another source is one more line here, and its name in `limaml.config.names.SOURCE_KINDS` (docs/extend.md)."""
 
 
 def week_shift(last_day: date, today: date) -> timedelta:

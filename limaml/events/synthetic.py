@@ -1,16 +1,17 @@
 """Generated events with a known answer: what the best possible ranker scores is computed, not estimated.
 
-    logit P(label = 1) = b_i + SCALE * <u_t, v_i> + LEVEL * l_t
+    logit P(label = 1) = c + b_i + SCALE * <u_t, v_i> + LEVEL * l_t
 
 u_t is the user's planted factor on day t, v_i the item's, b_i its popularity, l_t the user's planted level. With drift delta
 factor and level move from day to day as u_{t+1} = sqrt(1 - delta^2) u_t + delta * noise, so that (u, l) stays a standard
-normal vector; `true_items` gives the rest, from which a posterior can be computed. Profiles are drawn
-independently of the factors; an item's genre is the sign of its first factor, so content tells something about new items.
-Everything is a function of the settings, and a day can be made without making the others.
+normal vector; `true_items` gives the rest, from which a posterior can be computed. c is 0, or what gives labels another rate
+than a half. Profiles are drawn independently of the factors; an item's genre is the sign of its first factor, so content tells
+something about new items. Everything is a function of the settings, and a day can be made without making the others.
 """
 
 from datetime import date, timedelta
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,12 @@ FIRST_DAY = date(2000, 1, 3)
 SCALE = 2.0
 """Weight of the factors' product; popularity has weight 1, so most of what can be known is personal."""
 
-_ARRIVAL_SHARE = 0.75
-"""Users arrive evenly over this share of the days, so that the last days hold returning users only."""
+VECTOR_NOISE = 0.5
+"""Of an item's vector, in standard deviations of its factors: it tells the direction of a taste, and not all of it."""
+
 _LAST_SECOND = 86_399
+_NODES, _FAR = 64, 50.0
+"""Of the quadrature, and the largest intercept."""
 _AGE_BANDS = ("under_18", "18_24", "25_34", "35_44", "45_49", "50_55", "56_and_over")
 _OCCUPATIONS = ("artist", "engineer", "student", "writer")
 
@@ -34,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class SyntheticSource:
-    """A users x items world seen for a number of days; half of a user's rows fall on the day of arrival."""
+    """A users x items world seen for a number of days; a share of a user's rows falls on the day of arrival."""
 
     name = "synthetic"
     left_out: tuple[str, ...] = ()
@@ -55,13 +59,15 @@ class SyntheticSource:
             "gender": rng.choice(["F", "M"], num_users).tolist(),
             "occupation": rng.choice(_OCCUPATIONS, num_users).tolist(),
         }
-        told = self._item_factors[:, 0] if self._cfg.synthetic_factors else self._popularity
+        told = self._item_factors[:, 0] if self._cfg.synthetic_factors else self._drawn_popularity
         items = {
             "item_id": [f"i{n}" for n in range(num_items)],
             "title": [f"Title {n}" for n in range(num_items)],
             "year": rng.integers(1950, 2000, num_items).tolist(),
             "genres": [["sunny"] if factor > 0 else ["gloomy"] for factor in told],
         }
+        if self._cfg.synthetic_vector_scale:
+            items["taste_vector"] = self._vectors.tolist()
         return pa.table(users), pa.table(items)
 
     def days(self) -> list[date]:
@@ -99,7 +105,7 @@ class SyntheticSource:
         return probability
 
     def true_items(self) -> tuple[Floats, Floats]:
-        """(I,) popularity and (I, L) loadings, item i0 first: the logit is popularity + <z, loading>, z standard normal."""
+        """(I,) b_i + c and (I, L) loadings, item i0 first: the logit is popularity + <z, loading>, z standard normal."""
         return self._popularity, self._loadings
 
     @cached_property
@@ -118,9 +124,40 @@ class SyntheticSource:
         factors: Floats = self._rng("items").standard_normal(shape) / np.sqrt(max(1, self._cfg.synthetic_factors))
         return factors
 
+    @property
+    def _vectors(self) -> Floats:
+        """(I, K) what a text or a picture might tell of an item: its factors and noise of a stream of its own, scaled."""
+        noise = self._rng("vectors").standard_normal(self._item_factors.shape) / np.sqrt(self._cfg.synthetic_factors)
+        vectors: Floats = self._cfg.synthetic_vector_scale * (self._item_factors + VECTOR_NOISE * noise)
+        return vectors
+
     @cached_property
     def _popularity(self) -> Floats:
+        """(I,) b_i + c."""
+        return self._drawn_popularity + self._intercept
+
+    @property
+    def _drawn_popularity(self) -> Floats:
         return self._rng("popularity").standard_normal(self._cfg.synthetic_items)
+
+    @property
+    def _intercept(self) -> float:
+        """c, at which P(label = 1) is `synthetic_label_rate` in the mean over users and items; 0 for a half.
+
+        An item's logit is normal over users with the length of its loadings as its deviation: Gauss-Hermite quadrature, then
+        bisection, the rate rising with c.
+        """
+        rate = self._cfg.synthetic_label_rate
+        if rate == 0.5:  # By symmetry, but for the items drawn.
+            return 0.0
+        node, weight = np.polynomial.hermite_e.hermegauss(_NODES)
+        logit = self._drawn_popularity[:, None] + np.linalg.norm(self._loadings, axis=1)[:, None] * node
+        low, high = -_FAR, _FAR
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            found = (weight / (1.0 + np.exp(-(logit + middle)))).sum() / weight.sum() / len(logit)
+            low, high = (middle, high) if found < rate else (low, middle)
+        return low
 
     @cached_property
     def _user_factors(self) -> list[Floats]:
@@ -147,8 +184,9 @@ class SyntheticSource:
     def _draws(self, number: int) -> tuple[Ints, Ints, Ints]:
         """Users, items and seconds of the day's rows; two rows of a visit share each second, as in recorded data."""
         cfg = self._cfg
-        arrivals = np.arange(cfg.synthetic_users) * max(1, int(cfg.synthetic_days * _ARRIVAL_SHARE)) // cfg.synthetic_users
-        first_rows = (cfg.synthetic_rows_per_user + 1) // 2
+        arrival_days = max(1, int(cfg.synthetic_days * cfg.synthetic_arrival_share))
+        arrivals = np.arange(cfg.synthetic_users) * arrival_days // cfg.synthetic_users
+        first_rows = ceil(cfg.synthetic_rows_per_user * cfg.synthetic_first_share)
         remaining = np.maximum(cfg.synthetic_days - 1 - arrivals, 1)
         returns = (cfg.synthetic_rows_per_user - first_rows) / cfg.synthetic_session_rows / remaining
         rng = self._rng("rows", number)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -54,7 +54,7 @@ class TableSource:
         folder = tempfile.mkdtemp(prefix="limaml-table-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._connection = tf.connect(folder)
-        self._files = ts.find("source.events", cfg.events)
+        self._files = ts.find("source.events", cfg.location("events"))
         self._reading = Reading(self._connection, _EVENTS, self._files)
         self._columns = self._open(_EVENTS, self._files, cfg.columns.user_id, cfg.columns.item_id, time=cfg.columns.timestamp)
         self._mapped = {
@@ -77,8 +77,7 @@ class TableSource:
 
     def catalogue(self, through: date | None = None) -> tuple[pa.Table, pa.Table]:
         end = schema.day_end(through) if through else None
-        users = self._known("users", "user_id", self._cfg.users, self._cfg.user_columns.user_id, end)
-        return users, self._known("items", "item_id", self._cfg.items, self._cfg.item_columns.item_id, end)
+        return self._known("users", end), self._known("items", end)
 
     def days(self) -> list[date]:
         days, left_out = self._calendar
@@ -206,28 +205,38 @@ class TableSource:
         taken = {name.casefold() for name in schema.EVENTS.names}
         return [name for name in self._columns if name not in plain and name.casefold() not in taken]
 
-    def _known(self, which: str, key: str, location: str, text: str, end: datetime | None) -> pa.Table:
+    def _known(self, which: Literal["users", "items"], end: datetime | None) -> pa.Table:
         """A table of users or items with its key under our name; without one, the ids that events before `end` name."""
-        if not location:
+        key = f"{which[:-1]}_id"
+        if not self._cfg.location(which):
             ident, where = tc.id_sql(self._mapped[key]), self._where(None, end)
             statement = f"SELECT DISTINCT {ident} AS {key} FROM {_EVENTS} WHERE {where} AND {ident} IS NOT NULL ORDER BY 1"  # noqa: S608
             with self._reading.rows(self._reading.bounds(None, end), self._columns_of(key, "timestamp")):
                 return self._run(statement)
         if which not in self._tables:
-            files = ts.find(f"source.{which}", location)
-            columns = self._open(f"{which}_table", files, text)
-            setting = f"source.{which[:-1]}_columns.{key}"
-            ts.require_readable(self._connection, files, setting, text)
-            mapped = tc.map_column(self._connection, f"{which}_table", columns, setting, text)
-            require_id(self._connection, f"{which}_table", mapped)
-            others = [name for name in columns if name.casefold() != key and not (mapped.is_plain and name in mapped.columns)]
-            selected = ", ".join([f"{tc.id_sql(mapped)} AS {key}", *map(tf.quoted, others)])
-            try:
-                self._tables[which] = self._run(f"SELECT {selected} FROM {which}_table")  # noqa: S608
-            except duckdb.Error as error:
-                found = tc.failing_row(self._connection, f"{which}_table", [(mapped, mapped.sql)], "true")
-                raise (DataError(_fails(*found)) if found else tf.unreadable(files, error)) from error
+            self._tables[which] = self._read_known(which, key)
         return self._tables[which]
+
+    def _read_known(self, which: Literal["users", "items"], key: str) -> pa.Table:
+        """The key, the columns that are made of others, and the others as they are."""
+        table, section, wanted = f"{which}_table", f"source.{which[:-1]}_columns", self._cfg.known_columns(which)
+        files, text = ts.find(f"source.{which}", self._cfg.location(which)), str(getattr(wanted, key))
+        columns = self._open(table, files, text)
+
+        def mapped(name: str, text: str) -> Mapped:
+            ts.require_readable(self._connection, files, f"{section}.{name}", text)
+            return tc.map_column(self._connection, table, columns, f"{section}.{name}", text)
+
+        ident, made = mapped(key, text), {name: mapped(f"more.{name}", text) for name, text in wanted.more.items()}
+        require_id(self._connection, table, ident)
+        taken = {name.casefold() for name in (key, *made, *(ident.columns if ident.is_plain else ()))}
+        kept = [tf.quoted(name) for name in columns if name.casefold() not in taken]
+        selected = [f"{tc.id_sql(ident)} AS {key}", *(f"{one.sql} AS {tf.quoted(name)}" for name, one in made.items()), *kept]
+        try:
+            return self._run(f"SELECT {', '.join(selected)} FROM {table}")  # noqa: S608  quoted, or the owner's own
+        except duckdb.Error as error:
+            found = tc.failing_row(self._connection, table, [(one, one.sql) for one in (ident, *made.values())], "true")
+            raise (DataError(_fails(*found)) if found else tf.unreadable(files, error)) from error
 
     def _columns_of(self, *keys: str) -> list[str]:
         """The table's columns that some of ours read."""

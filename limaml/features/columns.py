@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from limaml.config import FeatureConfig
+from limaml.schema import add_type
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -26,6 +27,11 @@ _SCALES = {"count": "log", "days_since": "log", "rate": "logit"}
 
 class ColumnEncoder(Protocol):
     """How one feature is encoded; a null is unknown, which no known value is."""
+
+    @classmethod
+    def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
+        """With what is to be learnt from the values of the training rows."""
+        ...
 
     @property
     def width(self) -> int: ...
@@ -192,13 +198,22 @@ class VectorEncoder:
         return {"mean": list(self.mean), "unit": self.unit}
 
 
-_ENCODERS: dict[str, Any] = {
+_ENCODERS: dict[str, type[ColumnEncoder]] = {
     "number": NumberEncoder,
     "category": CategoryEncoder,
     "categories": CategoryEncoder,
     "cycle": CycleEncoder,
     "vector": VectorEncoder,
 }
+
+
+def register(name: str, encoder: type[ColumnEncoder], stored: pa.DataType) -> None:
+    """Let a feature have another type, in this process: how it is encoded, and the Arrow type that its values are stored as.
+
+    Raises ConfigError if there is one of that name, or nothing is stored as that.
+    """
+    add_type(name, stored)
+    _ENCODERS[name] = encoder
 
 
 def fit_column(feature: FeatureConfig, column: pa.ChunkedArray) -> ColumnEncoder:

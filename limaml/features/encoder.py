@@ -104,6 +104,15 @@ class EncoderDims:
     item_sets: int = 0
     """Of `item_static`, first: places of sets of categories."""
 
+    @property
+    def num_features(self) -> int:
+        """F, of item, user and context side by side."""
+        return self.item_dense + self.user_dense + self.context
+
+    def num_entities_of(self, column: str) -> int:
+        """Entities of a column that training saw."""
+        return self.num_items if column == "item_id" else self.num_entities
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -112,7 +121,7 @@ class Encoder:
     features: tuple[FeatureConfig, ...]
     items: tuple[str, ...]
     entities: tuple[str, ...]
-    """Entities of the task kind seen in training; an unseen one has index 0."""
+    """Entities of the first task kind seen in training; an unseen one has index 0."""
     columns: Mapping[str, ColumnEncoder]
     """Feature -> its encoder."""
     item_table: ItemTable | None = field(default=None, compare=False, repr=False)
@@ -202,9 +211,9 @@ class Encoder:
     def _derived(self) -> Derived:
         return Derived(self._tables)
 
-    def entity_index(self, entities: Sequence[str] | pa.Array | pa.ChunkedArray) -> Indices:
-        """(R,) index of each entity, 0 where training never saw it."""
-        return look_up(_strings(entities), self._entity_index)
+    def entity_index(self, entities: Sequence[str] | pa.Array | pa.ChunkedArray, column: str | None = None) -> Indices:
+        """(R,) index of each entity of a column, by default the first kind's; 0 where training never saw it."""
+        return look_up(_strings(entities), self._item_index if column == "item_id" else self._entity_index)
 
     def encode(self, columns: Mapping[str, Any], num_rows: int, day: Indices | int | None = None) -> EncodedRows:
         """Encode `num_rows` rows of `columns`: item_id and the declared features, as they are stored.

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from limaml.config import Config
 from limaml.errors import LimamlError
-from limaml.evaluation.quality import quality_table
+from limaml.evaluation.console_table import console_table
 from limaml.local import demo, stack, watch
 from limaml.local.airflow_api import AirflowApi
 from limaml.local.follow import Display, Timing, follow
@@ -191,7 +191,7 @@ def _show_quality(cfg: Config, version: str, console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder:
         metrics = bundle.load(Registry(cfg.registry).download(version, folder), parts=("refit",)).metrics
     console.print(f"[bold]Quality of model {version}[/bold]", highlight=False)
-    console.print(quality_table(metrics["evaluation"]), highlight=False, markup=False)
+    console.print(console_table(metrics["evaluation"]), highlight=False, markup=False)
 
 
 def _say_where(running: Stack, console: Console) -> None:

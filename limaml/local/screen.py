@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from limaml import registry, telemetry
 from limaml.config import Config
-from limaml.embeddings.slots import FILLING, READY, complete_through
+from limaml.embeddings.slot_state import FILLING, READY, complete_through
 from limaml.events.day_store import DayManifest, EventStore
 from limaml.io.storage import Storage
 from limaml.local.status import Status

@@ -43,7 +43,7 @@ class Status:
 
 def read_status(cfg: Config, today: date) -> Status:
     """Raises DataError if the source is too short to keep `local.daily_days` days aside."""
-    from limaml.embeddings.slots import ready_beside
+    from limaml.embeddings.slot_state import ready_beside
     from limaml.registry import COMPLETE_THROUGH, FINGERPRINT, SLOT, Registry
     from limaml.training.candidate import fingerprint
 

@@ -1,23 +1,23 @@
-"""Meta-learning written plainly: a loop over tasks, one task's rows at a time, double backward. The truth for the engine.
+"""Meta-learning written plainly: a loop over tasks, one task's real rows at a time, double backward. The truth for the engine.
 
-No padding, no task dimension, no split layer: each function is the formula of the docstring. Too slow to train with.
+No padding, no task dimension, no vmap. Blocks and the global block are written for one task, so they are called as they are;
+closed forms and finite differences hold them to account (tests/numerics). Too slow to train with.
 
-    R rows (S support, Q query), F features, D embedding width
+    R rows (S support, Q query), D embedding width
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limaml.models.meta_blocks import IdMlp, RowMlp, TaskVector
-from limaml.models.network import LiMAML
+from limaml.meta.inner_loop import MOST_LOGITS
+from limaml.models.blocks import Params, Support
+from limaml.models.inner_step import NewtonStep
+from limaml.models.network import Network
 from limaml.tasks.rows import Rows, TaskBatch
-
-Params = dict[str, Tensor]
-"""One task's parameters."""
 
 
 def adapt(
@@ -30,119 +30,95 @@ def adapt(
     """
     phi = theta
     for _ in range(num_steps):
-        gradients = torch.autograd.grad(support_loss(phi), list(phi.values()), create_graph=True)
+        gradients = torch.autograd.grad(support_loss(phi), list(phi.values()), create_graph=True, materialize_grads=True)
         if not second_order:
             gradients = tuple(gradient.detach() for gradient in gradients)
         phi = {name: p - rates[name] * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
     return phi
 
 
-@dataclass(frozen=True)
-class UnpaddedRows:
-    """One task's real rows (no padding), as (R, F) features and (R,) labels."""
+def newton(
+    theta: Params, logits: Callable[[Params], Tensor], label_S: Tensor, scales: Params, rates: Params, *, num_steps: int
+) -> Params:
+    """Take `num_steps` Newton steps on L(phi) = sum of the rows' cross-entropies + sum of ((phi - theta) / scale)^2 / 2.
 
-    item_R: Tensor
-    item_dense_RF: Tensor
-    user_dense_RF: Tensor
-    context_RF: Tensor
-    gap_s_R: Tensor
-    label_R: Tensor
-
-    @classmethod
-    def of(cls, rows: Rows, task: int) -> "UnpaddedRows":
-        real = rows.mask_TR[task] > 0
-        assert rows.label_TR is not None
-        dense = (rows.item_dense_TRF, rows.user_dense_TRF, rows.context_TRF, rows.gap_s_TR, rows.label_TR)
-        return cls(rows.item_index_TR[task][real], *(tensor[task][real] for tensor in dense))
-
-
-def embed(network: LiMAML, phi: Params, support: UnpaddedRows) -> Tensor:
-    """(D,) the meta block's output; support labels are not read."""
-    block = network.meta
-    if isinstance(block, TaskVector):
-        return phi["vector"]
-    if isinstance(block, IdMlp):
-        return _mlp(phi, phi["id"])
-    assert isinstance(block, RowMlp)
-    if len(support.item_R) == 0:
-        return block.empty
-    features = [support.item_dense_RF, support.user_dense_RF, support.context_RF]
-    if block.row_age:
-        features.append(torch.log1p(support.gap_s_R / 86_400.0)[:, None])
-    return _mlp(phi, torch.cat(features, dim=1)).mean(dim=0)
+    phi_{k+1} = phi_k - rates * (J^T diag(p (1 - p)) J + diag(1 / scale^2))^-1 grad L(phi_k), J the logits' gradient by phi
+    (Rasmussen and Williams 2006, section 3.4; Gauss-Newton where the logits are not linear in phi), shortened where it would
+    move a row's logit by more than `MOST_LOGITS` to first order.
+    """
+    phi, names = theta, list(theta)
+    precision_P = torch.cat([(1.0 / scales[name] ** 2).expand(theta[name].numel()) for name in names])
+    for _ in range(num_steps):
+        rows = [torch.autograd.grad(logit, [phi[n] for n in names], create_graph=True) for logit in logits(phi)]
+        j_SP = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+        p_S = torch.sigmoid(logits(phi))
+        moved_P = torch.cat([(phi[name] - theta[name]).flatten() for name in names])
+        gradient_P = j_SP.T @ (p_S - label_S) + precision_P * moved_P
+        hessian_PP = j_SP.T @ torch.diag(p_S * (1 - p_S)) @ j_SP + torch.diag(precision_P)
+        step_P = torch.linalg.solve(hessian_PP, gradient_P)
+        most = (j_SP @ step_P).abs().max()
+        step_P = step_P * MOST_LOGITS / most if most > MOST_LOGITS else step_P
+        parts = torch.split(step_P, [theta[name].numel() for name in names])
+        phi = {n: phi[n] - rates[n] * part.view(phi[n].shape) for n, part in zip(names, parts, strict=True)}
+    return phi
 
 
-def score(network: LiMAML, rows: UnpaddedRows, embedding_D: Tensor) -> Tensor:
-    """(R,) logits: MLP(features) + <embedding, [item vector, 1]>, or MLP(features, embedding), or both."""
-    block = network.global_block
-    x = torch.cat([rows.item_dense_RF, rows.user_dense_RF, rows.context_RF], dim=1)
-    if block.has_concat:
-        x = torch.cat([x, embedding_D.expand(len(x), -1)], dim=1)
-    *hidden, last = block.layers
-    for layer in hidden:
-        x = F.relu(layer(x)) if block.has_concat else F.silu(layer(x))
-    logits_R: Tensor = last(x)[:, 0]
-    if not block.has_product:
-        return logits_R
-    products = [embedding_D[:-1] @ item_vector(network, rows, row) + embedding_D[-1] for row in range(len(x))]
-    return logits_R + torch.stack(products) if products else logits_R
+def real_rows(rows: Rows, task: int) -> Rows:
+    """One task's rows without padding and without the task dimension: tensors (R, ...)."""
+    real = rows.mask_TR[task] > 0
+    return Rows(**{field.name: getattr(rows, field.name)[task][real] for field in fields(Rows)})
 
 
-def item_vector(network: LiMAML, rows: UnpaddedRows, row: int) -> Tensor:
-    """(K,) the row's item; an unknown one's comes from its static features."""
-    block = network.global_block
-    content = rows.item_dense_RF[row, : block.item_static]
-    return block.item[rows.item_R[row]] if rows.item_R[row] > 0 else content @ block.content + block.unknown_item
+def score(network: Network, rows: Rows, kind: str, embedding: Tensor) -> Tensor:
+    """(R,) logits of one task's rows; other kinds' embeddings are their priors. `embedding`: (1, D) or (R, D)."""
+    embeddings = {name: prior.unsqueeze(0) for name, prior in network.priors().items()} | {kind: embedding}
+    logits_R: Tensor = network.global_block(rows, embeddings)
+    return logits_R
 
 
-def initial(network: LiMAML, support: UnpaddedRows, entity_index: int) -> Params:
-    """theta_meta as one task starts from it; a task vector may start where the support's items lie."""
-    block = network.meta
-    if isinstance(block, TaskVector):
-        size = len(support.item_R)
-        vector: Tensor = block.vector
-        if block.item_scale is not None and size >= network.meta_config.min_support_rows:
-            items = [item_vector(network, support, row) for row in range(size)]
-            vector = vector + F.pad(10.0 * block.item_scale * torch.stack(items).sum(dim=0) / (size + 10.0), (0, 1))
-        return {"vector": vector}
-    if isinstance(block, IdMlp):
-        return {"id": block.table[entity_index], **block.mlp}
-    assert isinstance(block, RowMlp)
-    return dict(block.mlp)
+def task_embedding(
+    network: Network, kind: str, support: Rows, entity_index: Tensor, *, num_steps: int, second_order: bool
+) -> Tensor:
+    """(D,) e = embed(phi, support), phi adapted on the sum of cross-entropies, with the step rate / (rows + c) or by Newton."""
+    if len(support.mask_TR) < network.meta_config.min_support_rows:
+        support = Rows(**{field.name: getattr(support, field.name)[:0] for field in fields(Rows)})
+    label_S = support.label_TR
+    assert label_S is not None
+    block, state = network.block(kind), network.global_block.encode(support)
+    one = Support(
+        dense_SF=support.dense,
+        vector_SK=state.vectors.get(kind, support.dense[:, :1])[:, :-1],
+        mask_S=support.mask_TR,
+        gap_s_S=support.gap_s_TR,
+        label_S=label_S if block.reads_labels else torch.zeros_like(label_S),
+        entity_index=entity_index,
+    )
 
-
-def task_embedding(network: LiMAML, support: UnpaddedRows, entity_index: int, *, num_steps: int, second_order: bool) -> Tensor:
-    """(D,) e = embed(phi, support), phi adapted on the sum of cross-entropies with the step rate / (rows + c)."""
+    def logits(phi: Params) -> Tensor:
+        return score(network, support, kind, block.embed_rows(phi, read))
 
     def support_loss(phi: Params) -> Tensor:
-        logits_S = score(network, support, embed(network, phi, support))
-        return F.binary_cross_entropy_with_logits(logits_S, support.label_R, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits(phi), label_S, reduction="sum")
 
-    theta = initial(network, support, entity_index)
-    if len(support.item_R) >= network.meta_config.min_support_rows:
-        damping = network.damping()
-        steps = {name: rate / (len(support.item_R) + damping[name]) for name, rate in network.rates().items()}
-        theta = adapt(theta, support_loss, steps, num_steps=num_steps, second_order=second_order)
-    return embed(network, theta, support)
+    read = block.read(one)
+    theta, step, num_steps = block.start(read), network.step(kind), num_steps if block.has_steps else 0
+    if isinstance(step, NewtonStep):
+        steps = num_steps if len(label_S) else 0
+        return block.embed(newton(theta, logits, label_S, step.scales(), step.rates(), num_steps=steps), read)
+    sizes = step.sizes(one.mask_S.sum())
+    return block.embed(adapt(theta, support_loss, sizes, num_steps=num_steps, second_order=second_order), read)
 
 
-def outer_loss(network: LiMAML, batch: TaskBatch, *, num_steps: int, second_order: bool) -> tuple[Tensor, Tensor]:
+def outer_loss(network: Network, batch: TaskBatch, *, num_steps: int, second_order: bool) -> tuple[Tensor, Tensor]:
     """Mean over tasks with query rows of the mean over their rows, and each task's embedding (T, D)."""
-    losses, embeddings = [], []
+    losses, embeddings, kind = [], [], network.kind
     for task in range(batch.num_tasks):
-        support, query = UnpaddedRows.of(batch.support, task), UnpaddedRows.of(batch.query, task)
-        entity = int(batch.entity_index_T[task])
-        embedding_D = task_embedding(network, support, entity, num_steps=num_steps, second_order=second_order)
+        support, query = real_rows(batch.support, task), real_rows(batch.query, task)
+        entity = batch.entity_index_T[task]
+        embedding_D = task_embedding(network, kind, support, entity, num_steps=num_steps, second_order=second_order)
         embeddings.append(embedding_D)
-        if len(query.item_R):
-            losses.append(F.binary_cross_entropy_with_logits(score(network, query, embedding_D), query.label_R))
+        if len(query.mask_TR):
+            logits_Q = score(network, query, kind, embedding_D.unsqueeze(0))
+            assert query.label_TR is not None
+            losses.append(F.binary_cross_entropy_with_logits(logits_Q, query.label_TR))
     return torch.stack(losses).mean(), torch.stack(embeddings)
-
-
-def _mlp(phi: Params, x: Tensor) -> Tensor:
-    num_layers = sum(name.startswith("weight") for name in phi)
-    for layer in range(num_layers):
-        x = x @ phi[f"weight{layer}"] + phi[f"bias{layer}"]
-        if layer < num_layers - 1:
-            x = F.relu(x)
-    return x

@@ -29,9 +29,11 @@ from limaml.config import Config
 from limaml.errors import BundleError
 from limaml.features.encoder import Encoder
 from limaml.io import atomic
-from limaml.models.network import LiMAML, build_network
+from limaml.models import older_bundles
+from limaml.models.network import Network, build_network
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READS = (2, FORMAT_VERSION)
 REFIT = "refit"
 TWIN = "twin"
 _REMEDY = "download the version again or train a new one"
@@ -41,7 +43,7 @@ _REMEDY = "download the version again or train a new one"
 class Model:
     """A network and the encoder its rows go through."""
 
-    network: LiMAML
+    network: Network
     encoder: Encoder
 
 
@@ -57,7 +59,7 @@ class Bundle:
     lineage: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def network(self) -> LiMAML:
+    def network(self) -> Network:
         return self.refit.network
 
     @property
@@ -110,13 +112,14 @@ def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
     directory = Path(directory)
     manifest = _read_manifest(directory)
     files = _Files(directory, manifest["sha256"])
-    config = _read_config(files)
-    refit = _read_model(files, REFIT, config)
+    is_old = manifest["format_version"] == _READS[0]
+    config = _read_config(files, is_old=is_old)
+    refit = _read_model(files, REFIT, config, is_old=is_old)
     _check_prior(files, refit.network)
     return Bundle(
         config=config,
         refit=refit,
-        twin=_read_model(files, TWIN, config) if TWIN in parts else None,
+        twin=_read_model(files, TWIN, config, is_old=is_old) if TWIN in parts else None,
         metrics=files.json("metrics.json"),
         lineage=manifest.get("lineage", {}),
     )
@@ -161,20 +164,21 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"bundle {directory}: manifest.json must hold format_version and sha256; {_REMEDY}")
-    if version != FORMAT_VERSION:
+    if version not in _READS:
         remedy = "update limaml to read it" if version > FORMAT_VERSION else "train a new version with this limaml"
-        raise BundleError(f"bundle {directory}: format_version must be {FORMAT_VERSION}, got {version}; {remedy}")
+        raise BundleError(f"bundle {directory}: format_version must be one of {list(_READS)}, got {version}; {remedy}")
     return manifest
 
 
-def _read_config(files: _Files) -> Config:
+def _read_config(files: _Files, *, is_old: bool) -> Config:
+    values = files.json("config.json")
     try:
-        return Config.model_validate(files.json("config.json"))
+        return Config.model_validate(older_bundles.config_of_format_2(values) if is_old else values)
     except ValidationError as error:
         raise BundleError(f"bundle {files.directory}: config.json is not a valid configuration: {error}; {_REMEDY}") from None
 
 
-def _read_model(files: _Files, part: str, config: Config) -> Model:
+def _read_model(files: _Files, part: str, config: Config, *, is_old: bool) -> Model:
     name = f"{part}.encoder.json"
     try:
         encoder = Encoder.from_dict(files.json(name))
@@ -182,12 +186,13 @@ def _read_model(files: _Files, part: str, config: Config) -> Model:
         raise BundleError(f"bundle {files.directory}: {name} is not an encoder: {error!r}; {_REMEDY}") from None
     network = build_network(config, encoder.dims)
     weights = files.tensors(f"{part}.safetensors")
+    weights = older_bundles.weights_of_format_2(weights, config) if is_old else weights
     _check_weights(f"bundle {files.directory}: {part}.safetensors", weights, network)
     network.load_state_dict(weights)
     return Model(network.eval(), encoder)
 
 
-def _check_weights(where: str, weights: dict[str, Tensor], network: LiMAML) -> None:
+def _check_weights(where: str, weights: dict[str, Tensor], network: Network) -> None:
     expected = network.state_dict()
     if weights.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
@@ -201,7 +206,7 @@ def _check_weights(where: str, weights: dict[str, Tensor], network: LiMAML) -> N
         _check_finite(where, name, tensor)
 
 
-def _check_prior(files: _Files, network: LiMAML) -> None:
+def _check_prior(files: _Files, network: Network) -> None:
     where = f"bundle {files.directory}: prior.safetensors"
     stored = files.tensors("prior.safetensors")
     for kind, value in _prior(network).items():
@@ -214,13 +219,13 @@ def _check_prior(files: _Files, network: LiMAML) -> None:
 def _check_finite(where: str, name: str, tensor: Tensor) -> None:
     bad = int((~torch.isfinite(tensor)).sum())
     # log_damping is -inf where the configured damping is 0: its exponential is what is used.
-    if bad and not (name.startswith("log_damping.") and bool(tensor.exp().isfinite().all())):
+    if bad and not (".log_damping." in name and bool(tensor.exp().isfinite().all())):
         raise BundleError(f"{where}: {name} must be finite, got {bad} of {tensor.numel()} values that are not; {_REMEDY}")
 
 
-def _prior(network: LiMAML) -> dict[str, Tensor]:
+def _prior(network: Network) -> dict[str, Tensor]:
     with torch.no_grad():
-        return {network.kind: network.prior().clone()}
+        return {kind: prior.clone() for kind, prior in network.priors().items()}
 
 
 def _model_files(part: str, model: Model) -> dict[str, bytes]:

@@ -19,10 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limaml.config import Config
-from limaml.features.encoder import EncodedRows, EncoderDims
-from limaml.models.network import LiMAML
-from limaml.schema import rate_feature
+from limaml.features.encoder import EncodedRows
 from limaml.tasks.sampling import TaskRows
 
 # Chosen on validation users of MovieLens.
@@ -31,8 +28,8 @@ _PRECISION = 500.0
 _CONTENT_RIDGE = 3.0
 _ROUNDS = 15
 _START_STD = 0.05
-# Of the items' rates where none is declared.
-_RATE_PRIOR, _RATE_PRIOR_ROWS = 0.5, 10.0
+RATE_PRIOR = 0.5, 10.0
+"""Of the items' rates where none is declared."""
 _PIECE_ITEMS = 8192
 
 
@@ -47,23 +44,20 @@ class ItemVectors:
     """content W + b is the vector of an item outside the vocabulary."""
 
 
-def warm_start(network: LiMAML, rows: TaskRows, cfg: Config) -> None:
-    """Give a new network item vectors fitted to its training rows, if it is configured to have them."""
-    if cfg.model.item_vectors == "fitted" and network.global_block.has_product:
-        network.global_block.set_item_vectors(fit_item_vectors(rows, cfg, network.dims))
+def fit_item_vectors(
+    rows: TaskRows, num_factors: int, *, num_items: int, num_content: int, rate_prior: tuple[float, float] = RATE_PRIOR
+) -> ItemVectors:
+    """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `num_items`).
 
-
-def fit_item_vectors(rows: TaskRows, cfg: Config, dims: EncoderDims) -> ItemVectors:
-    """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `dims.num_items`)."""
-    num_items, num_content = dims.num_items, dims.item_static
-    num_factors = cfg.model.embedding_dim - 1
+    Content is the first `num_content` of a row's item features. An item's rate starts at `rate_prior`: its value, and the rows
+    that it is worth.
+    """
     item_R = torch.from_numpy(rows.encoded.item_index) - 1
     user_R = torch.repeat_interleave(torch.arange(rows.num_entities), torch.from_numpy(rows.offsets).diff())
     known_R = item_R >= 0
     item_R, user_R = item_R[known_R], user_R[known_R]
     label_R = torch.from_numpy(rows.label).double()[known_R]
-    rate = rate_feature(cfg.features, "item")
-    prior, prior_rows = (rate.prior, rate.prior_rows) if rate else (_RATE_PRIOR, _RATE_PRIOR_ROWS)
+    prior, prior_rows = rate_prior
     rows_I = torch.bincount(item_R, minlength=num_items)
     rate_I = (torch.bincount(item_R, label_R, minlength=num_items) + prior * prior_rows) / (rows_I + prior_rows)
     slope = float((rate_I * (1 - rate_I))[item_R].mean()) if len(item_R) else 0.25

@@ -1,102 +1,99 @@
-"""The two blocks joined, with everything the inner loop learns: rates, damping, prior.
+"""Meta blocks and the global block joined, with what their inner loops learn.
 
-T tasks, S support rows, R rows, D embedding width
+T tasks, R rows, D embedding width
 """
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from limaml.config import Config, MetaConfig
-from limaml.errors import ConfigError
 from limaml.features.encoder import EncoderDims
-from limaml.models.adapted import Params
+from limaml.models.blocks import MetaBlock, Support, build_block
 from limaml.models.global_block import GlobalBlock
-from limaml.models.meta_blocks import FACTORS, MetaBlock, build_meta_block
+from limaml.models.inner_step import GradientStep, NewtonStep
+from limaml.models.serving_plan import ServingPlan
 from limaml.tasks.rows import Rows
 
 
-class LiMAML(nn.Module):
-    """Meta block and global block; `kind` is the task kind whose block is adapted.
-
-    Rates are exp(log_rates): one per adapted parameter and, as Meta-SGD (Li et al. 2017), learned if so configured; damping
-    is exp(log_damping). The logarithm keeps both positive.
-    """
+class Network(nn.Module):
+    """A block for every kind of task, and the global block that reads all their embeddings."""
 
     def __init__(self, cfg: Config, dims: EncoderDims) -> None:
         super().__init__()
-        if len(cfg.task_kinds) > 1:
-            kinds = [kind.name for kind in cfg.task_kinds]
-            raise ConfigError(f"task_kinds must hold one kind for now, got {kinds}; keep the one that is to be adapted")
         self.dims = dims
         self.meta_config: MetaConfig = cfg.meta
+        self.kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds}
+        self.support_rows = {kind: cfg.support_rows_of(kind) for kind in self.kinds}
         self.kind = cfg.task_kind.name
         self.embedding_dim = cfg.model.embedding_dim
-        block = build_meta_block(cfg.model, dims)
-        self.meta: MetaBlock = block
-        self.global_block = GlobalBlock(cfg.model, dims, [self.kind])
-        shapes = block.rates()
-        self.log_rates = _per_parameter(shapes, cfg.meta.inner_lr, cfg.meta.factor_inner_lr, cfg.meta.learn_inner_lr)
-        self.log_damping = _per_parameter(shapes, cfg.meta.damping, cfg.meta.factor_damping, cfg.meta.learn_damping)
+        sizes = {kind: replace(dims, num_entities=dims.num_entities_of(column)) for kind, column in self.kinds.items()}
+        self.meta_blocks = nn.ModuleDict({kind: build_block(cfg.model_of(kind), sizes[kind]) for kind in self.kinds})
+        self.global_block = GlobalBlock(cfg.model, dims, self.kinds)
+        num_factors = self.embedding_dim - 1 if self.global_block.product is not None else 0
+        empty = _empty_support(dims.num_features, num_factors)
+        self.inner_steps = nn.ModuleDict({kind: _inner_step(self.block(kind), empty, cfg.meta_of(kind)) for kind in self.kinds})
 
-    def rates(self) -> Params:
-        """Inner rate of every adapted parameter, of one task's shape."""
-        return {name: log_rate.exp() for name, log_rate in self.log_rates.items()}
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
 
-    def damping(self) -> Params:
-        """c of every adapted parameter, of one task's shape."""
-        return {name: log_damping.exp() for name, log_damping in self.log_damping.items()}
+    def block(self, kind: str) -> MetaBlock:
+        """The meta block of a kind."""
+        return cast(MetaBlock, self.meta_blocks[kind])
 
-    def prior(self) -> Tensor:
-        """(D,) embedding of an empty support."""
-        return self.meta.prior()
+    def step(self, kind: str) -> GradientStep | NewtonStep:
+        """What that kind's inner loop learns beside its block."""
+        return cast(GradientStep | NewtonStep, self.inner_steps[kind])
 
-    def is_adapted(self, count_T: Tensor) -> Tensor:
-        """Whether a task of so many support rows is adapted; of any shape."""
-        return count_T >= self.meta_config.min_support_rows
+    def priors(self) -> dict[str, Tensor]:
+        """Kind -> (D,) embedding of an empty support."""
+        return {kind: self.block(kind).prior() for kind in self.kinds}
 
-    def step_sizes(self, count_T: Tensor) -> Params:
-        """rate / (rows + c) of every adapted parameter, for tasks of `count_T` support rows: leading dimension T.
+    def serving_plan(self) -> ServingPlan | None:
+        """How a server may score without torch; None: only through `forward`."""
+        return ServingPlan.of(self.global_block)
 
-        0 for a task that is not adapted. Where neither rate nor c is learned and all of a parameter's are equal, of shape
-        (T, 1, ...): the inner loop has a cheaper form.
+    def forward(self, rows: Rows, embeddings: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Logits (T, R) of rows scored with embeddings (T, D) of their tasks, or (T, R, D) of their own.
+
+        A kind that is not given is scored with its prior. Dropout only where a generator is given.
         """
-        learned = self.meta_config.learn_inner_lr or self.meta_config.learn_damping
-        sizes = {}
-        for name, log_rate in self.log_rates.items():
-            logs = log_rate, self.log_damping[name]
-            rate, damping = (log.exp() if learned else _one_if_equal(log).exp() for log in logs)
-            count = count_T.view(-1, *[1] * rate.ndim)
-            rows = count + damping
-            # An empty support with c = 0 would divide by 0; its gradient is 0.
-            size = rate / rows.clamp(min=torch.finfo(rows.dtype).tiny ** 0.5)
-            sizes[name] = size * self.is_adapted(count)
-        return sizes
+        return self.score(rows, embeddings, self.global_block.draw_dropout(rows, generator))
 
-    def forward(self, rows: Rows, embedding_TD: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (T, R) of rows scored with their tasks' embeddings; dropout only where a generator is given."""
-        keep = self.global_block.draw_dropout(rows, generator)
-        logits_TR: Tensor = self.global_block(rows, {self.kind: embedding_TD}, keep)
+    def score(self, rows: Rows, embeddings: Mapping[str, Tensor], keep: Sequence[Tensor] = ()) -> Tensor:
+        """`forward` with dropout as drawn."""
+        given = {kind: e.unsqueeze(1) if e.ndim == 2 else e for kind, e in embeddings.items()}
+        logits_TR: Tensor = self.global_block(rows, self.rows_of_priors(given) | given, keep)
         return logits_TR
 
+    def rows_of_priors(self, given: Collection[str]) -> dict[str, Tensor]:
+        """Kind -> (1, D) its prior, for all rows of a task, of the kinds that are not given."""
+        return {kind: self.block(kind).prior().unsqueeze(0) for kind in self.kinds if kind not in given}
 
-def _one_if_equal(values: Tensor) -> Tensor:
-    first = values.flatten()[:1].view([1] * values.ndim)
-    return first if bool((values == first).all()) else values
 
-
-def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> LiMAML:
+def build_network(cfg: Config, dims: EncoderDims, seed: int = 0) -> Network:
     """A network whose initial weights are a function of (cfg, dims, seed) alone; the caller's random state is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LiMAML(cfg, dims)
+        return Network(cfg, dims)
 
 
-def _per_parameter(shapes: dict[str, torch.Size], value: float, factor_value: float, learned: bool) -> nn.ParameterDict:
-    """Logarithms of one positive number per adapted parameter; a task vector's factors start apart from its level."""
-    logs = nn.ParameterDict()
-    for name, shape in shapes.items():
-        start = torch.full(shape, value)
-        if name == FACTORS:
-            start[:-1] = factor_value
-        logs[name] = nn.Parameter(start.log(), learned)
-    return logs
+def _inner_step(block: MetaBlock, empty: Support, cfg: MetaConfig) -> GradientStep | NewtonStep:
+    shapes = {name: p.shape for name, p in block.start(block.read(empty)).items()}
+    return (NewtonStep if (block.inner_step or cfg.inner_step) == "newton" else GradientStep)(shapes, cfg)
+
+
+def _empty_support(num_features: int, num_factors: int) -> Support:
+    return Support(
+        dense_SF=torch.zeros(1, num_features),
+        vector_SK=torch.zeros(1, num_factors),
+        mask_S=torch.zeros(1),
+        gap_s_S=torch.zeros(1),
+        label_S=torch.zeros(1),
+        entity_index=torch.zeros((), dtype=torch.long),
+    )

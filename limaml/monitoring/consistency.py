@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from limaml import schema, telemetry
-from limaml.config import Config
+from limaml.config import Config, TaskKindConfig
 from limaml.errors import GateError, NothingToDo
 from limaml.events.day_store import partition
 from limaml.features.feature_store import historical, open_store
@@ -73,7 +73,7 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         _compare_items(offline, tallies[schema.ITEM_VIEW], part)
         for affinity in offline.tables.affinities:
             _compare_entries(offline, tallies[affinity.name], part, affinity)
-        _compare_embeddings(storage, tallies, part)
+        _compare_embeddings(storage, tallies, part, cfg.task_kinds)
     views = [tallies[view].row(view) for view in sorted(tallies)]
     folder = f"consistency/{partition(day)}"
     examples = [example for view in sorted(tallies) for example in tallies[view].examples]
@@ -216,33 +216,50 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.binary_join(column, _LIST_SEPARATOR).fill_null("") if pa.types.is_list(column.type) else column
 
 
-def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table) -> None:
-    columns = ("logged_at", "user_id", "model_version", "complete_through", "embeddings")
-    by_partition: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
-    for request in part.select(columns).to_pylist():
+def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table, kinds: Sequence[TaskKindConfig]) -> None:
+    columns, of = {kind.name: kind.entity_column for kind in kinds}, ("logged_at", "model_version", "complete_through")
+    by_partition: dict[tuple[str, str], list[_LoggedEmbedding]] = defaultdict(list)
+    for request in part.select([*of, "user_id", "item_ids", "embeddings"]).to_pylist():
+        seen: dict[str, int] = defaultdict(int)
         for one in request["embeddings"]:
-            if one["status"] != "store_error" or one["embedding"] is not None:
-                by_partition[one["kind"], request["model_version"]].append((request, one))
+            kind, of_item = one["kind"], columns.get(one["kind"]) == "item_id"
+            entity = request["item_ids"][seen[kind]] if of_item else request["user_id"]
+            seen[kind] += 1
+            if one["status"] == "store_error" and one["embedding"] is None:
+                continue
+            due = request["complete_through"]
+            # Items' embeddings are held in memory as their features are, and may be as late.
+            due = due - _ITEMS_MAY_LAG if due and of_item else due
+            instants = [at for at in (one["as_of"], due) if at] or [request["logged_at"]]
+            # A row of another version counts as missing (contract 3).
+            mine = one["embedding"] if one["model_version"] == request["model_version"] else None
+            vector = None if mine is None else np.array(mine, np.float32)
+            by_partition[kind, request["model_version"]].append(_LoggedEmbedding(entity, max(instants), vector))
     for (kind, version), logged in sorted(by_partition.items()):
         view = f"meta_embedding_{kind}"
-        known = _published_vectors(storage, kind, version, sorted({request["user_id"] for request, _ in logged}))
-        for request, one in logged:
-            instants = [at for at in (one["as_of"], request["complete_through"]) if at] or [request["logged_at"]]
-            where = {"view": view, "entity": request["user_id"], "compared_at": max(instants)}
-            # A row of another version counts as missing (contract 3).
-            mine = one["embedding"] if one["model_version"] == version else None
-            vector = None if mine is None else np.array(mine, np.float32)
-            compare_vector(tallies[view], where, vector, _newest(known[request["user_id"]], max(instants)))
+        known = _published_vectors(storage, kind, version, columns.get(kind, "user_id"), sorted({one.entity for one in logged}))
+        for one in logged:
+            where = {"view": view, "entity": one.entity, "compared_at": one.at}
+            compare_vector(tallies[view], where, one.vector, _newest(known[one.entity], one.at))
 
 
-def _published_vectors(storage: Storage, kind: str, version: str, users: list[str]) -> dict[str, list[tuple[datetime, Vector]]]:
-    """User -> (as_of, vector) of every row of the version's partitions."""
-    columns = pa.schema([("user_id", pa.string()), ("as_of", schema.TIMESTAMP), ("embedding", pa.list_(pa.float32()))])
+class _LoggedEmbedding(NamedTuple):
+    entity: str
+    at: datetime
+    """Whose newest published row it must be as of."""
+    vector: Vector | None
+
+
+def _published_vectors(
+    storage: Storage, kind: str, version: str, column: str, entities: list[str]
+) -> dict[str, list[tuple[datetime, Vector]]]:
+    """Entity -> (as_of, vector) of every row of the version's partitions."""
+    columns = pa.schema([(column, pa.string()), ("as_of", schema.TIMESTAMP), ("embedding", pa.list_(pa.float32()))])
     dataset = storage.dataset(published_files(storage, kind, version), columns)
     found: dict[str, list[tuple[datetime, Vector]]] = defaultdict(list)
-    for batch in dataset.to_batches(filter=ds.field("user_id").isin(pa.array(users, pa.string()))):
+    for batch in dataset.to_batches(filter=ds.field(column).isin(pa.array(entities, pa.string()))):
         for row in batch.to_pylist():
-            found[row["user_id"]].append((row["as_of"], np.array(row["embedding"], np.float32)))
+            found[row[column]].append((row["as_of"], np.array(row["embedding"], np.float32)))
     return found
 
 

@@ -1,9 +1,9 @@
 """Drift of the model's input features and of its scores on one day, against the champion's training window.
 
 The window's histograms are computed once a version, from the logged events of its lineage's days, and kept. Scores of both
-sides are as a service refreshed daily gives them (`limaml.evaluation.served`); those of the window are of its last days, up to
-5,000 rows. The network was trained on the window's rows and not on the day's, so a small score drift is there from the start.
-Both sides are read for a sample of users, chosen by a hash, where there are more rows than are needed.
+sides are as a service refreshed daily gives them (`limaml.evaluation.daily_replay`); those of the window are of its last days,
+up to 5,000 rows. The network was trained on the window's rows and not on the day's, so a small score drift is there from the
+start. Both sides are read for a sample of users, chosen by a hash, where there are more rows than are needed.
 
 A day with fewer than `monitoring.min_drift_rows` rows is not measured, and its gauges are absent.
 
@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from limaml import schema, telemetry
 from limaml.config import Config
-from limaml.embeddings.slots import Places
+from limaml.embeddings.context import EmbeddingContext
 from limaml.errors import DataError, NothingToDo
 from limaml.events.catalogue import item_vectors
 from limaml.events.day_store import EventStore, partition, partition_files
 from limaml.events.logged import read_logged
-from limaml.events.recent import shard_of
+from limaml.events.recent import logged_rows, shard_of
 from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.histograms import Histogram
@@ -46,11 +46,11 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
 
     Raises NothingToDo without a champion, DataError if the day was not ingested.
     """
-    places = Places.of(cfg)
-    champion = places.registry.champion()
+    context = EmbeddingContext.of(cfg)
+    champion = context.registry.champion()
     if champion is None:
         raise NothingToDo("there is no champion whose training window a day could be compared with")
-    manifest = EventStore(places.storage).manifest(day)
+    manifest = EventStore(context.storage).manifest(day)
     if manifest is None or manifest.status == "quarantined":
         raise DataError(f"day {day} must have passed its gate before its drift is measured, but has not; ingest it (again)")
     result: dict[str, Any] = {"version": champion.version, "day": day.isoformat(), "rows": manifest.rows}
@@ -58,11 +58,11 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         reason = f"fewer rows than monitoring.min_drift_rows = {cfg.monitoring.min_drift_rows}"
         _log.info("drift_not_measured", model_version=champion.version, day=day.isoformat(), rows=manifest.rows, reason=reason)
         return {**result, "measured": False, "reason": reason}
-    bundle = places.bundle(champion.version)
-    window, scores = _reference(places.storage, bundle, champion.version)
-    rows = _features(places.storage, bundle, day, day)
+    bundle = context.bundle(champion.version)
+    window, scores = _reference(context.storage, bundle, champion.version)
+    rows = _features(context.storage, bundle, day, day)
     features = {name: histogram.drift(rows[name]) for name, histogram in window.items()}
-    score = scores.drift(_scores(places.storage, bundle, day, day))
+    score = scores.drift(_scores(context.storage, bundle, day, day))
     for name, value in features.items():
         gauges.set(telemetry.FEATURE_DRIFT_PSI, value, feature=name)
     gauges.set(telemetry.SCORE_DRIFT_PSI, score)
@@ -70,11 +70,11 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     # A feature without any value has no index, and JSON no NaN.
     known = {name: None if math.isnan(value) else value for name, value in features.items()}
     result |= {"measured": True, "score_psi": score, "feature_psi": known}
-    places.storage.write_json(path, result)
+    context.storage.write_json(path, result)
     _log.info("drift_measured", model_version=champion.version, **{key: result[key] for key in ("day", "rows", "score_psi")})
     # A result holds 4 KiB, and there may be hundreds of features: they are in the file.
     del result["feature_psi"]
-    return {**result, "path": places.storage.path(path)}
+    return {**result, "path": context.storage.path(path)}
 
 
 def _reference(storage: Storage, bundle: "Bundle", version: str) -> tuple[dict[str, Histogram], Histogram]:
@@ -105,7 +105,7 @@ def _scored_from(storage: Storage, days: list[date]) -> date:
 
 def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> pa.ChunkedArray:
     """Scores as served of the rows from `first` to `through`, each day with embeddings as of its start."""
-    from limaml.evaluation.served import score_as_served
+    from limaml.evaluation.daily_replay import score_as_served
 
     kind, found = bundle.config.task_kind, []
     tables = schema.tables(bundle.config.features)
@@ -113,15 +113,35 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
     asked = _sampled(storage, tables, first=first, through=through, limit=MAX_SCORED_ROWS)
     entities = pc.unique(asked[kind.entity_column]).to_pylist()
     known = read_logged(storage, tables, through=through, entities=(kind.entity_column, entities))
+    for other in bundle.config.task_kinds[1:]:
+        wanted, num_rows = pc.unique(asked[other.entity_column]), bundle.config.support_rows_of(other.name)
+        beside = _last_rows(storage, tables, other.entity_column, wanted, num_rows, first, through)
+        known = pa.concat_tables([known, beside.filter(pc.invert(pc.is_in(beside["event_id"], value_set=known["event_id"])))])
     day = first
     while day <= through:
         start, end = (pa.scalar(instant, schema.TIMESTAMP) for instant in (schema.day_start(day), schema.day_end(day)))
         rows = asked.filter(pc.and_(pc.greater_equal(asked["timestamp"], start), pc.less(asked["timestamp"], end)))
         if rows.num_rows:
             history = known.filter(pc.less(known["timestamp"], start))
-            found.append(score_as_served(bundle.network, encoder, rows, history, day=day, kind=kind))
+            found.append(score_as_served(bundle.network, encoder, rows, history, day=day, cfg=bundle.config))
         day += timedelta(days=1)
     return pa.chunked_array([pa.array(np.concatenate(found) if found else np.zeros(0))])
+
+
+def _last_rows(
+    storage: Storage, tables: schema.Tables, column: str, entities: pa.Array, num_rows: int, first: date, through: date
+) -> pa.Table:
+    """Logged rows of the entities of a column: those of the span, and the last ones before it, `num_rows` of each."""
+    files, columns = partition_files(storage, "logged", through=through), tables.logged_events.arrow
+    query = (
+        f"SELECT logged.* FROM logged JOIN wanted USING ({column})"  # noqa: S608  names of the schema
+        f" QUALIFY timestamp >= $first OR row_number() OVER"
+        f" (PARTITION BY {column}, timestamp >= $first ORDER BY timestamp DESC, event_id DESC) <= $num_rows"
+    )
+    with logged_rows(storage, files, columns) as connection:
+        connection.register("wanted", pa.table({column: entities}))
+        found = connection.sql(query, params={"first": schema.day_start(first), "num_rows": num_rows}).to_arrow_table()
+    return found.select(columns.names).cast(columns)
 
 
 def _sampled(storage: Storage, tables: schema.Tables, *, first: date, through: date, limit: int) -> pa.Table:

@@ -21,9 +21,12 @@ def record_publication(cfg: Config, gauges: Gauges, now_s: float) -> None:
     champion = registry.Registry(cfg.registry).champion()
     if champion is None:
         return
-    through = datetime.fromisoformat(champion.tags[registry.COMPLETE_THROUGH])
+    tags = registry.complete_through_tags([kind.name for kind in cfg.task_kinds])
     storage = Storage(cfg.storage.root)
     for kind in cfg.task_kinds:
+        if tags[kind.name] not in champion.tags:
+            continue
+        through = datetime.fromisoformat(champion.tags[tags[kind.name]])
         gauges.set(telemetry.LAST_PUBLISHED_SECONDS, now_s, kind=kind.name)
         files = published_files(storage, kind.name, champion.version)
         for state, count in entities_by_age(storage, files, kind.entity_column, through).items():

@@ -21,7 +21,7 @@ from limaml.schema.columns import (
     embeddings,
     ranking_service,
 )
-from limaml.schema.declared import Tables, arrow_type, clock_value, own_rate_feature, rate_feature, tables
+from limaml.schema.declared import Tables, add_type, arrow_type, clock_value, own_rate_feature, rate_feature, tables
 
 __all__ = [
     "AFFINITY_VIEW",
@@ -40,6 +40,7 @@ __all__ = [
     "Column",
     "Table",
     "Tables",
+    "add_type",
     "arrow_type",
     "clock_value",
     "day_end",

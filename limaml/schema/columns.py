@@ -82,7 +82,8 @@ FETCHED_EMBEDDING = pa.struct(
         ("embedding", pa.list_(pa.float32())),
     ]
 )
-"""The stored embedding of one task kind as a server fetched it, used or not; only kind and status where there is none."""
+"""A stored embedding of one task kind as a server fetched it, used or not; only kind and status where there is none. Of a kind
+of items there is one a candidate, in their order."""
 
 EMBEDDING_FEATURE_NAMES = ("embedding", "model_version", "support_size", "last_event_at")
 

@@ -9,6 +9,8 @@ from typing import Literal
 import pyarrow as pa
 
 from limaml.config import FeatureConfig
+from limaml.config.names import FEATURE_TYPES
+from limaml.errors import ConfigError
 from limaml.schema.affinities import Affinity, affinities
 from limaml.schema.columns import (
     AFFINITY_VIEW,
@@ -33,6 +35,19 @@ _TYPES = {
 }
 # days_since: the day of the last event (since 1970-01-01), of which a moment of use makes a number of days.
 _AGGREGATES = {"count": pa.int64(), "rate": pa.float32(), "mean": pa.float32(), "days_since": pa.int64()}
+
+
+def add_type(name: str, stored: pa.DataType) -> None:
+    """Let there be another feature type, whose values are stored as one of the Arrow types that are stored already.
+
+    Raises ConfigError for another Arrow type, and if there is a feature type of that name.
+    """
+    known = set(_TYPES.values())
+    if stored not in known:
+        found = ", ".join(sorted(map(str, known)))
+        raise ConfigError(f"feature type {name} must be stored as one of {found}, got {stored}; choose one of them")
+    FEATURE_TYPES.add(name)
+    _TYPES[name] = stored
 
 
 def arrow_type(feature: FeatureConfig) -> pa.DataType:

@@ -3,7 +3,8 @@
 T tasks, R rows (S support, Q query), F features
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
 
@@ -40,7 +41,7 @@ class Rows:
     gap_s_TR: Tensor
     """Seconds from the row to the task's as-of instant; 0 where there is none (a request)."""
     label_TR: Tensor | None = None
-    """0.0 or 1.0; None in a request, and in whatever is handed to a meta block during its own inner loss."""
+    """0.0 or 1.0; None in a request."""
 
     @property
     def num_tasks(self) -> int:
@@ -51,19 +52,18 @@ class Rows:
         """(T, R, F) features of item, user and context side by side."""
         return torch.cat([self.item_dense_TRF, self.user_dense_TRF, self.context_TRF], dim=-1)
 
-    def unlabelled(self) -> Self:
-        """The same rows without their labels."""
-        rows = replace(self, label_TR=None)
-        rows.__dict__["dense"] = self.dense
-        return rows
+    @property
+    def beside_item(self) -> Tensor:
+        """(T, R, F) features of user and context side by side."""
+        return torch.cat([self.user_dense_TRF, self.context_TRF], dim=-1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Copy to a device and floating type; indices keep theirs."""
         moved = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
+        for each in fields(self):
+            tensor = getattr(self, each.name)
             if tensor is not None:
-                moved[field.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                moved[each.name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
         return replace(self, **moved)
 
     @classmethod
@@ -117,8 +117,23 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class OtherTasks:
+    """Tasks of a second kind, whose embeddings the query rows of a batch are scored with: the items of users' rows."""
+
+    support: Rows
+    """U tasks, as of the same instant."""
+    entity_index_U: Tensor
+    task_TQ: Tensor
+    """Which of the tasks each query row belongs to, from 1; 0: none, and the row is scored with the kind's prior."""
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        support, index = self.support.to(device, dtype), (self.entity_index_U.to(device), self.task_TQ.to(device))
+        return replace(self, support=support, entity_index_U=index[0], task_TQ=index[1])
+
+
+@dataclass(frozen=True)
 class TaskBatch:
-    """Support and query of T tasks."""
+    """Support and query of T tasks of the first kind, and what the query rows need of other kinds."""
 
     support: Rows
     query: Rows
@@ -126,20 +141,14 @@ class TaskBatch:
     """Index into the entity vocabulary, 0 for one that training never saw."""
     entities: tuple[str, ...]
     """Entity ids, so that a task can be named when its loss is not finite."""
+    others: Mapping[str, OtherTasks] = field(default_factory=dict)
+    """By kind; a kind that is not here is scored with its prior."""
 
     @property
     def num_tasks(self) -> int:
         return len(self.entities)
 
-    @cached_property
-    def beside(self) -> Rows:
-        """Support rows and, behind them, query rows, without labels: (T, S + Q, ...)."""
-        values = {}
-        for field in fields(Rows):
-            if field.name != "label_TR":
-                values[field.name] = torch.cat([getattr(self.support, field.name), getattr(self.query, field.name)], dim=1)
-        return Rows(**values)
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         support, query = self.support.to(device, dtype), self.query.to(device, dtype)
-        return replace(self, support=support, query=query, entity_index_T=self.entity_index_T.to(device))
+        others = {kind: tasks.to(device, dtype) for kind, tasks in self.others.items()}
+        return replace(self, support=support, query=query, entity_index_T=self.entity_index_T.to(device), others=others)

@@ -8,8 +8,8 @@ them builds a task changes what is trained on.
     T tasks, R rows (S support, Q query), F features
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -22,7 +22,8 @@ from limaml.config import Config, TaskKindConfig
 from limaml.errors import DataError
 from limaml.features.columns import UNKNOWN, Indices
 from limaml.features.encoder import EncodedRows, Encoder, timestamps_us
-from limaml.tasks.rows import Rows, TaskBatch
+from limaml.tasks.other_entities import NOBODY, OtherEntities, distinct_tasks
+from limaml.tasks.rows import OtherTasks, Rows, TaskBatch
 
 MICROSECONDS_PER_DAY = 86_400_000_000
 _NO_ROWS: Indices = np.zeros(0, np.int64)
@@ -44,31 +45,53 @@ class TaskRows:
     """(E + 1,) rows of entity e are offsets[e] to offsets[e + 1]."""
     entity_index: Indices
     """(E,) index into the encoder's entity vocabulary."""
+    others: Mapping[str, OtherEntities] = field(default_factory=dict)
+    """By kind, those behind the first: their entities in these rows."""
+
+    @classmethod
+    def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> Self:
+        """`from_logged` for the first kind, and the rows of the other kinds' entities among them."""
+        rows = cls.from_logged(logged, encoder, cfg.task_kind)
+        others = {kind.name: rows._entities_of(logged, encoder, kind, cfg) for kind in cfg.task_kinds[1:]}
+        return replace(rows, others=others) if others else rows
+
+    def _entities_of(self, logged: pa.Table, encoder: Encoder, kind: TaskKindConfig, cfg: Config) -> OtherEntities:
+        names, entity = _ranked(logged[kind.entity_column])
+        _, event = _ranked(logged["event_id"])
+        at = self.source_row
+        index = encoder.entity_index(names, kind.entity_column)
+        num_rows = cfg.support_rows_of(kind.name)
+        return OtherEntities.sorted_by(names, entity[at], self.timestamp_us, event[at], index, num_rows)
 
     @classmethod
     def from_logged(cls, logged: pa.Table, encoder: Encoder, kind: TaskKindConfig) -> Self:
         """Encode and sort logged events (in any order)."""
-        ids = logged[kind.entity_column].combine_chunks().dictionary_encode()
-        names = np.array(ids.dictionary.to_pylist(), dtype=object)
-        rank = np.argsort(np.argsort(names, kind="stable"), kind="stable")
-        entity = rank[ids.indices.to_numpy(zero_copy_only=False)] if len(names) else _NO_ROWS
-        event = logged["event_id"].combine_chunks().dictionary_encode()
-        event_rank = np.argsort(np.argsort(np.array(event.dictionary.to_pylist(), dtype=object), kind="stable"))
+        names, entity = _ranked(logged[kind.entity_column])
+        _, event = _ranked(logged["event_id"])
         time_us = timestamps_us(logged)
-        order = np.lexsort((event_rank[event.indices.to_numpy(zero_copy_only=False)], time_us, entity))
+        order = np.lexsort((event, time_us, entity))
         return cls(
             encoded=encoder.encode_ordered(logged, order),
             label=logged["label"].to_numpy().astype(np.float32)[order],
             timestamp_us=time_us[order],
             source_row=order,
-            entities=tuple(sorted(names.tolist())),
+            entities=tuple(names),
             offsets=np.searchsorted(entity[order], np.arange(len(names) + 1)),
-            entity_index=encoder.entity_index(sorted(names.tolist())),
+            entity_index=encoder.entity_index(names, kind.entity_column),
         )
 
     @property
     def num_entities(self) -> int:
         return len(self.entities)
+
+    def entities_between(self, start_us: int, end_us: int | None) -> Indices:
+        """Those with a row at or after the start and, where there is one, before the end."""
+        inside = self.timestamp_us >= start_us
+        if end_us is not None:
+            inside &= self.timestamp_us < end_us
+        entity = np.searchsorted(self.offsets, np.flatnonzero(inside), side="right") - 1
+        found: Indices = np.unique(entity)
+        return found
 
     def position(self, entity: str) -> int | None:
         """Where `entity` stands in `entities`, None if it has no row."""
@@ -94,10 +117,22 @@ class TaskSpec:
     hide_entity: bool = False
     hide_items: Indices = field(default_factory=lambda: _NO_ROWS)
     """Rows whose item is replaced by the unknown one."""
+    others: Mapping[str, Indices] = field(default_factory=dict)
+    """By kind, those behind the first: each query row's entity, whose embedding as of the same instant it is scored with;
+    `NOBODY` and kinds that are not here: the prior."""
 
     @property
     def support_size(self) -> int:
         return self.support_stop - self.support_start
+
+
+def _ranked(column: pa.ChunkedArray) -> tuple[list[str], Indices]:
+    """The distinct strings in order, and each row's place among them."""
+    coded = column.combine_chunks().dictionary_encode()
+    names = np.array(coded.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(names, kind="stable")
+    rank = np.argsort(order, kind="stable")
+    return names[order].tolist(), rank[coded.indices.to_numpy(zero_copy_only=False)] if len(names) else _NO_ROWS
 
 
 def microseconds(instant: datetime) -> int:
@@ -123,15 +158,22 @@ def meta_batch(rows: TaskRows, cfg: Config, *, seed: int, step: int) -> list[Tas
 
 
 def sample_tasks(rows: TaskRows, cfg: Config, rng: np.random.Generator, num_tasks: int) -> list[TaskSpec]:
-    """Draw training tasks, entities uniformly. Raises DataError if there is no entity to draw."""
+    """Draw training tasks, entities uniformly. Raises DataError if there is no entity to draw.
+
+    With several kinds: entities uniformly among those that come within the horizon of one of `meta.instants_per_step` instants,
+    with the other kinds' entities of their query rows.
+    """
     if not rows.num_entities:
         raise DataError("training tasks must be drawn from at least one entity, got rows of none; ingest more days")
+    if rows.others:
+        return _with_others(rows, cfg, rng, _by_instant(rows, cfg, rng, num_tasks))
     return [_sample_task(rows, cfg, rng, int(rng.integers(rows.num_entities))) for _ in range(num_tasks)]
 
 
-def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: int) -> TaskSpec:
-    as_of_us = _sample_instant(rows, cfg, rng, entity)
-    spec = support_spec(rows, entity, as_of_us, cfg.meta.support_rows)
+def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: int, as_of_us: int | None = None) -> TaskSpec:
+    """A task as of the instant or, without one, of an instant that is drawn from its entity's history."""
+    as_of_us = _sample_instant(rows, cfg, rng, entity) if as_of_us is None else as_of_us
+    spec = support_spec(rows, entity, as_of_us, cfg.support_rows_of(cfg.task_kind.name))
     later = np.arange(spec.support_stop, _query_stop(rows, cfg, entity, as_of_us))
     query = np.sort(rng.permutation(later)[: cfg.meta.query_rows])
     used = np.concatenate([np.arange(spec.support_start, spec.support_stop), query])
@@ -145,6 +187,48 @@ def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: 
         hide_entity=bool(rng.random() < cfg.model.unknown_entity_share),
         hide_items=used[rng.random(len(used)) < cfg.model.unknown_item_share],
     )
+
+
+def _by_instant(rows: TaskRows, cfg: Config, rng: np.random.Generator, num_tasks: int) -> list[TaskSpec]:
+    """Tasks of a few instants: each is drawn from the history of its first task's entity, as a task of one kind is.
+
+    The other tasks' entities come within the horizon after it; those that come for the first time have no support, and of the
+    rest `meta.zero_support_probability` lose theirs, since their instant was not drawn for them.
+    """
+    specs: list[TaskSpec] = []
+    num_instants = min(cfg.meta.instants_per_step, num_tasks)
+    horizon_us = cfg.meta.horizon_days * MICROSECONDS_PER_DAY
+    for number in range(num_instants):
+        first = _sample_task(rows, cfg, rng, int(rng.integers(rows.num_entities)))
+        specs.append(first)
+        size = len(range(number, num_tasks, num_instants)) - 1
+        if not size:
+            continue
+        coming = rows.entities_between(first.as_of_us, first.as_of_us + horizon_us if horizon_us else None)
+        for entity in rng.choice(coming, size, replace=len(coming) < size):
+            spec = _sample_task(rows, cfg, rng, int(entity), first.as_of_us)
+            hide = rng.random() < cfg.meta.zero_support_probability
+            specs.append(replace(spec, support_start=spec.support_stop) if hide else spec)
+    return specs
+
+
+def _with_others(rows: TaskRows, cfg: Config, rng: np.random.Generator, specs: Sequence[TaskSpec]) -> list[TaskSpec]:
+    """The specs with the other kinds' entities of their query rows, as many as a batch may hold.
+
+    One without earlier rows has the prior, as in the online store, and so have `meta.zero_support_probability` of the others.
+    """
+    sizes = [len(spec.query) for spec in specs]
+    query = np.concatenate([spec.query for spec in specs])
+    as_of_us = np.repeat(np.array([spec.as_of_us for spec in specs], np.int64), sizes)
+    found: dict[str, list[Indices]] = {}
+    for kind, other in rows.others.items():
+        entity_U, as_of_us_U, at = distinct_tasks(other.entity[query], as_of_us)
+        first_U, stop_U = other.supports(entity_U, as_of_us_U)
+        adapted = np.flatnonzero((stop_U > first_U) & (rng.random(len(entity_U)) >= cfg.meta.zero_support_probability))
+        kept_U = np.zeros(len(entity_U), np.bool_)
+        kept_U[rng.permutation(adapted)[: cfg.meta.max_other_tasks]] = True
+        found[kind] = np.split(np.where(kept_U, entity_U, NOBODY)[at], np.cumsum(sizes)[:-1])
+    return [replace(spec, others={kind: each[task] for kind, each in found.items()}) for task, spec in enumerate(specs)]
 
 
 def _query_stop(rows: TaskRows, cfg: Config, entity: int, as_of_us: int) -> int:
@@ -212,7 +296,17 @@ def build_batch(rows: TaskRows, specs: Sequence[TaskSpec]) -> TaskBatch:
         query=_gather(rows, specs, [spec.query for spec in specs]),
         entity_index_T=torch.from_numpy(np.where(hidden, UNKNOWN, rows.entity_index[entity])),
         entities=tuple(rows.entities[spec.entity] for spec in specs),
+        others={kind: tasks for kind in rows.others if (tasks := _others(rows, specs, kind)) is not None},
     )
+
+
+def _others(rows: TaskRows, specs: Sequence[TaskSpec], kind: str) -> OtherTasks | None:
+    """Tasks of a kind behind the first that the specs' query rows are scored with."""
+    entity_TQ = np.full((len(specs), max([1, *(len(spec.query) for spec in specs)])), NOBODY)
+    for task, spec in enumerate(specs):
+        if kind in spec.others:
+            entity_TQ[task, : len(spec.query)] = spec.others[kind]
+    return rows.others[kind].tasks(rows, entity_TQ, np.array([spec.as_of_us for spec in specs], np.int64))
 
 
 def _gather(rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices]) -> Rows:

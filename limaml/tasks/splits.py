@@ -56,6 +56,10 @@ class Split:
         """Rows on which steps, rates and shrinkages are chosen: validation users' rows that are judged, and their support."""
         return rows_of(logged, self.validation_users, before_us=self.validation_end_us)
 
+    def known_rows(self, logged: pa.Table) -> pa.Table:
+        """`validation_rows`, and all other rows before T2 of users who are not held out: the support of other kinds' tasks."""
+        return rows_of(logged, sorted({*self.train_users, *self.validation_users}), before_us=self.validation_end_us)
+
 
 def split_events(logged: pa.Table, cfg: EvaluationConfig) -> Split:
     """Split the rows and users of `logged` (at least user_id and timestamp, in any order).

@@ -91,7 +91,7 @@ class Supports:
             label=rows["label"].to_numpy().astype(np.float32),
             timestamp_us=time_us,
             entities=entities,
-            entity_index=encoder.entity_index(entities),
+            entity_index=encoder.entity_index(entities, column),
             first=first,
             size=size,
             as_of_us=as_of_us,

@@ -1,1 +1,1 @@
-"""One step, the loop, checkpoints and the Ray Train entry."""
+"""One step, the outer loop of all that is trained, twin and refit, checkpoints and the Ray Train entry."""

@@ -7,6 +7,7 @@ Random numbers need no place here: every draw is a function of (seed, step, rank
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from limaml.errors import TrainingError
-from limaml.models.network import LiMAML
 
 Phase = Literal["twin", "refit", "done"]
 Weights = dict[str, Tensor]
@@ -35,25 +35,46 @@ class Progress:
     """Validations since the best one."""
     window: list[float] = field(default_factory=list)
     """Losses of the steps since the last history entry."""
+    shrinkage: dict[str, float] = field(default_factory=dict)
+    """What the priors' widths were multiplied with afterwards (`limaml.training.shrinkage`)."""
+    level: float = 0.0
+    """What was added to all logits afterwards (`Validator.level`)."""
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def count_validation(self, value: float) -> bool:
+        """Count a validation; whether it is the best so far. One without a value (one class only) is not, but the first."""
+        value = -math.inf if math.isnan(value) else value
+        better = self.best_value is None or value > self.best_value
+        if better:
+            self.best_step, self.best_value = self.step, value
+        self.stale = 0 if better else self.stale + 1
+        return better
 
 
 @dataclass
-class TrainState:
-    """A run between two steps. `average` is the moving average of `network`'s weights, `best` the twin's best average so far,
-    `twin` its final one once the refit runs. Of a run that is done, `network` is the refit as it serves."""
+class FitState:
+    """One fit between two steps; without weights, one that is to begin."""
 
-    phase: Phase
-    progress: Progress
-    network: Weights
+    progress: Progress = field(default_factory=Progress)
+    network: Weights = field(default_factory=dict)
     average: Weights = field(default_factory=dict)
+    """Moving average of `network`."""
     optimizer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
+    """The average that validated best so far."""
+
+
+@dataclass
+class TrainState(FitState):
+    """A run between two steps, or done: then `network` is the refit as it serves."""
+
+    phase: Phase = "twin"
     twin: Weights = field(default_factory=dict)
+    """Its best average, once the refit runs."""
     twin_progress: Progress | None = None
 
 
-def copy_weights(network: LiMAML) -> Weights:
+def copy_weights(network: nn.Module) -> Weights:
     """The network's weights on the CPU, untouched by later steps."""
     return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
@@ -79,7 +100,7 @@ def load_state(directory: str | Path) -> TrainState:
     try:
         values = json.loads((Path(directory) / "state.json").read_text())
         tensors = load_file(str(Path(directory) / "tensors.safetensors"))
-        state = TrainState(values["phase"], Progress(**values["progress"]), network={})
+        state = TrainState(Progress(**values["progress"]), phase=values["phase"])
         state.twin_progress = Progress(**values["twin_progress"]) if values["twin_progress"] else None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(

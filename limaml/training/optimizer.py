@@ -10,7 +10,7 @@ from torch import nn
 from limaml.config import TrainingConfig
 
 _FLOOR = 0.05  # share of the rate that is left at the end: steps beyond it would do nothing
-_INNER = ("log_rates", "log_damping")
+_INNER = ".log_"  # logarithms of what the inner loop learns beside theta
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
@@ -18,8 +18,8 @@ def make_optimizer(network: nn.Module, cfg: TrainingConfig) -> torch.optim.AdamW
     """AdamW in three groups: matrices; vectors, which are not decayed (zero is no better place for a bias or the prior); and
     what the inner loop learns (logarithms of rates and damping), slower and not decayed."""
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    inner = [p for name, p in trained if name.startswith(_INNER)]
-    outer = [p for name, p in trained if not name.startswith(_INNER)]
+    inner = [p for name, p in trained if _INNER in name]
+    outer = [p for name, p in trained if _INNER not in name]
     groups = [
         {"params": [p for p in outer if p.ndim > 1], "weight_decay": cfg.weight_decay, "scale": 1.0},
         {"params": [p for p in outer if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},

@@ -13,7 +13,7 @@ from limaml.io.storage import Storage
 from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import Split, split_events
-from limaml.training.loop import TrainingData
+from limaml.training.twin_and_refit import TrainingData
 from limaml.training.validation import Validator
 
 
@@ -37,11 +37,21 @@ def load_training_data(cfg: Config, through: date, twin: Encoder, refit: Encoder
     split = split_events(logged, cfg.evaluation)
     items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
     twin, refit = twin.with_items(items), refit.with_items(items)
-    validation = TaskRows.from_logged(split.validation_rows(logged), twin, cfg.task_kind)
+    validation, users = validating_rows(cfg, logged, split)
     return TrainingData(
-        twin_rows=TaskRows.from_logged(split.train_rows(logged), twin, cfg.task_kind),
+        twin_rows=TaskRows.of(split.train_rows(logged), twin, cfg),
         twin_dims=twin.dims,
-        validator=Validator(validation, cfg, from_us=split.validate_from_us),
-        refit_rows=TaskRows.from_logged(logged, refit, cfg.task_kind),
+        validator=Validator(TaskRows.of(validation, twin, cfg), cfg, from_us=split.validate_from_us, users=users),
+        refit_rows=TaskRows.of(logged, refit, cfg),
         refit_dims=refit.dims,
     )
+
+
+def validating_rows(cfg: Config, logged: pa.Table, split: Split) -> tuple[pa.Table, tuple[str, ...] | None]:
+    """Rows that validate, and whose they are where others' are among them.
+
+    With several kinds a row's item has the support that a daily refresh gives it: rows of everyone who is not held out.
+    """
+    if len(cfg.task_kinds) == 1:
+        return split.validation_rows(logged), None
+    return split.known_rows(logged), split.validation_users

@@ -115,9 +115,9 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
     import torch
 
-    from limaml.training.loop import train_twin_and_refit
     from limaml.training.prepare import load_training_data
     from limaml.training.step import Workers
+    from limaml.training.twin_and_refit import train_twin_and_refit
 
     telemetry.configure()
     keep_freed_memory()

@@ -5,21 +5,45 @@ and about as many rows. Its loss is its sum over tasks divided by the tasks of a
 over tasks however many workers there are, and however a worker's tasks are divided into runs of like length.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from limaml.config import Config
+from limaml.config import Config, TrainingConfig
 from limaml.errors import TrainingError
-from limaml.meta.engine import outer_loss
-from limaml.models.network import LiMAML
+from limaml.meta.losses import OuterLoss
 from limaml.tasks.sampling import TaskRows, build_batch, by_length, length_groups, meta_batch
 from limaml.training.optimizer import set_learning_rate
 
 _NAMED_TASKS = 20
+
+Model = TypeVar("Model", bound=nn.Module)
+Named = tuple[Sequence[str], Any]
+"""Entities of a batch's tasks, so that one whose loss is not finite can be named, and the batch as the loss reads it."""
+
+
+class BatchLoss(NamedTuple):
+    """What the outer loop reads of an `OuterLoss`, where there is no embedding."""
+
+    loss: Tensor
+    per_task_T: Tensor
+
+
+@dataclass(frozen=True)
+class OuterObjective:
+    """What the outer loop minimises."""
+
+    batches: Callable[[int], Iterable[Named]]
+    """This worker's tasks of a step, by its number, in batches whose gradients are summed."""
+    loss: Callable[..., OuterLoss | BatchLoss]
+    """(model, batch, *, generator, num_tasks), as `limaml.meta.engine.outer_loss`."""
+    generator: torch.Generator | None = None
+    """Draws dropout for the whole run; by default each step has its own, so that a resumed run draws the same."""
 
 
 @dataclass(frozen=True)
@@ -50,47 +74,62 @@ class Workers:
         return [name for part in gathered for name in part]
 
 
+def meta_batches(rows: TaskRows, cfg: Config, workers: Workers, weight: Tensor) -> Callable[[int], Iterator[Named]]:
+    """This worker's share of each step's meta-batch, in runs of like length, on the device and of the type of `weight`."""
+
+    def batches(step: int) -> Iterator[Named]:
+        specs = by_length(meta_batch(rows, cfg, seed=cfg.training.seed, step=step))[workers.rank :: workers.size]
+        for group in length_groups(specs):
+            batch = build_batch(rows, group).to(weight.device, weight.dtype)
+            yield batch.entities, batch
+
+    return batches
+
+
 def outer_step(
-    network: LiMAML, optimizer: torch.optim.Optimizer, rows: TaskRows, cfg: Config, step: int, workers: Workers
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: OuterObjective,
+    cfg: TrainingConfig,
+    step: int,
+    workers: Workers,
 ) -> float:
-    """Update the network with meta-batch number `step` and return that batch's loss, the same on every worker.
+    """Update the model with the tasks of step number `step` and return their loss, the same on every worker.
 
     Raises TrainingError on every worker, before any weight is changed, if the loss or its gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    losses, loss = backward(network, rows, cfg, step, workers)
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.training.grad_clip)
+    losses, loss = backward(model, objective, cfg, step, workers)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise _not_finite(losses, float(loss), float(norm), step, workers)
-    set_learning_rate(optimizer, cfg.training, step, cfg.training.max_steps)
+    set_learning_rate(optimizer, cfg, step, cfg.max_steps)
     optimizer.step()
     return float(loss)
 
 
 def backward(
-    network: LiMAML, rows: TaskRows, cfg: Config, step: int, workers: Workers
+    model: nn.Module, objective: OuterObjective, cfg: TrainingConfig, step: int, workers: Workers
 ) -> tuple[list[tuple[str, Tensor]], Tensor]:
-    """Leave the whole meta-batch's gradient in `network`; returns this worker's tasks with their losses, and the whole loss."""
-    weight = next(network.parameters())
-    specs = by_length(meta_batch(rows, cfg, seed=cfg.training.seed, step=step))[workers.rank :: workers.size]
-    generator = dropout_generator(cfg.training.seed, step, workers.rank, weight.device)
+    """Leave the whole step's gradient in `model`; returns this worker's tasks with their losses, and the whole loss."""
+    weight = next(model.parameters())
+    generator = objective.generator or dropout_generator(cfg.seed, step, workers.rank, weight.device)
     losses: list[tuple[str, Tensor]] = []
     total = torch.zeros((), dtype=weight.dtype, device=weight.device)
-    for group in length_groups(specs):
-        batch = build_batch(rows, group).to(weight.device, weight.dtype)
-        outer = outer_loss(network, batch, generator=generator, num_tasks=cfg.training.tasks_per_step)
-        torch.autograd.backward(outer.loss)
-        total += outer.loss.detach()
-        losses += zip(batch.entities, outer.per_task_T, strict=True)
-    return losses, reduce_gradients(network, total, workers)
+    for entities, batch in objective.batches(step):
+        found = objective.loss(model, batch, generator=generator, num_tasks=cfg.tasks_per_step)
+        torch.autograd.backward(found.loss)
+        total += found.loss.detach()
+        losses += zip(entities, found.per_task_T, strict=True)
+    return losses, reduce_gradients(model, total, workers)
 
 
-def reduce_gradients(network: LiMAML, loss: Tensor, workers: Workers) -> Tensor:
+def reduce_gradients(model: nn.Module, loss: Tensor, workers: Workers) -> Tensor:
     """Sum gradients and loss over workers in one flat all-reduce, in place; returns the summed loss.
 
     A parameter that got no gradient takes part with zeros, so that all workers reduce (and decay) the same parameters.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     if workers.size == 1:

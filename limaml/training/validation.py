@@ -1,47 +1,58 @@
 """How good the network is on the rows that validate, as the split has them judged; the number that training stops on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from limaml import metrics
 from limaml.config import Config
-from limaml.models.network import LiMAML
+from limaml.models.network import Network
 from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec
-from limaml.training.scoring import Floats, score_specs
+from limaml.training.scoring import Floats, embed_others, score_specs
 from limaml.training.step import Workers
 
 OBJECTIVE = "validation_auc"
+_LEAST, _LARGEST_SHIFT = 1e-9, 60.0
+"""Probabilities are kept this far from 0 and 1; no shift beyond that can be needed then."""
 _T = TypeVar("_T")
 
 
 class Validator:
     """The tasks of the rows that validate, and what is measured on them."""
 
-    def __init__(self, rows: TaskRows, cfg: Config, from_us: int | None = None) -> None:
+    def __init__(self, rows: TaskRows, cfg: Config, from_us: int | None = None, users: Collection[str] | None = None) -> None:
         """`rows` are those of validation users, as new ones: first-k, and as served from their first row on.
 
-        With `from_us` (Split.validate_from_us) rows before it are support only, and rows from it on are judged as served. The
-        users have been known for as long as they may be: first-k of them would be no test.
+        With `users` only they are judged, and the other rows are support of other kinds' entities. With `from_us`
+        (Split.validate_from_us) rows before it are support only, and rows from it on are judged as served. The users have been
+        known for as long as they may be: first-k of them would be no test.
         """
-        n = cfg.meta.support_rows
+        n = cfg.support_rows_of(cfg.task_kind.name)
         self._rows = rows
         self._first_k: list[list[TaskSpec]] = []
         if from_us is None:
             least = cfg.evaluation.min_query_rows
-            by_k = first_k(rows, rows.entities, cfg.evaluation.first_k, min_query_rows=least, support_rows=n)
+            by_k = first_k(
+                rows, rows.entities if users is None else users, cfg.evaluation.first_k, min_query_rows=least, support_rows=n
+            )
             self._first_k = [*by_k.values()]
-        self.tasks: list[list[TaskSpec]] = [*self._first_k, as_served(rows, from_us=from_us or 0, support_rows=n)]
+        self.tasks: list[list[TaskSpec]] = [*self._first_k, as_served(rows, from_us=from_us or 0, support_rows=n, users=users)]
         """One list for each k if first-k is judged, then the as-served tasks."""
         self._queries: list[QueryRows] = [query_rows(rows, specs) for specs in self.tasks]
 
-    def __call__(self, network: LiMAML, workers: Workers) -> dict[str, float]:
+    def __call__(self, network: Network, workers: Workers) -> dict[str, float]:
         """`measure` of the network's scores; each worker scores a share of the tasks and all get the same numbers."""
         return self.measure(self._scores(network, workers))
+
+    def level(self, network: Network, workers: Workers) -> float:
+        """What is to be added to all logits, so that the mean score as served is the share of positive rows."""
+        return level_of(self._scores(network, workers)[-1], self._queries[-1].labels)
 
     def measure(self, scores: Sequence[Floats]) -> dict[str, float]:
         """AUCs from one array of scores for each of `tasks`; first-k values, where it is judged, are means over k.
@@ -59,9 +70,11 @@ class Validator:
             found["validation_first_k_user_auc"] = _mean(per_user[:-1])
         return found | {"validation_as_served_auc": pooled[-1], "validation_as_served_user_auc": per_user[-1]}
 
-    def _scores(self, network: LiMAML, workers: Workers) -> list[Floats]:
+    def _scores(self, network: Network, workers: Workers) -> list[Floats]:
         """Scores of every part; one flat sum over workers, each adding its own tasks to zeros."""
-        mine = [score_specs(network, self._rows, _share(specs, workers)) for specs in self.tasks]
+        shares = [_share(specs, workers) for specs in self.tasks]
+        others = embed_others(network, self._rows, [spec for specs in shares for spec in specs])
+        mine = [score_specs(network, self._rows, specs, others) for specs in shares]
         flat = np.zeros(sum(len(queries) for queries in self._queries))
         bounds = np.cumsum([0] + [len(queries) for queries in self._queries])
         for start, specs, part in zip(bounds, self.tasks, mine, strict=False):
@@ -71,6 +84,15 @@ class Validator:
         device = next(network.parameters()).device
         total = workers.sum(torch.from_numpy(flat).to(device)).cpu().numpy()
         return [total[a:b] for a, b in pairwise(bounds)]
+
+
+def level_of(probability_R: Floats, labels_R: Floats) -> float:
+    """What added to these scores' logits makes their mean the share of positive labels; 0 where only one label occurs."""
+    if len(np.unique(labels_R)) < 2:
+        return 0.0
+    logit_R, wanted = logit(np.clip(probability_R, _LEAST, 1.0 - _LEAST)), labels_R.mean()
+    found: float = brentq(lambda shift: expit(logit_R + shift).mean() - wanted, -_LARGEST_SHIFT, _LARGEST_SHIFT)
+    return found
 
 
 def _share(tasks: Sequence[_T], workers: Workers) -> Sequence[_T]:

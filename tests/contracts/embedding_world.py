@@ -25,7 +25,7 @@ from limaml.config import (
     TaskKindConfig,
 )
 from limaml.embeddings.daily import adapt_day, publish_day
-from limaml.embeddings.slots import fill_shard, plan_fill
+from limaml.embeddings.fill import fill_shard, plan_fill
 from limaml.events.ingest import ingest_day, ingest_history
 from limaml.events.logged import read_logged
 from limaml.features.encoder import Encoder
@@ -71,13 +71,14 @@ def day_of_events(day: date) -> pa.Table:
 class World:
     """A source that delivers day after day, and the installation that follows it."""
 
-    def __init__(self, root: Path, redis: str = "") -> None:
+    def __init__(self, root: Path, redis: str = "", *others: TaskKindConfig) -> None:
+        """`others`: task kinds beside users."""
         self.delivered = root / "source"
         self.cfg = Config(
             features=declared.FEATURES,
             source=SourceConfig(kind="parquet", path=str(self.delivered)),
             storage=StorageConfig(root=str(root / "data")),
-            task_kinds=(TaskKindConfig(active_days=4),),
+            task_kinds=(TaskKindConfig(active_days=4), *others),
             model=ModelConfig(embedding_dim=4, global_hidden=(8,)),
             meta=MetaConfig(support_rows=5),
             registry=RegistryConfig(tracking_uri=f"sqlite:///{root}/mlflow.db", artifact_root=str(root / "artifacts")),

@@ -10,7 +10,7 @@ import torch
 
 from limaml import registry, schema
 from limaml.config import ServingConfig
-from limaml.embeddings import daily, slots, switch
+from limaml.embeddings import cutover, daily, fill
 from limaml.events.ingest import ingest_day, ingest_history
 from limaml.events.logged import read_logged
 from limaml.features.encoder import Encoder
@@ -66,9 +66,9 @@ class Chain:
         bundle.save(bundle.Bundle(config=self.cfg, refit=self.model, twin=self.model), self.folder / "bundle")
         run_id = self.registry.start_run(RUN)
         version = self.registry.register(self.folder / "bundle", run_id, {})
-        for shard in slots.plan_fill(self.cfg, version, self.day_before, RUN)["shards"]:
-            slots.fill_shard(self.cfg, version, shard, RUN)
-        switch.cut_over(self.cfg, version, RUN)
+        for shard in fill.plan_fill(self.cfg, version, self.day_before, RUN)["shards"]:
+            fill.fill_shard(self.cfg, version, shard, RUN)
+        cutover.cut_over(self.cfg, version, RUN)
         self.version = version
 
     def offline(self, next_day, support_through=None):
@@ -81,7 +81,7 @@ class Chain:
             end = pa.scalar(schema.day_end(support_through), schema.TIMESTAMP)
             start = pa.scalar(schema.day_start(next_day), schema.TIMESTAMP)
             logged = logged.filter(pc.or_(pc.less(logged["timestamp"], end), pc.greater_equal(logged["timestamp"], start)))
-        rows = TaskRows.from_logged(logged, self.model.encoder, self.cfg.task_kind)
+        rows = TaskRows.of(logged, self.model.encoder, self.cfg)
         start_us = int(schema.day_start(next_day).timestamp() * 1e6)
         specs = as_served(rows, from_us=start_us, support_rows=self.cfg.meta.support_rows)
         queries = query_rows(rows, specs)

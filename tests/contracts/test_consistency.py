@@ -12,7 +12,7 @@ import pytest
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.embeddings import daily, slots, switch
+from limaml.embeddings import cutover, daily, fill
 from limaml.errors import GateError, NothingToDo
 from limaml.events.ingest import ingest_day, ingest_history
 from limaml.events.logged import read_logged
@@ -93,9 +93,9 @@ class World:
     def _promote(self, folder, day):
         bundle.save(bundle.Bundle(config=self.cfg, refit=self.model, twin=self.model), folder / "bundle")
         version = self.registry.register(folder / "bundle", self.registry.start_run(RUN), {})
-        for shard in slots.plan_fill(self.cfg, version, day, RUN)["shards"]:
-            slots.fill_shard(self.cfg, version, shard, RUN)
-        switch.cut_over(self.cfg, version, RUN)
+        for shard in fill.plan_fill(self.cfg, version, day, RUN)["shards"]:
+            fill.fill_shard(self.cfg, version, shard, RUN)
+        cutover.cut_over(self.cfg, version, RUN)
         return version
 
     def ask(self):

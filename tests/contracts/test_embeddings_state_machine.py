@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from limaml import registry, schema
-from limaml.embeddings import switch
+from limaml.embeddings import cutover
 from limaml.embeddings.adapt import adapt
+from limaml.embeddings.context import EmbeddingContext
 from limaml.embeddings.daily import adapt_day, publish_day
+from limaml.embeddings.fill import fill_shard, plan_fill
 from limaml.embeddings.partition import read_covered
 from limaml.embeddings.publish import OnlineView
-from limaml.embeddings.slots import Places, fill_shard, plan_fill
 from limaml.errors import DataError, NothingToDo, StoreError
 from limaml.events.ingest import ingest_day, ingest_history
 from limaml.features.online.rows import OnlineRow
@@ -89,12 +90,12 @@ class Installation:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.places = Places.of(world.cfg)
+        self.context = EmbeddingContext.of(world.cfg)
         for seed in range(len(VERSIONS)):
             world.new_version(seed)
         for version in VERSIONS[:2]:
             world.fill(version)
-            switch.cut_over(world.cfg, version, RUN)
+            cutover.cut_over(world.cfg, version, RUN)
         for n in range(LATER_DAYS):
             world.deliver(FILLED + (n + 1) * ONE_DAY)
         ingest_history(world.cfg, LAST, TODAY)
@@ -121,7 +122,7 @@ class Installation:
 
     def views(self) -> list[OnlineView]:
         names = (*EMBEDDINGS.values(), declared.USER_FEATURES.name, declared.ITEM_FEATURES.name)
-        return [OnlineView(self.places.store(), name) for name in names]
+        return [OnlineView(self.context.store(), name) for name in names]
 
     def keys(self, view: OnlineView) -> list[bytes]:
         [column] = view.codec.key_names
@@ -138,9 +139,9 @@ class Installation:
             case ("shard", version, number):
                 return fill_shard(cfg, version, number, RUN)
             case ("cut_over", version):
-                return switch.cut_over(cfg, version, RUN)
+                return cutover.cut_over(cfg, version, RUN)
             case ("rollback", version):
-                return switch.rollback(cfg, version, RUN)
+                return cutover.rollback(cfg, version, RUN)
             case ("publish", day) | ("correct", day, _):
                 adapt_day(cfg, day)
                 return publish_day(cfg, day, RUN)
@@ -447,9 +448,9 @@ class Embeddings(RuleBasedStateMachine):
 
     def check_vectors(self, online: Online) -> None:
         """Every row is what its version gives for its user's events, as they are now, before its instant."""
-        world, places = self.installation.world, self.installation.places
+        world, context = self.installation.world, self.installation.context
         for version in self.model.ready:
-            bundle = places.bundle(version)
+            bundle = context.bundle(version)
             name = EMBEDDINGS[world.tags(version)[registry.SLOT]]
             [view] = [view for view in self.installation.views() if view.name == name]
             rows = dict(zip(USERS, online[name], strict=True))

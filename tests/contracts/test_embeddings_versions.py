@@ -14,7 +14,8 @@ import pytest
 
 from limaml import cli, registry, schema, telemetry
 from limaml.config import Config
-from limaml.embeddings import daily, slots, switch
+from limaml.embeddings import cutover, daily, fill, slot_state
+from limaml.embeddings.context import EmbeddingContext
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import BusyError, DataError, GateError, NothingToDo, StoreError
 from limaml.io.lease import Held
@@ -41,14 +42,14 @@ RUN = "run-of-a-test"
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     built = World(tmp_path_factory.mktemp("world"))
     with pytest.raises(StoreError, match="roll-back needs a champion to go back from, but there is none; limaml_train makes"):
-        switch.rollback(built.cfg, None, RUN)
+        cutover.rollback(built.cfg, None, RUN)
     first, second = built.new_version(seed=1), built.new_version(seed=2)
     built.fill(first)
-    switch.cut_over(built.cfg, first, RUN)
+    cutover.cut_over(built.cfg, first, RUN)
     with pytest.raises(StoreError, match=f"ready beside the champion {first}, but slot green was never filled"):
-        switch.rollback(built.cfg, None, RUN)
+        cutover.rollback(built.cfg, None, RUN)
     built.fill(second)
-    switch.cut_over(built.cfg, second, RUN)
+    cutover.cut_over(built.cfg, second, RUN)
     return built
 
 
@@ -63,7 +64,7 @@ def with_settings(world: World) -> Callable[..., Config]:
 def both(world: World) -> tuple[ModelVersion, ModelVersion]:
     """The champion and the ready version beside it, each with its tags as they are now."""
     champion = world.champion()
-    previous = slots.ready_beside(world.registry, champion)
+    previous = slot_state.ready_beside(world.registry, champion)
     assert previous is not None
     return champion, previous
 
@@ -166,15 +167,15 @@ def test_a_correction_reaches_both_versions_and_one_that_has_it_does_not_stop_th
 def test_what_fails_for_the_version_before_does_not_stop_the_champion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     champion, previous = both(world)
     reached, day = through(world, previous.version), world.next_day()
-    bundle = slots.Places.bundle
+    bundle = EmbeddingContext.bundle
 
-    def gone(places: slots.Places, version: str) -> Any:
+    def gone(context: EmbeddingContext, version: str) -> Any:
         if version == previous.version:
             raise DataError(f"bundle of version {version} is gone")
-        return bundle(places, version)
+        return bundle(context, version)
 
     with monkeypatch.context() as broken:
-        broken.setattr(slots.Places, "bundle", gone)
+        broken.setattr(EmbeddingContext, "bundle", gone)
         result = daily.adapt_day(world.cfg, day)
         assert result["versions"][1] == {"version": previous.version, "error": f"bundle of version {previous.version} is gone"}
         gauges = Gauges()
@@ -222,7 +223,7 @@ def test_a_roll_back_moves_the_pointer_and_leaves_users_as_fresh_as_the_champion
     for _ in range(3):
         world.daily(world.next_day())
     fresh = stamps(online(world, champion.version))
-    outcome = switch.rollback(world.cfg, None, RUN)
+    outcome = cutover.rollback(world.cfg, None, RUN)
     assert outcome == {
         "status": "rolled_back",
         "version": previous.version,
@@ -237,7 +238,7 @@ def test_a_roll_back_moves_the_pointer_and_leaves_users_as_fresh_as_the_champion
     day = world.next_day()
     assert len(world.daily(day)["versions"]) == 2
     assert through(world, champion.version) == schema.day_end(day).isoformat()
-    assert switch.rollback(world.cfg, None, RUN)["version"] == champion.version
+    assert cutover.rollback(world.cfg, None, RUN)["version"] == champion.version
 
 
 def test_a_roll_back_to_a_named_version_can_be_repeated(world: World) -> None:
@@ -246,13 +247,13 @@ def test_a_roll_back_to_a_named_version_can_be_repeated(world: World) -> None:
         StoreError,
         match=f"needs version 99 that is ready beside the champion {champion.version}, .* version {previous.version}, ready",
     ):
-        switch.rollback(world.cfg, "99", RUN)
+        cutover.rollback(world.cfg, "99", RUN)
     assert world.champion().version == champion.version
-    assert switch.rollback(world.cfg, previous.version, RUN)["status"] == "rolled_back"
-    assert switch.rollback(world.cfg, previous.version, RUN)["status"] == "unchanged"
+    assert cutover.rollback(world.cfg, previous.version, RUN)["status"] == "rolled_back"
+    assert cutover.rollback(world.cfg, previous.version, RUN)["status"] == "unchanged"
     assert world.champion().version == previous.version
     # A cut-over to a version that is ready is the other way to go forward.
-    assert switch.cut_over(world.cfg, champion.version, RUN)["status"] == "cut_over"
+    assert cutover.cut_over(world.cfg, champion.version, RUN)["status"] == "cut_over"
     assert world.champion().version == champion.version
 
 
@@ -261,7 +262,7 @@ def test_a_roll_back_first_catches_up_days_and_corrections(world: World, behind:
     corrected = world.last
     missed = behind(2)
     world.correct(corrected, flipped(day_of_events(corrected), sorted(users_of(corrected))[0]))
-    outcome = switch.rollback(world.cfg, None, RUN)
+    outcome = cutover.rollback(world.cfg, None, RUN)
     assert (outcome["version"], outcome["days_caught_up"]) == (previous.version, 3)
     assert outcome["complete_through"] == schema.day_end(missed[-1]).isoformat() == through(world, champion.version)
     world.daily(corrected)  # the one that was left lacks the correction still
@@ -277,7 +278,7 @@ def test_a_switch_that_cannot_catch_up_is_refused_with_the_remedy(
     champion, previous = both(world)
     [day] = behind(1)
     strict = with_settings(max_norm=1e-9)
-    for switching in (switch.rollback, switch.cut_over):
+    for switching in (cutover.rollback, cutover.cut_over):
         with pytest.raises(
             DataError,
             match=rf"version {previous.version} is complete through {day - ONE_DAY}, the champion {champion.version} through "
@@ -301,9 +302,9 @@ def test_a_roll_back_that_dies_changes_nothing_for_a_reader_and_can_be_repeated(
     with monkeypatch.context() as broken:
         broken.setattr(Registry, step, die)
         with pytest.raises(KeyboardInterrupt):
-            switch.rollback(world.cfg, None, RUN)
+            cutover.rollback(world.cfg, None, RUN)
     assert world.champion().version == champion.version
-    assert switch.rollback(world.cfg, None, RUN)["version"] == previous.version
+    assert cutover.rollback(world.cfg, None, RUN)["version"] == previous.version
     assert through(world, previous.version) == schema.day_end(world.last).isoformat()
 
 
@@ -331,12 +332,12 @@ def test_a_cut_over_catches_its_target_up_and_goes_on_where_it_died(
     with monkeypatch.context() as broken:
         broken.setattr(Registry, "set_tags", until_the_second_day)
         with pytest.raises(KeyboardInterrupt):
-            switch.cut_over(world.cfg, version, RUN)
+            cutover.cut_over(world.cfg, version, RUN)
     assert world.champion().version == champion
     # Its rows are newer than those of the fill by now: no shard may be published over them.
     with pytest.raises(StoreError, match=f"version {version} takes no shard any more, .* run limaml cut-over for it"):
-        slots.fill_shard(world.cfg, version, 0, RUN)
-    outcome = switch.cut_over(world.cfg, version, RUN)
+        fill.fill_shard(world.cfg, version, 0, RUN)
+    outcome = cutover.cut_over(world.cfg, version, RUN)
     assert (outcome["previous"], outcome["days_caught_up"]) == (champion, 1)
     assert through(world, version) == through(world, champion)
     for day in days:
@@ -353,16 +354,16 @@ def test_a_fill_retires_the_version_before_and_waits_for_the_dwell_after_a_roll_
     world: World, with_settings: Callable[..., Config]
 ) -> None:
     champion, previous = both(world)
-    switch.rollback(world.cfg, None, RUN)
+    cutover.rollback(world.cfg, None, RUN)
     rolled_back_at = datetime.fromisoformat(world.champion().tags[registry.CUT_OVER_AT])
     version = world.new_version(seed=4)
     with pytest.raises(
         BusyError, match=rf"busy: switch to version {previous.version} since {rolled_back_at:%Y-%m-%dT%H:%M:%SZ}"
     ):
-        slots.plan_fill(with_settings(min_dwell_s=1e6), version, world.last, RUN)
+        fill.plan_fill(with_settings(min_dwell_s=1e6), version, world.last, RUN)
     assert world.tags(champion.version)[registry.STATE] == "ready"
 
-    slots.plan_fill(world.cfg, version, world.last, RUN)
+    fill.plan_fill(world.cfg, version, world.last, RUN)
     assert world.tags(champion.version)[registry.STATE] == "retired"
     slot = champion.tags[registry.SLOT]
     for name in (None, champion.version):
@@ -372,13 +373,13 @@ def test_a_fill_retires_the_version_before_and_waits_for_the_dwell_after_a_roll_
             match=f"roll-back needs {wanted} that is ready beside the champion {previous.version}, but slot {slot} holds "
             f"version {version}, filling; .* limaml plan-fill, fill, cut-over",
         ):
-            switch.rollback(world.cfg, name, RUN)
+            cutover.rollback(world.cfg, name, RUN)
     # A retired or filling version is not published to: its slot holds nothing yet.
     assert len(world.daily(world.next_day())["versions"]) == 1
     assert world.online(schema.embedding_view("user", slot)) == {}
     for shard in range(world.cfg.embeddings.num_shards):
-        slots.fill_shard(world.cfg, version, shard, RUN)
-    switch.cut_over(world.cfg, version, RUN)
+        fill.fill_shard(world.cfg, version, shard, RUN)
+    cutover.cut_over(world.cfg, version, RUN)
 
 
 @pytest.mark.fault(
@@ -390,9 +391,9 @@ def test_a_slot_that_was_not_emptied_to_the_end_cannot_be_filled(world: World, m
     with monkeypatch.context() as broken:
         broken.setattr(OnlineView, "clear", die)
         with pytest.raises(KeyboardInterrupt):
-            slots.plan_fill(world.cfg, version, world.last, RUN)
+            fill.plan_fill(world.cfg, version, world.last, RUN)
     assert world.tags(previous.version)[registry.STATE] == "retired"
-    for verb in (lambda: slots.fill_shard(world.cfg, version, 0, RUN), lambda: switch.cut_over(world.cfg, version, RUN)):
+    for verb in (lambda: fill.fill_shard(world.cfg, version, 0, RUN), lambda: cutover.cut_over(world.cfg, version, RUN)):
         with pytest.raises(StoreError, match=f"version {version} must be filling, its state is None"):
             verb()
     world.fill(version)
@@ -400,34 +401,34 @@ def test_a_slot_that_was_not_emptied_to_the_end_cannot_be_filled(world: World, m
     with monkeypatch.context() as broken:
         broken.setattr(OnlineView, "clear", die)
         with pytest.raises(KeyboardInterrupt):
-            slots.plan_fill(world.cfg, version, world.last, RUN)
+            fill.plan_fill(world.cfg, version, world.last, RUN)
     with pytest.raises(StoreError, match=f"version {version} must be filling, its state is retired"):
-        switch.cut_over(world.cfg, version, RUN)
+        cutover.cut_over(world.cfg, version, RUN)
     world.fill(version)
-    switch.cut_over(world.cfg, version, RUN)
+    cutover.cut_over(world.cfg, version, RUN)
     assert users_in(world.online())
 
 
 def test_a_shard_that_was_adapted_for_an_older_plan_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     version, later = world.new_version(seed=8), world.next_day()
-    slots.plan_fill(world.cfg, version, later - ONE_DAY, RUN)
-    adapted = slots.write_partition
+    fill.plan_fill(world.cfg, version, later - ONE_DAY, RUN)
+    adapted = fill.write_partition
 
     def planned_again_meanwhile(*arguments: Any) -> Any:
         done = adapted(*arguments)
-        assert slots.plan_fill(world.cfg, version, later, RUN)["as_of_day"] == str(later), "later than the champion's day"
+        assert fill.plan_fill(world.cfg, version, later, RUN)["as_of_day"] == str(later), "later than the champion's day"
         return done
 
     with monkeypatch.context() as raced:
-        raced.setattr(slots, "write_partition", planned_again_meanwhile)
+        raced.setattr(fill, "write_partition", planned_again_meanwhile)
         with pytest.raises(StoreError, match=f"version {version} was planned again while shard 0 was adapted"):
-            slots.fill_shard(world.cfg, version, 0, RUN)
+            fill.fill_shard(world.cfg, version, 0, RUN)
     slot = world.tags(version)[registry.SLOT]
     assert world.online(schema.embedding_view("user", slot)) == {}
     world.daily(later)
     for shard in range(world.cfg.embeddings.num_shards):
-        slots.fill_shard(world.cfg, version, shard, RUN)
-    switch.cut_over(world.cfg, version, RUN)
+        fill.fill_shard(world.cfg, version, shard, RUN)
+    cutover.cut_over(world.cfg, version, RUN)
 
 
 @pytest.mark.parametrize("lost", ["user_features", "meta_embedding"])
@@ -454,14 +455,14 @@ def test_rows_that_a_store_takes_and_does_not_keep_are_missed_by_whoever_wrote_t
         assert world.champion().tags[registry.COMPLETE_THROUGH] == reached
     world.daily(day)
     if lost == "meta_embedding":
-        slots.plan_fill(world.cfg, version, day, RUN)
+        fill.plan_fill(world.cfg, version, day, RUN)
         with monkeypatch.context() as broken:
             broken.setattr(OnlineView, "write", forgetting)
             with pytest.raises(StoreError, match=f"view {lost}.* must hold the published rows"):
-                slots.fill_shard(world.cfg, version, 0, RUN)
+                fill.fill_shard(world.cfg, version, 0, RUN)
         for shard in range(world.cfg.embeddings.num_shards):
-            slots.fill_shard(world.cfg, version, shard, RUN)
-        switch.cut_over(world.cfg, version, RUN)
+            fill.fill_shard(world.cfg, version, shard, RUN)
+        cutover.cut_over(world.cfg, version, RUN)
 
 
 def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
@@ -481,14 +482,14 @@ def test_the_lease_is_checked_before_every_write_and_every_change_of_a_tag(
 
     recorded(Held, "check", "check")
     for owner, name in [(OnlineView, "write"), (OnlineView, "clear"), (Registry, "set_tags"), (Registry, "set_champion"),
-                        (slots, "write_plan"), (daily, "write_covered"), (switch, "write_covered")]:  # fmt: skip
+                        (fill, "write_plan"), (daily, "write_covered"), (cutover, "write_covered")]:  # fmt: skip
         recorded(owner, name, name)
     version = world.new_version(seed=6)
     world.fill(version)
     world.next_day()
-    switch.cut_over(world.cfg, version, RUN)
+    cutover.cut_over(world.cfg, version, RUN)
     world.daily(world.last)
-    switch.rollback(world.cfg, None, RUN)
+    cutover.rollback(world.cfg, None, RUN)
     changes = [index for index, what in enumerate(seen) if what != "check"]
     assert {seen[index] for index in changes} == {
         "write", "clear", "set_tags", "set_champion", "write_plan", "write_covered"
@@ -510,8 +511,8 @@ def test_a_writer_that_lost_its_lease_changes_nothing(world: World, monkeypatch:
         broken.setattr(Held, "check", lost)
         for verb in (
             lambda: daily.publish_day(world.cfg, day, RUN),
-            lambda: switch.rollback(world.cfg, None, RUN),
-            lambda: slots.plan_fill(world.cfg, world.new_version(seed=7), day, RUN),
+            lambda: cutover.rollback(world.cfg, None, RUN),
+            lambda: fill.plan_fill(world.cfg, world.new_version(seed=7), day, RUN),
         ):
             with pytest.raises(BusyError, match="lost the lease"):
                 verb()

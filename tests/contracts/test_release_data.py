@@ -18,7 +18,7 @@ import pytest
 
 from limaml import registry, schema
 from limaml.config import Config, load
-from limaml.embeddings import slots
+from limaml.embeddings import slot_state
 from limaml.embeddings.daily import adapt_day, publish_day
 from limaml.embeddings.publish import OnlineView
 from limaml.errors import DataError
@@ -91,7 +91,7 @@ def test_its_online_rows_are_read_and_a_day_is_taken_in_on_top_of_them(old: Inst
     """Registry, online store, snapshots, partitions and lease: one more day goes through all of them."""
     champion = Registry(old.cfg.registry).champion()
     assert champion is not None
-    assert (champion.version, slots.complete_day(champion)) == (old.expected["version"], old.day("complete_day"))
+    assert (champion.version, slot_state.complete_day(champion)) == (old.expected["version"], old.day("complete_day"))
     name = schema.embedding_view("user", champion.tags[registry.SLOT])
     folder = f"embeddings/kind=user/version={champion.version}/dt={old.expected['complete_day']}"
     view = OnlineView(open_store(old.cfg), name)
@@ -106,7 +106,7 @@ def test_its_online_rows_are_read_and_a_day_is_taken_in_on_top_of_them(old: Inst
     assert publish_day(old.cfg, day, "a run")["written"] > 0
     champion = Registry(old.cfg.registry).champion()
     assert champion is not None
-    assert slots.complete_day(champion) == day
+    assert slot_state.complete_day(champion) == day
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig
-from limaml.embeddings import slots, switch
+from limaml.embeddings import cutover, fill
 from limaml.errors import DataError, GateError
 from limaml.events import catalogue
 from limaml.events.ingest import ingest_day, ingest_history
@@ -112,9 +112,9 @@ class Shop:
         self.model = bundle.Model(network, encoder)
         bundle.save(bundle.Bundle(config=self.cfg, refit=self.model, twin=self.model), self.folder / "bundle")
         version = self.registry.register(self.folder / "bundle", self.registry.start_run(RUN), {})
-        for shard in slots.plan_fill(self.cfg, version, self.days[4], RUN)["shards"]:
-            slots.fill_shard(self.cfg, version, shard, RUN)
-        switch.cut_over(self.cfg, version, RUN)
+        for shard in fill.plan_fill(self.cfg, version, self.days[4], RUN)["shards"]:
+            fill.fill_shard(self.cfg, version, shard, RUN)
+        cutover.cut_over(self.cfg, version, RUN)
 
     def offline(self, items):
         """Logged rows of the sixth day and their scores with the vectors `items`, in one order."""
@@ -216,5 +216,5 @@ def test_an_item_that_arrives_is_scored_with_its_vector(shop):
     encoder = shop.model.encoder.with_items(catalogue.item_vectors(shop.storage, TABLES))
     rows = Rows.from_encoded(encoder.encode({"item_id": ["brand-new"], "hour": 12}, 1))
     with torch.no_grad():
-        score = torch.sigmoid(shop.model.network(rows, shop.model.network.prior()[None])).item()
+        score = torch.sigmoid(shop.model.network(rows, {})).item()
     assert abs(answer["items"][0]["score"] - score) <= TOLERANCE

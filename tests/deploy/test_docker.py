@@ -231,6 +231,31 @@ def test_the_configuration_loads_and_names_what_the_stack_has(stack, secrets):
     assert cfg.monitoring.textfile_dir == "/var/lib/limaml/metrics"
 
 
+# What the stack of one host has in another place than configs/production.toml, or another number of.
+OWN_PLACES = {
+    "storage.root", "registry.tracking_uri", "registry.artifact_root", "training.storage_path", "embeddings.lease_url",
+    "feast.repo_path", "feast.registry", "feast.online_connection", "feast.online_password", "monitoring.textfile_dir",
+    "serving.token_file", "serving.log_path", "serving.log_share", "serving.workers", "local.run_root",
+    # compose.yaml names the cluster (RAY_ADDRESS, RAY_AUTH_TOKEN_PATH) and gives it its size.
+    "ray.address", "ray.token_file", "ray.min_workers", "ray.adapt_tasks",
+    # Of `make run`, which starts Airflow itself and keeps days aside.
+    "local.airflow_database", "local.daily_days",
+}  # fmt: skip
+
+
+def test_the_configuration_is_that_of_production_in_other_places():
+    """Two files, since one names hosts and folders of containers; what they train and how must not drift apart."""
+
+    def flat(path):
+        sections = config.load(path).model_dump(mode="json")
+        tables = {name: found for name, found in sections.items() if isinstance(found, dict)}
+        single = {f"{name}.{key}": value for name, section in tables.items() for key, value in section.items()}
+        return single | {name: found for name, found in sections.items() if name not in tables}
+
+    ours, production = flat(DOCKER / "limaml.toml"), flat(ROOT / "configs" / "production.toml")
+    assert {key for key, value in ours.items() if value != production[key]} <= OWN_PLACES
+
+
 def test_grafana_finds_its_dashboards(stack):
     targets = {mount["target"] for mount in stack["services"]["grafana"]["volumes"]}
     provider = yaml.safe_load((DOCKER / "grafana" / "dashboards.yaml").read_text())["providers"][0]

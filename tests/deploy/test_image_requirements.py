@@ -59,6 +59,11 @@ def test_an_image_has_nothing_of_the_others(image, absent):
     assert not absent & set(installs(image))
 
 
+def test_train_reads_every_kind_of_table():
+    """`installed` in limaml/events/table_scans.py loads these packages by name, which no graph of imports sees."""
+    assert {"adbc-driver-postgresql", "deltalake", "pyiceberg"} <= set(installs("train"))
+
+
 def test_an_import_anywhere_in_a_file_is_seen():
     lazy = {"ray", "great-expectations", "matplotlib"}  # imported in functions
     assert lazy <= image_requirements.imports(["limaml"])

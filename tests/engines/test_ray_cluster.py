@@ -14,14 +14,14 @@ import torch
 
 from limaml import schema
 from limaml.config import Config
-from limaml.embeddings.spread import divide
+from limaml.embeddings.adapt_on_ray import divide
 from limaml.events.logged import write_logged
 from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.tasks.splits import split_events
-from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.step import Workers
+from limaml.training.twin_and_refit import train_twin_and_refit
 from tests import declared
 from tests.contracts.embedding_world import World, files
 from tests.servers import RayCluster, ray_cluster

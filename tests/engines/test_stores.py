@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from limaml import registry
 from limaml.config import Config, ServingConfig
-from limaml.embeddings.switch import cut_over
+from limaml.embeddings.cutover import cut_over
 from limaml.errors import BusyError, StoreError
 from limaml.events.ingest import ingest_history
 from limaml.features.feature_store import apply, open_store

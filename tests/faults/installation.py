@@ -4,6 +4,7 @@ Each step is a verb. It was run once, undisturbed: `begin` puts all back to wher
 that a fault in it could have changed, as the undisturbed step left it. At first one version serves from slot blue.
 """
 
+import gc
 import json
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from limaml import registry
-from limaml.embeddings.switch import cut_over
+from limaml.embeddings.cutover import cut_over
 from limaml.registry import Registry
 from tests.contracts.embedding_world import ONE_DAY, TODAY, World
 from tests.faults.process import Point, Verb
@@ -59,6 +60,8 @@ class Installation:
     def undisturbed(self, steps: tuple[str, ...] = STEPS) -> "Installation":
         """Run the steps, and keep what there is before and after each."""
         self.world.deliver(self.day)
+        # A connection of SQLite that waits for the collector is one too many: copying its file would drop its locks.
+        gc.collect()
         (self.root / "config.json").write_text(json.dumps(self.world.cfg.model_dump(mode="json")))
         for step in steps:
             self.keep(step)

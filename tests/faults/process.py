@@ -31,7 +31,7 @@ _FORKED.set_forkserver_preload(
         "great_expectations",
         "limaml.cli",
         "limaml.embeddings.daily",
-        "limaml.embeddings.switch",
+        "limaml.embeddings.cutover",
         "limaml.events.gates",
         "limaml.events.ingest",
         "limaml.features.feature_store",
@@ -154,9 +154,9 @@ def _run(argv: list[str], log_path: str, at: Point | None, clock_back_s: float, 
 
 def _set_clock_back(seconds: float) -> None:
     """Of what reads it in the verbs of an installation: instants in tags, and the lease."""
-    from limaml.embeddings import slots, switch
+    from limaml.embeddings import cutover, fill
     from limaml.io import lease
 
-    instant = slots.now
-    slots.now = switch.now = lambda: instant() - timedelta(seconds=seconds)
+    instant = fill.now
+    fill.now = cutover.now = lambda: instant() - timedelta(seconds=seconds)
     lease._NOW["sqlite"] = f"({lease._NOW['sqlite']} - {seconds})"

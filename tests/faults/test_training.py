@@ -37,19 +37,19 @@ from importlib.machinery import PathFinder
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "limaml.training.loop":
+        if name != "limaml.training.fit":
             return None
         spec = PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
         def executed(module):
             execute(module)
             step = module.outer_step
-            def disturbed(network, optimizer, rows, cfg, number, workers):
+            def disturbed(model, optimizer, objective, cfg, number, workers):
                 once = pathlib.Path({once!r})
                 if number == {step} and workers.rank == 0 and not once.exists():
                     once.touch()
                     {what}
-                return step(network, optimizer, rows, cfg, number, workers)
+                return step(model, optimizer, objective, cfg, number, workers)
             module.outer_step = disturbed
         spec.loader.exec_module = executed
         return spec

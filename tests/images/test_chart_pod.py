@@ -158,6 +158,7 @@ class Pod:
     def remove(self):
         podman("play", "kube", "--down", self.path, check=False)
         podman("secret", "rm", RELEASE, check=False)
+        podman("volume", "rm", RELEASE, check=False)  # into which podman 4.3 copies a Secret
 
 
 @pytest.fixture(scope="module")

@@ -7,34 +7,37 @@ import torch
 
 from limaml.config import Config
 from limaml.features.encoder import EncoderDims
-from limaml.models.network import LiMAML, build_network
+from limaml.meta.warm_start import measure_gains
+from limaml.models.network import Network, build_network
 from limaml.tasks.rows import Rows, TaskBatch
 
 DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
 
 
 def make_config(model: dict[str, object] | None = None, meta: dict[str, object] | None = None) -> Config:
-    # Small rates: random items are longer than fitted ones, and a wild step amplifies rounding.
-    slow = {"inner_lr": 0.5, "factor_inner_lr": 0.7, "damping": 1.0, "factor_damping": 2.0}
+    # Small rates and a narrow prior: random items are longer than fitted ones, and a wild step amplifies rounding.
+    slow = {"inner_lr": 0.5, "factor_inner_lr": 0.7, "damping": 1.0, "factor_damping": 2.0, "prior_std": 0.3}
     small = {
         "item_vectors": "learned",
         "embedding_dim": 3,
         "id_dim": 2,
         "meta_hidden": (4,),
         "global_hidden": (5, 4),
+        "sequence_width": 4,
         "dropout": 0.0,
     }
     return Config.model_validate({"source": {"kind": "synthetic"}, "model": small | (model or {}), "meta": slow | (meta or {})})
 
 
-def make_network(cfg: Config, seed: int = 0) -> LiMAML:
-    """Every parameter random, so that no term is zero by its initial value."""
+def make_network(cfg: Config, seed: int = 0) -> Network:
+    """Every parameter random, so that no term is zero by its initial value; gains as measured on random rows."""
     network = build_network(cfg, DIMS, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(noise * (0.1 if name.startswith("log_") else 0.5))
+            parameter.add_(noise * (0.1 if ".log_" in name else 0.5))
+    measure_gains(network, "user", make_rows([6, 6], seed), torch.tensor([0, 1]))
     return network
 
 
@@ -52,7 +55,7 @@ def make_rows(lengths: Sequence[int], seed: int, padding: int = 0, dims: Encoder
         user_dense_TRF=normal(num_tasks, width, dims.user_dense),
         context_TRF=normal(num_tasks, width, dims.context),
         mask_TR=(torch.arange(width)[None] < torch.tensor(lengths)[:, None]).double(),
-        gap_s_TR=normal(num_tasks, width).exp() * 86_400,
+        gap_s_TR=(normal(num_tasks, width).exp() * 86_400).sort(dim=1, descending=True).values,
         label_TR=(normal(num_tasks, width) > 0).double(),
     )
 
@@ -69,7 +72,7 @@ def config() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def network() -> Callable[..., LiMAML]:
+def network() -> Callable[..., Network]:
     return make_network
 
 

@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 from limaml.meta import engine, reference
+from limaml.models.blocks import FACTORS, LEVEL
 
-BLOCKS = ("task_vector", "id_mlp", "row_mlp")
+BLOCKS = (
+    {"meta_block": "task_vector"},
+    {"meta_block": "posterior"},
+    {"meta_block": "id_mlp"},
+    {"meta_block": "row_mlp"},
+    {"meta_block": "sequence", "sequence_adapts": "all"},
+    {"meta_block": "sequence", "sequence_adapts": "last"},
+    {"meta_block": "set"},
+    {"meta_block": "hybrid"},
+)
 
 
 def test_inner_loop_on_a_quadratic_is_the_closed_form():
@@ -45,32 +55,33 @@ def test_outer_gradient_on_a_quadratic_is_the_closed_form(second_order):
 
 def test_one_step_of_the_task_vector_is_logistic_regression(config, network, batch):
     """With logit = b + e_1 v + e_2: e' = e - rate / (n + c) * sum over rows of (sigmoid - y) [v, 1], rate and c per entry."""
-    net = network(config({"embedding_dim": 2}, {"inner_steps": 1}))
+    net = network(config({"embedding_dim": 2}, {"inner_steps": 1, "inner_step": "gradient"}))
     bias, v, e, rate, c = 0.3, -1.3, (0.4, -0.2), (0.25, 0.9), (1.7, 0.6)
     with torch.no_grad():
-        net.global_block.layers[-1].weight.zero_()
-        net.global_block.layers[-1].bias.fill_(bias)
-        net.global_block.item.fill_(v)
-        net.meta.vector.copy_(torch.tensor(e))
-        net.log_rates["vector"].copy_(torch.tensor(rate, dtype=torch.float64).log())
-        net.log_damping["vector"].copy_(torch.tensor(c, dtype=torch.float64).log())
+        net.global_block.mlp.linears[-1].weight.zero_()
+        net.global_block.mlp.linears[-1].bias.fill_(bias)
+        net.global_block.items.item.fill_(v)
+        net.block("user").vector.copy_(torch.tensor(e))
+        for at, name in enumerate((FACTORS, LEVEL)):
+            net.step("user").log_rates[name].fill_(math.log(rate[at]))
+            net.step("user").log_damping[name].fill_(math.log(c[at]))
     tasks = batch([3], [1])
     tasks.support.item_index_TR.clamp_(min=1)
-    surprise = (
-        1 / (1 + math.exp(-(bias + net.meta.vector[0].item() * v + net.meta.vector[1].item()))) - tasks.support.label_TR[0]
-    ).sum()
-    expected = [net.meta.vector[j].item() - rate[j] / (3 + c[j]) * surprise.item() * (v, 1.0)[j] for j in range(2)]
-    support = reference.UnpaddedRows.of(tasks.support, 0)
-    by_reference = reference.task_embedding(net, support, 1, num_steps=1, second_order=True)
-    by_engine = engine.embed_tasks(net, tasks.support, tasks.entity_index_T)[0]
+    prior = net.block("user").vector.tolist()
+    surprise = (1 / (1 + math.exp(-(bias + prior[0] * v + prior[1]))) - tasks.support.label_TR[0]).sum()
+    expected = [prior[j] - rate[j] / (3 + c[j]) * surprise.item() * (v, 1.0)[j] for j in range(2)]
+    support, entity = reference.real_rows(tasks.support, 0), tasks.entity_index_T[0]
+    by_reference = reference.task_embedding(net, "user", support, entity, num_steps=1, second_order=True)
+    by_engine = engine.embed_tasks(net, "user", tasks.support, tasks.entity_index_T)[0]
     assert by_reference.tolist() == pytest.approx(expected, abs=1e-13)
     assert by_engine.tolist() == pytest.approx(expected, abs=1e-13)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_outer_gradient_equals_finite_differences(config, network, batch, block):
-    """Along a random direction in the space of all parameters, rates and damping included."""
-    net = network(config({"meta_block": block}), seed=3)
+@pytest.mark.parametrize("inner_step", ["gradient", "newton"])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda model: "-".join(model.values()))
+def test_outer_gradient_equals_finite_differences(config, network, batch, block, inner_step):
+    """Along a random direction in the space of all parameters, rates, damping and the prior's width included."""
+    net = network(config(block, {"inner_step": inner_step}), seed=3)
     tasks = batch([4, 1, 0], [3, 2, 2], seed=5)
     parameters = [p for p in net.parameters() if p.requires_grad]
     generator = torch.Generator().manual_seed(1)
@@ -79,7 +90,8 @@ def test_outer_gradient_equals_finite_differences(config, network, batch, block)
     def loss() -> Tensor:
         return reference.outer_loss(net, tasks, num_steps=2, second_order=True)[0]
 
-    gradients = torch.autograd.grad(loss(), parameters)
+    # A block that takes no steps has no use for its rates.
+    gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True, allow_unused=True)
     slope = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
     # Central differences err by O(h^2) and by rounding O(1e-16 / h): h = 1e-5 leaves about 1e-10 of each.
     step = 1e-5

@@ -1,10 +1,13 @@
 """The committed results hold what readers of results.json rely on, and what ships is what they say won."""
 
+import json
+
 import pytest
 
-from experiments.cases import CADENCES, CONFIG, KS, NEVER
 from experiments.designs import read_designs
-from experiments.results import plain, read
+from experiments.inner_loop import worlds
+from experiments.origin_data import CADENCES, CONFIG, KS, NEVER
+from experiments.results import RESULTS, plain, read
 from experiments.search import drawn
 from limaml.config import load
 
@@ -54,3 +57,16 @@ def test_what_ships_is_the_winner_on_validation_users():
     shipped = load("configs/movielens.toml")
     won = load(CONFIG, read_designs()["stored"]["design"]["overrides"])
     assert (shipped.model, shipped.meta, shipped.training) == (won.model, won.meta, won.training)
+
+
+def test_one_set_of_defaults_adapts_on_every_table():
+    """Never worse than the prior by more than 0.3 points, finite, and the same to 0.1 whatever the scale of vectors."""
+    found = json.loads((RESULTS / "inner_loop.json").read_text())
+    assert set(found) == set(worlds("/data/kuairand"))
+    for name, world in found.items():
+        assert world["finite"], name
+        assert all(points["gain"] > -0.3 for points in world["points"].values()), name
+    for rate in ("0.01", "0.1", "0.5"):
+        for what in ("pooled", "within_task"):
+            values = [found[f"synthetic_{rate}_{scale}"]["points"][what]["adapted"] for scale in ("0.1", "1", "10")]
+            assert max(values) - min(values) < 0.1

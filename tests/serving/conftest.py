@@ -158,9 +158,9 @@ class World:
             "item_id": list(items),
             "hour": hour,
         }
-        embedding = network.prior() if vector is None else torch.tensor(vector)
+        embeddings = {} if vector is None else {"user": torch.tensor(vector)[None]}
         with torch.no_grad():
-            logits = network(Rows.from_encoded(self.encoder.encode(columns, len(items))), embedding[None])
+            logits = network(Rows.from_encoded(self.encoder.encode(columns, len(items))), embeddings)
         return dict(zip(items, torch.sigmoid(logits)[0].tolist(), strict=True))
 
 

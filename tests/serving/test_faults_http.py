@@ -118,7 +118,7 @@ def rewrite(bundle, name, data):
 
 def change_tensor(bundle, change):
     tensors = load((bundle / "refit.safetensors").read_bytes())
-    name = "global_block.layers.0.weight"
+    name = "global_block.mlp.layers.0.weight"
     rewrite(bundle, "refit.safetensors", save(tensors | {name: change(tensors[name])}))
 
 

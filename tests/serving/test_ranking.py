@@ -15,7 +15,7 @@ from serving.freshness import Lookup, StoredEmbedding
 from serving.items import Items
 from serving.loaded import Loaded
 from serving.ranking import look_up, respond, score
-from serving.scorer import CatalogueScorer
+from serving.scorer import catalogue_scorer
 from tests import declared
 
 NOW = datetime(2026, 3, 1, 14, 59, tzinfo=UTC)
@@ -31,13 +31,13 @@ def world(make_world, tmp_path_factory):
 def loaded(world):
     network = build_network(world.cfg, world.encoder.dims, seed=1)
     world.networks["1"] = network
-    prior = {"user": network.prior().detach().numpy()}
+    prior = {"user": network.priors()["user"].detach().numpy()}
     rows = {
         item: ItemRow(tuple(features[name] for name in declared.ITEM_FEATURE_NAMES), None)
         for item, features in world.item_features.items()
     }
     items = Items(declared.ITEM_FEATURE_NAMES, tuple(world.items), rows)
-    scorer = CatalogueScorer(network.global_block, items.encode(world.encoder))
+    scorer = catalogue_scorer(network, items.encode(world.encoder))
     return Loaded("1", "blue", NOW - timedelta(hours=15), network, world.encoder, prior, items, scorer, None)
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +75,8 @@ def make_planted() -> Callable[..., pa.Table]:
 def small_config() -> Callable[..., Config]:
     """A configuration small enough for a test; sections are overridden by keyword."""
 
-    def make(**sections: dict[str, object]) -> Config:
-        values: dict[str, dict[str, object]] = {
+    def make(**sections: Any) -> Config:
+        values: dict[str, Any] = {
             "features": declared.FEATURES,
             "source": {"kind": "synthetic"},
             "model": {"embedding_dim": 4, "global_hidden": [16]},
@@ -92,7 +93,7 @@ def small_config() -> Callable[..., Config]:
             "promotion": {"protocol": "first_k", "gate_k": 5},
         }
         for name, section in sections.items():
-            values[name] = values.get(name, {}) | section
+            values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
         return Config.model_validate(values)
 
     return make

@@ -156,7 +156,23 @@ def test_pairs_are_counted_across_blocks_of_users():
     assert np.isnan(bootstrap.pooled_auc(np.ones(400), scores)).all()
 
 
-def test_a_bootstrap_of_nobody_has_no_value():
+@pytest.mark.parametrize("num_users", [1, 40])
+def test_the_two_ways_to_draw_many_and_few_users_give_the_same_bits(monkeypatch, num_users):
+    rng = np.random.default_rng(4)
+    users, labels = rng.integers(0, num_users, 500), (rng.random(500) < 0.3).astype(float)
+    bootstrap = metrics.Bootstrap(users, metrics.draw_users(num_users, draws=20, seed=1))
+    for scores in (rng.random(500), np.round(rng.random(500), 1), np.zeros(500)):
+        found = []
+        for most in (0, 2000):
+            monkeypatch.setattr(metrics, "_PAIR_USERS", most)
+            found.append(bootstrap.pooled_auc(labels, scores))
+        assert np.array_equal(found[0], found[1])
+        assert not np.isnan(found[0]).any()
+
+
+@pytest.mark.parametrize("pair_users", [-1, 2000])
+def test_a_bootstrap_of_nobody_has_no_value(monkeypatch, pair_users):
+    monkeypatch.setattr(metrics, "_PAIR_USERS", pair_users)
     nobody = metrics.Bootstrap([], metrics.draw_users(0, draws=3, seed=0))
     for draws in (nobody.pooled_auc([], []), nobody.per_user_auc([], [])):
         assert draws.shape == (3,)

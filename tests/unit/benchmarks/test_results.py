@@ -22,27 +22,32 @@ def part(peer, ours, theirs):
 @pytest.fixture
 def joined():
     return results.merge(
-        [{"device": "cpu"}, part("higher", 800.0, 100.0), part("jax", 1000.0, 2000.0), {"not_run": {"torchopt": "no wheel"}}]
+        [
+            {"device": "cpu"},
+            part("learn2learn", 800.0, 100.0),
+            part("jax", 1000.0, 2000.0),
+            {"not_run": {"torch_func": "no wheel"}},
+        ]
     )
 
 
 def test_parts_join_to_one_tree(joined):
     assert joined["tasks_per_s"]["task_vector"] == {
         "limaml": {"32": {"1": 1000.0}},
-        "higher": {"32": {"1": 100.0}},
+        "learn2learn": {"32": {"1": 100.0}},
         "jax": {"32": {"1": 2000.0}},
     }
     # A ratio is of one run: 800 / 100, though another run of ours reached 1000.
-    assert joined["ratio_to"]["task_vector"] == {"higher": {"32": {"1": 8.0}}, "jax": {"32": {"1": 0.5}}}
+    assert joined["ratio_to"]["task_vector"] == {"learn2learn": {"32": {"1": 8.0}}, "jax": {"32": {"1": 0.5}}}
     assert joined["gemm_peak_gflops"] == {"mkl": 100.0, "onednn": 200.0}
-    assert joined["busy"] == ["higher.task_vector.32.1"]
-    assert joined["not_run"] == {"torchopt": "no wheel"}
+    assert joined["busy"] == ["learn2learn.task_vector.32.1"]
+    assert joined["not_run"] == {"torch_func": "no wheel"}
 
 
 def test_joining_leaves_the_parts_as_they_were():
-    first = part("higher", 800.0, 100.0)
-    results.merge([first, part("higher", 900.0, 100.0)])
-    assert first == part("higher", 800.0, 100.0)
+    first = part("learn2learn", 800.0, 100.0)
+    results.merge([first, part("learn2learn", 900.0, 100.0)])
+    assert first == part("learn2learn", 800.0, 100.0)
 
 
 def test_parts_of_different_environments_do_not_join():
@@ -72,9 +77,9 @@ def test_the_table_says_who_could_not_run_and_when_the_machine_was_busy(joined):
         "task vector: tasks/s",
         "100 (8.0x)",
         "2,000 (0.5x)",
-        "torchopt could not run here: no wheel",
+        "torch_func could not run here: no wheel",
         "onednn: 200 GFLOP/s",
-        "higher.task_vector.32.1",
+        "learn2learn.task_vector.32.1",
     ):
         assert wanted in text, wanted
 

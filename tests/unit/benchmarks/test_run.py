@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.options import ROOT
 from benchmarks.peers import PEERS
+from benchmarks.work import ROWS
+from tools import figures
 
 
 def bench(*arguments):
@@ -25,18 +27,18 @@ def quick(tmp_path_factory):
 
 def test_a_quick_run_measures_ours_beside_a_peer(quick):
     _, found = quick
-    for model in ("reference", "task_vector"):
-        ours, peer = (found["tasks_per_s"][model][engine]["8"]["1"] for engine in ("limaml", "torch_func"))
-        assert found["ratio_to"][model]["torch_func"]["8"]["1"] == pytest.approx(ours / peer)
+    for row in ROWS:
+        ours, peer = (found["tasks_per_s"][row][engine]["8"]["1"] for engine in ("limaml", "torch_func"))
+        assert found["ratio_to"][row]["torch_func"]["8"]["1"] == pytest.approx(ours / peer)
     assert set(found["gemm_peak_gflops"]) == {"mkl", "onednn"}
-    assert found["max_gradient_error"]["torch_func"] < 1e-4
+    assert found["max_gradient_error"]["torch_func"] < 1e-6
     assert {"device", "machine", "versions"} <= set(found)
 
 
 def test_a_peer_that_cannot_run_is_named_with_the_reason(quick):
     shown, found = quick
     assert set(found["not_run"]) - {"redis"} == set(PEERS) - {"torch_func"}
-    assert found["not_run"]["higher"] == "ModuleNotFoundError: No module named 'higher'"
+    assert found["not_run"]["jax"] == "ModuleNotFoundError: No module named 'jax'"
     assert "why it did not build stands in benchmarks/.venv/learn2learn.log" in found["not_run"]["learn2learn"]
     assert "jax could not run here" in shown
 
@@ -45,18 +47,14 @@ def test_a_quick_run_measures_the_rest_of_the_system(quick):
     """Keys that readers of the results rely on; how fast is not judged on whatever machine runs this."""
     _, found = quick
     assert found["long_tail_ratio"] > 0
-    assert {"tasks", "rows", "steps"} == set(found["scaling"])
-    assert {"1", "5"} == set(found["adapt_entities_per_s"])
-    assert found["adapt_peak_rss_bytes"] > 2**20
+    assert {row: list(rates) for row, rates in found["adapt_entities_per_s"].items()} == {"task_vector": ["3"], "paper": ["1"]}
+    assert found["adapt_peak_mib"] > 1
     assert set(found["publish_rows_per_s"]) | set(found["not_run"]) >= {"sqlite", "redis"}
     assert found["publish_rows_per_s"]["sqlite"] > 0
-    share = found["fraction_of_peak_by"]["reference"]["8"]["1"]
-    assert 0 < share < 1
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path):
-    """The lock holds torch's CPU build, which sees no GPU on any machine."""
-    done = bench("--quick", "--device", "cuda", "--out", tmp_path)
-    assert done.returncode == 2
-    assert "needs a GPU that torch sees, got none" in done.stdout
-    assert not list(tmp_path.iterdir())
+def test_the_page_is_written_from_a_runs_results(quick):
+    _, found = quick
+    page = "\n".join(figures.engine(found))
+    assert "| torch.func vmap(grad) |" in page
+    assert "Adapting from Parquet to Parquet" in page

@@ -30,6 +30,7 @@ from limaml.events.logged import read_logged, write_logged
 from limaml.events.recent import shard_of
 from limaml.io.storage import Storage
 from limaml.meta.engine import embed_tasks
+from limaml.models import blocks
 from limaml.models.bundle import Bundle
 from limaml.tasks import supports
 from limaml.tasks.rows import Rows
@@ -55,21 +56,50 @@ def bundle() -> Bundle:
     return bundle_of({"embedding_dim": 4})
 
 
-# The defaults' rates (inner_lr 1.5, factor_inner_lr 40) unless said; the blocks whose weights are adapted, in both precisions.
+_GRADIENT: dict[str, object] = {"inner_step": "gradient", "inner_steps": 5}
+_NEWTON: dict[str, object] = {"inner_step": "newton", "inner_steps": 3}
+
+
+def _one(block: str, **model: object) -> dict[str, object]:
+    return {"meta_block": block, **model}
+
+
+# With the rates that suit each block; all of them, those whose weights are adapted and the factors in both precisions.
 BLOCKS: dict[str, tuple[dict[str, object], dict[str, object], torch.dtype]] = {
-    "task_vector": ({}, {"inner_steps": 5}, torch.float32),
-    "task_vector from its items": ({"start": "items"}, {"inner_steps": 5, "min_support_rows": 2}, torch.float32),
-    "row_mlp": ({"meta_block": "row_mlp"}, {"inner_lr": 0.3, "inner_steps": 5}, torch.float64),
+    "task_vector": ({}, _GRADIENT, torch.float32),
+    "task_vector by Newton": ({}, _NEWTON, torch.float64),
+    "task_vector of odd width": ({"embedding_dim": 20}, _GRADIENT, torch.float64),
+    "task_vector from its items": ({"start": "items"}, _GRADIENT | {"min_support_rows": 2}, torch.float32),
+    "posterior": (_one("posterior"), {}, torch.float64),
+    "row_mlp": (_one("row_mlp"), _GRADIENT | {"inner_lr": 0.3}, torch.float64),
+    # A fixed rate is one number; what is adapted is as wide as ever.
+    "row_mlp of odd width, fixed rates": (
+        _one("row_mlp", embedding_dim=20, interaction="concat"),
+        _GRADIENT | {"inner_lr": 0.3, "learn_inner_lr": False, "learn_damping": False},
+        torch.float64,
+    ),
     "row_mlp beside": (
-        {"meta_block": "row_mlp", "embedding_dim": 32, "interaction": "concat"},
-        {"inner_lr": 0.3, "inner_steps": 5},
+        _one("row_mlp", embedding_dim=32, interaction="concat"),
+        _GRADIENT | {"inner_lr": 0.3},
         torch.float32,
     ),
-    "id_mlp": ({"meta_block": "id_mlp"}, {"inner_lr": 1.0, "inner_steps": 5}, torch.float64),
+    "id_mlp": (_one("id_mlp"), _GRADIENT | {"inner_lr": 1.0}, torch.float64),
+    # An id's own width is that of a vector, not of a matrix.
     "id_mlp beside": (
-        {"meta_block": "id_mlp", "embedding_dim": 32, "interaction": "concat"},
-        {"inner_lr": 1.0, "inner_steps": 5},
+        _one("id_mlp", embedding_dim=32, interaction="concat", id_dim=10),
+        _GRADIENT | {"inner_lr": 1.0},
         torch.float32,
+    ),
+    "set": (_one("set"), _NEWTON, torch.float32),
+    "set of odd width": (_one("set", embedding_dim=20), _NEWTON, torch.float64),
+    "hybrid": (_one("hybrid"), _GRADIENT, torch.float32),
+    "hybrid by Newton": (_one("hybrid"), _NEWTON, torch.float64),
+    "sequence": (_one("sequence"), _GRADIENT | {"inner_lr": 0.3}, torch.float64),
+    "sequence beside": (_one("sequence", embedding_dim=32, interaction="concat"), _GRADIENT, torch.float64),
+    "sequence, all of it": (
+        _one("sequence", sequence_adapts="all"),
+        _GRADIENT | {"inner_steps": 1, "inner_lr": 0.1},
+        torch.float64,
     ),
 }
 
@@ -126,7 +156,7 @@ def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(
     for at, user in enumerate(USERS):
         spec = support_spec(rows, rows.entities.index(user), as_of, SUPPORT_ROWS)
         batch = build_batch(rows, [spec])
-        expected = embed_tasks(any_bundle.network, batch.support, batch.entity_index_T).numpy()[0]
+        expected = embed_tasks(any_bundle.network, "user", batch.support, batch.entity_index_T).numpy()[0]
         np.testing.assert_allclose(vectors(table)[at], expected, atol=PATH_TOLERANCE, rtol=0)
         last_us = int(rows.timestamp_us[spec.support_stop - 1])
         assert table["support_size"][at].as_py() == spec.support_size
@@ -136,12 +166,16 @@ def test_support_is_the_last_n_events_before_as_of_ties_by_event_id(
     assert min(sizes) < SUPPORT_ROWS
 
 
+def test_every_block_is_among_those_whose_embeddings_are_compared() -> None:
+    assert {model.get("meta_block", "task_vector") for model, _, _ in BLOCKS.values()} == set(blocks.BLOCKS)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_an_embedding_does_not_depend_on_its_batch(storage: Storage, name: str) -> None:
     """float32 is taken where the bits are the same, and float64 leaves 1e-6 far behind."""
     model, meta, dtype = BLOCKS[name]
     made = bundle_of(model, meta)
-    assert precision(made.config.model) == dtype
+    assert precision(made.network, "user") == dtype
     whole = vectors(adapted(storage, made, batch_entities=512))
     parts = [vectors(adapted(storage, made, batch_entities=number)) for number in (1, 5)]
     others = [vectors(adapted(storage, made, USERS[skip:])) for skip in (1, 2, 7)]
@@ -320,7 +354,7 @@ def test_memory_does_not_follow_the_number_of_entities() -> None:
 
     Allocators take 50 to 100 MB in the first 80,000 entities, and then stay (530 to 560 MB up to 600,000).
     """
-    few, many = (measure(entities, steps=1)["peak_rss_bytes"] for entities in (60_000, 180_000))
+    few, many = (measure("paper", entities)["peak_rss_bytes"] for entities in (60_000, 180_000))
     assert many - few < 80 * 2**20
 
 

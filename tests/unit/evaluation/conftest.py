@@ -11,9 +11,9 @@ from limaml.events.logged import write_logged
 from limaml.io.storage import Storage
 from limaml.tasks.splits import split_events
 from limaml.training.candidate import Candidate, fingerprint, lineage_of, save_candidate
-from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.step import Workers
+from limaml.training.twin_and_refit import train_twin_and_refit
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from sklearn.metrics import roc_auc_score
 from limaml import schema
 from limaml.errors import DataError, NothingToDo
 from limaml.evaluation import evaluate
+from limaml.evaluation.console_table import console_table
+from limaml.evaluation.daily_replay import score_as_served
 from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
-from limaml.evaluation.judgement import judge_candidate
-from limaml.evaluation.quality import quality_table
-from limaml.evaluation.served import score_as_served
+from limaml.evaluation.evaluate_verb import evaluate_and_register
 from limaml.metrics import auc
 from limaml.models import bundle as bundles
 from limaml.registry import DECISION, Registry
@@ -69,8 +69,8 @@ def test_a_judgement_measures_every_method_on_the_same_rows_and_is_written(make_
     least, n = cfg.evaluation.min_query_rows, cfg.meta.support_rows
     tested = first_k(rows, split.held_out_users, (0, 2, 5), min_query_rows=least, support_rows=n)[0]
     assert (tables[0]["users"], tables[0]["rows"]) == (len(tested), sum(len(spec.query) for spec in tested))
-    [(_, training, judge, _)] = fitted_on
-    validation = judge.judged
+    [(_, training, validator, _)] = fitted_on
+    validation = validator.inputs
     for given, expected in ((training, split.train_rows(logged)), (validation, split.validation_rows(logged))):
         assert given.rows.entities == tuple(sorted(set(expected["user_id"].to_pylist())))
         assert len(given.rows.label) == expected.num_rows
@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_loads_nothing(make_candidate):
         assert f">{check['outcome']}<" in page
     value = result["first_k"]["5"]["methods"]["limaml"]["pooled_auc"]
     assert f"{value:.4f}" in page
-    assert f"{value:.4f}" in quality_table(result)
+    assert f"{value:.4f}" in console_table(result)
 
 
 def test_judging_twice_gives_the_same_numbers(make_candidate):
@@ -171,7 +171,7 @@ def test_a_refused_candidate_is_registered_with_its_reasons_and_the_champion_sta
     (folder / "candidate.json").write_text(json.dumps({**candidate, "run_id": run_id}))
     bundle = {path.name: path.read_bytes() for path in (folder / "bundle").iterdir()}
     with pytest.raises(NothingToDo, match=r"candidate version 1 was refused: .*refit_psi: "):
-        judge_candidate(cfg, folder)
+        evaluate_and_register(cfg, folder)
     # Beside the pages the candidate is as training left it; the judgement is in the bundle that was registered.
     assert {path.name: path.read_bytes() for path in (folder / "bundle").iterdir()} == bundle
     assert {"evaluation.json", "report.html"} <= {path.name for path in folder.iterdir()}
@@ -182,7 +182,7 @@ def test_a_refused_candidate_is_registered_with_its_reasons_and_the_champion_sta
     assert "refit_psi" in version.tags["limaml.reasons"]
     assert registry.champion() is None
     with pytest.raises(NothingToDo, match="candidate version 1 was refused"):  # judged again: updated, not doubled
-        judge_candidate(cfg, folder)
+        evaluate_and_register(cfg, folder)
     assert len(registry.versions()) == 1
     import mlflow
 
@@ -199,17 +199,17 @@ def test_score_as_served_equals_the_plain_way(make_candidate):
     at_day = pc.greater_equal(logged["timestamp"], schema.day_start(through))
     day_rows, history = logged.filter(at_day), logged.filter(pc.invert(at_day))
     shuffled = day_rows.take(np.random.default_rng(0).permutation(day_rows.num_rows))
-    scores = score_as_served(model.network, model.encoder, shuffled, history, day=through, kind=cfg.task_kind)
+    scores = score_as_served(model.network, model.encoder, shuffled, history, day=through, cfg=cfg)
     assert len(scores) > 5
     rows = TaskRows.from_logged(history, model.encoder, cfg.task_kind)
     for row, score in zip(shuffled.to_pylist(), scores, strict=True):
         entity = rows.position(row["user_id"])
-        embedding = model.network.prior()[None]
+        embedding = model.network.priors()["user"][None]
         if entity is not None:
             spec = support_spec(rows, entity, schema.day_start(through), cfg.meta.support_rows)
             embedding = embed_specs(model.network, rows, [spec])
         encoded = model.encoder.encode_table(pa.Table.from_pylist([row], schema=declared.LOGGED_EVENTS.arrow))
-        logit = float(model.network(Rows.from_encoded(encoded), embedding).detach())
+        logit = float(model.network(Rows.from_encoded(encoded), {"user": embedding}).detach())
         assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
 
 
@@ -220,7 +220,7 @@ def test_score_as_served_refuses_rows_of_another_day(make_candidate):
     with pytest.raises(
         DataError, match=rf"rows of day {through} must lie within it, got \d+ of {logged.num_rows} rows that do not"
     ):
-        score_as_served(model.network, model.encoder, logged, logged.slice(0, 0), day=through, kind=cfg.task_kind)
+        score_as_served(model.network, model.encoder, logged, logged.slice(0, 0), day=through, cfg=cfg)
 
 
 def test_score_as_served_takes_a_day_from_its_first_instant_to_before_its_end(make_candidate):
@@ -234,7 +234,7 @@ def test_score_as_served_takes_a_day_from_its_first_instant_to_before_its_end(ma
         return one.set_column(number, one.schema.field(number), pa.array([instant], schema.TIMESTAMP))
 
     def score(day_rows, history):
-        return score_as_served(model.network, model.encoder, day_rows, history, day=through, kind=cfg.task_kind)
+        return score_as_served(model.network, model.encoder, day_rows, history, day=through, cfg=cfg)
 
     for inside in (start, end - tick):
         assert score(at(inside), at(start - tick)).shape == (1,)

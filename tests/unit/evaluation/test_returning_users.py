@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from limaml.evaluation.console_table import console_table
 from limaml.evaluation.evaluate import evaluate_candidate
-from limaml.evaluation.judgement import flat_metrics
-from limaml.evaluation.quality import quality_table
+from limaml.evaluation.evaluate_verb import flat_metrics
 from limaml.models import bundle as bundles
 from limaml.tasks.splits import is_held_out
 from limaml.training.prepare import read_history
@@ -86,16 +86,16 @@ def test_the_gate_says_whose_rows_it_has_read(make_candidate):
     ):
         own = cfg.model_copy(update={"promotion": cfg.promotion.model_copy(update={"protocol": protocol})})
         result = evaluate_candidate(own, folder)
-        judged = result[table[0]][table[1]]
-        gain = judged["methods"]["limaml"]["per_user_auc_vs_global_mlp"]
+        found = result[table[0]][table[1]]
+        gain = found["methods"]["limaml"]["per_user_auc_vs_global_mlp"]
         reason = check_of(result)["reason"]
-        assert f"per-user AUC of {judged['users']} {whose} ({judged['rows']} rows) must be above" in reason
+        assert f"per-user AUC of {found['users']} {whose} ({found['rows']} rows) must be above" in reason
         assert f"got {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" in reason
         assert (check_of(result)["outcome"] == "passed") == (gain["low"] > 0)
         assert f"of all {result['as_served']['all']['users']} users" in check_of(result, "as_served_auc")["reason"]
         # What the gate has read stands first on the screen.
-        first = quality_table(result).splitlines()[0]
-        assert f"{judged['users']} users, {judged['rows']} rows" in first or "First 5 rows as support" in first
+        first = console_table(result).splitlines()[0]
+        assert f"{found['users']} users, {found['rows']} rows" in first or "First 5 rows as support" in first
         assert first.startswith("First") == (protocol == "first_k")
 
 
@@ -104,7 +104,7 @@ def test_pages_tables_and_metrics_show_the_days(make_candidate):
     result = evaluate_candidate(cfg, folder)
     values = result["as_served"]["known days 2-4"]["methods"]["limaml"]
     cell = f"{values['pooled_auc']:.4f} / {values['per_user_auc']:.4f}"
-    assert cell in quality_table(result)
+    assert cell in console_table(result)
     assert cell in (folder / "report.html").read_text()
     metrics = dict(flat_metrics(result))
     assert metrics["as_served.known days 2-4.limaml.pooled_auc"] == values["pooled_auc"]

@@ -328,6 +328,81 @@ def test_tables_of_users_and_items_bring_their_columns(tmp_path):
     assert items.to_pylist() == [{"item_id": "S1", "sku": "s1", "price": 1.5}, {"item_id": "S2", "sku": "s2", "price": 2.0}]
 
 
+def test_columns_are_made_for_features(tmp_path):
+    text(tmp_path, 'sku,tag,price\ns1,"a,b",1.5\ns2,c,2\ns3,,3\n', "items.csv")
+    opened = source(
+        write(tmp_path),
+        items=str(tmp_path / "items.csv"),
+        item_columns={
+            "item_id": "sku",
+            "more": {"tag": "string_split(tag, ',')", "main": "split_part(tag, ',', 1)", "cents": "100 * price"},
+        },
+    )
+    items = opened.catalogue(FIRST)[1].select(["item_id", "price", "tag", "main", "cents"])
+    assert items.to_pylist() == [
+        {"item_id": "s1", "price": 1.5, "tag": ["a", "b"], "main": "a", "cents": 150.0},
+        {"item_id": "s2", "price": 2.0, "tag": ["c"], "main": "c", "cents": 200.0},
+        {"item_id": "s3", "price": 3.0, "tag": None, "main": None, "cents": 300.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"tags": "string_split(tagg, ',')"},
+            r"source\.item_columns\.more\.tags must name columns.*got 'tagg' in.*there are: tag",
+        ),
+        ({"n": "CAST(tag AS INTEGER)"}, r"source\.item_columns\.more\.n must not fail on any row.*on the row tag 'c': "),
+    ],
+)
+def test_a_made_column_that_does_not_fit_is_named(tmp_path, more, message):
+    text(tmp_path, "sku,tag\ns1,1\ns2,c\n", "items.csv")
+    with pytest.raises(LimamlError, match=message):
+        source(write(tmp_path), items=str(tmp_path / "items.csv"), item_columns={"item_id": "sku", "more": more}).catalogue(
+            FIRST
+        )
+
+
+def test_columns_are_made_of_a_table_only():
+    with pytest.raises(
+        ValueError, match=r"user_columns\.more must be empty where users names no table, got plan; name the table"
+    ):
+        SourceConfig(kind="table", events="e.csv", user_columns={"more": {"plan": "tier"}})
+
+
+def test_relative_names_lie_below_the_path(tmp_path):
+    write(tmp_path)
+    write(tmp_path, pa.table({"id": [1]}), "known/users.parquet")
+    write(tmp_path / "elsewhere", pa.table({"sku": ["s1"]}), "items.parquet")
+    opened = source(
+        "events.parquet",
+        path=str(tmp_path),
+        users="known/*.parquet",
+        user_columns={"user_id": "id"},
+        items=str(tmp_path / "elsewhere" / "items.parquet"),
+        item_columns={"item_id": "sku"},
+    )
+    assert opened.read_day(FIRST).num_rows == 24
+    assert [table.num_rows for table in opened.catalogue(FIRST)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "events", "location"),
+    [
+        ("", "e.csv", "e.csv"),
+        ("data/", "e.csv", "data/e.csv"),
+        ("data?", "e.csv", "data?/e.csv"),
+        ("data", "/e.csv", "/e.csv"),
+        ("data", "https://shop.example/e.csv", "https://shop.example/e.csv"),
+        ("data", "delta:lake/e", "delta:lake/e"),
+        ("s3://bucket/p?region=eu&scheme=http", "e/*.csv", "s3://bucket/p/e/*.csv?region=eu&scheme=http"),
+    ],
+)
+def test_where_a_table_lies(path, events, location):
+    assert SourceConfig(kind="table", path=path, events=events).location("events") == location
+
+
 def test_without_tables_known_is_who_was_named_by_the_end_of_a_day(tmp_path):
     table = purchases(48)
     table = table.set_column(0, "customer", pa.array([n // 12 for n in range(48)], pa.int64()))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from experiments.cached_jobs import JobOutput
 from experiments.tables import cost
-from experiments.units import Output
 
 
 @pytest.fixture
@@ -64,5 +64,5 @@ def test_the_grid_goes_over_steps_and_widths_of_every_block():
 
 def test_the_table_is_sorted_into_blocks():
     cells = [{"block": "row_mlp", "inner_steps": 0}, {"block": "id_mlp", "inner_steps": 1}]
-    table = cost.assemble({"all": Output({"cells": cells})})
+    table = cost.assemble({"all": JobOutput({"cells": cells})})
     assert table == {"cost": {"task_vector": [], "id_mlp": [{"inner_steps": 1}], "row_mlp": [{"inner_steps": 0}]}}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.intervals import AUC, PERUSER_AUC, CaseRows, difference, mean_difference, measure
+from experiments.intervals import AUC, PERUSER_AUC, TaskSetRows, difference, mean_difference, measure
 from limaml import metrics
 
 
@@ -19,7 +19,7 @@ def world():
     for users in (np.arange(12), np.arange(12, 21)):
         owner = np.repeat(users, 15)
         labels = rng.integers(0, 2, len(owner)).astype(float)
-        rows.append(CaseRows(labels, owner))
+        rows.append(TaskSetRows(labels, owner))
         good.append([sigmoid(labels + rng.normal(0, 1.0, len(labels))) for _ in range(3)])
         bad.append([sigmoid(labels + rng.normal(0, 3.0, len(labels))) for _ in range(3)])
     return rows, good, bad, metrics.draw_users(21, draws=40, seed=1)
@@ -28,7 +28,9 @@ def world():
 def test_a_value_is_the_mean_over_seeds_then_origins(world):
     rows, good, _, weights = world
     found = measure(rows, good, weights)
-    by_hand = [np.mean([metrics.auc(case.labels, part) for part in seeds]) for case, seeds in zip(rows, good, strict=True)]
+    by_hand = [
+        np.mean([metrics.auc(task_set.labels, part) for part in seeds]) for task_set, seeds in zip(rows, good, strict=True)
+    ]
     assert found.values[AUC] == pytest.approx(by_hand)
     assert found.mean(AUC) == pytest.approx(np.mean(by_hand))
 
@@ -37,9 +39,9 @@ def test_a_draw_weighs_a_user_alike_in_every_origin_and_method(world):
     rows, good, bad, weights = world
     draw = 7
     expected = []
-    for case, ours, theirs in zip(rows, good, bad, strict=True):
-        times = weights[draw].astype(int)[case.users]
-        labels = np.repeat(case.labels, times)
+    for task_set, ours, theirs in zip(rows, good, bad, strict=True):
+        times = weights[draw].astype(int)[task_set.users]
+        labels = np.repeat(task_set.labels, times)
         pairs = [
             metrics.auc(labels, np.repeat(a, times)) - metrics.auc(labels, np.repeat(b, times))
             for a, b in zip(ours, theirs, strict=True)

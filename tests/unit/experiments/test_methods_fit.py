@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from experiments.cases import OriginData
 from experiments.methods.fitted import CONFIG, Design, Fitted, configured
 from experiments.methods.registry import METHODS
-from experiments.methods.spaces import SPACES
+from experiments.methods.search_spaces import SPACES
+from experiments.origin_data import OriginData
 from experiments.origins import rolling_origins
 from limaml.config import load
-from limaml.evaluation.judged import Floats, JudgedRows
+from limaml.evaluation.scoring_method import Floats, MethodInput
 from limaml.tasks.sampling import TaskSpec
 
 _NETWORK = [
@@ -44,11 +44,11 @@ PERSONAL = sorted(set(METHODS) - {"item_mean", "global_mlp"})
 
 
 class _Blind(OriginData):
-    """Fails a method that looks at the judged rows while it is fitted."""
+    """Fails a method that looks at the test rows while it is fitted."""
 
     @property
-    def judged(self) -> JudgedRows:  # type: ignore[override]
-        raise AssertionError("a method read the judged rows")
+    def test(self) -> MethodInput:  # type: ignore[override]
+        raise AssertionError("a method read the test rows")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def fitted(data: OriginData) -> Callable[[str], Fitted]:
 @pytest.fixture(scope="module")
 def specs(data: OriginData) -> list[TaskSpec]:
     """Supports of 0 to 12 rows, three queries each."""
-    rows = data.judged.rows
+    rows = data.test.rows
     return [
         TaskSpec(entity, int(rows.timestamp_us[start + 12]), start, start + size, np.arange(start + 13, start + 16 + size))
         for entity, size in enumerate((0, 1, 2, 5, 8, 8, 12))
@@ -79,18 +79,18 @@ def specs(data: OriginData) -> list[TaskSpec]:
     ]
 
 
-def _flipped(judged: JudgedRows, rows: np.ndarray) -> JudgedRows:
-    label = judged.rows.label.copy()
+def _flipped(inputs: MethodInput, rows: np.ndarray) -> MethodInput:
+    label = inputs.rows.label.copy()
     label[rows] = 1 - label[rows]
-    return replace(judged, rows=replace(judged.rows, label=label))
+    return replace(inputs, rows=replace(inputs.rows, label=label))
 
 
 def _support(specs: list[TaskSpec]) -> np.ndarray:
     return np.concatenate([np.arange(spec.support_start, spec.support_stop) for spec in specs])
 
 
-def _scores(fitted: Fitted, judged: JudgedRows, specs: list[TaskSpec]) -> Floats:
-    scores = fitted.score(judged, specs)
+def _scores(fitted: Fitted, inputs: MethodInput, specs: list[TaskSpec]) -> Floats:
+    scores = fitted.score(inputs, specs)
     assert scores.shape == (sum(len(spec.query) for spec in specs),)
     assert ((scores > 0) & (scores < 1)).all()
     return scores
@@ -100,16 +100,16 @@ def _scores(fitted: Fitted, judged: JudgedRows, specs: list[TaskSpec]) -> Floats
 def test_query_labels_change_no_score(
     name: str, fitted: Callable[[str], Fitted], data: OriginData, specs: list[TaskSpec]
 ) -> None:
-    other = _flipped(data.judged, np.concatenate([spec.query for spec in specs]))
-    np.testing.assert_array_equal(_scores(fitted(name), other, specs), _scores(fitted(name), data.judged, specs))
+    other = _flipped(data.test, np.concatenate([spec.query for spec in specs]))
+    np.testing.assert_array_equal(_scores(fitted(name), other, specs), _scores(fitted(name), data.test, specs))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_support_labels_change_the_scores_of_personal_methods_alone(
     name: str, fitted: Callable[[str], Fitted], data: OriginData, specs: list[TaskSpec]
 ) -> None:
-    before = _scores(fitted(name), data.judged, specs)
-    after = _scores(fitted(name), _flipped(data.judged, _support(specs)), specs)
+    before = _scores(fitted(name), data.test, specs)
+    after = _scores(fitted(name), _flipped(data.test, _support(specs)), specs)
     assert (before != after).any() == (name in PERSONAL)
     without_support = slice(0, len(specs[0].query))
     np.testing.assert_array_equal(before[without_support], after[without_support])
@@ -119,25 +119,25 @@ def test_support_labels_change_the_scores_of_personal_methods_alone(
 def test_scores_do_not_depend_on_the_batch(
     name: str, fitted: Callable[[str], Fitted], data: OriginData, specs: list[TaskSpec]
 ) -> None:
-    alone = np.concatenate([_scores(fitted(name), data.judged, [spec]) for spec in specs])
-    np.testing.assert_allclose(_scores(fitted(name), data.judged, specs), alone, atol=1e-6)
+    alone = np.concatenate([_scores(fitted(name), data.test, [spec]) for spec in specs])
+    np.testing.assert_allclose(_scores(fitted(name), data.test, specs), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"stored"}))
 def test_the_validation_value_is_that_of_the_scores(name: str, fitted: Callable[[str], Fitted], data: OriginData) -> None:
-    assert fitted(name).validation == pytest.approx(data.judge.quality_of(fitted(name).score), abs=1e-9)
+    assert fitted(name).validation == pytest.approx(data.validator.auc_of(fitted(name).score), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_no_task_gives_no_score(name: str, fitted: Callable[[str], Fitted], data: OriginData) -> None:
-    assert _scores(fitted(name), data.judged, []).shape == (0,)
+    assert _scores(fitted(name), data.test, []).shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["logistic", "lightgbm", "user_id", "history_mlp"])
 def test_a_seed_gives_one_fit(name: str, fitted: Callable[[str], Fitted], data: OriginData, specs: list[TaskSpec]) -> None:
-    first = _scores(fitted(name), data.judged, specs)
-    np.testing.assert_array_equal(_scores(METHODS[name](data, DESIGNS[name], 0), data.judged, specs), first)
-    assert (_scores(METHODS[name](data, DESIGNS[name], 1), data.judged, specs) != first).any()
+    first = _scores(fitted(name), data.test, specs)
+    np.testing.assert_array_equal(_scores(METHODS[name](data, DESIGNS[name], 0), data.test, specs), first)
+    assert (_scores(METHODS[name](data, DESIGNS[name], 1), data.test, specs) != first).any()
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_a_seed_gives_one_fit(name: str, fitted: Callable[[str], Fitted], data: 
 def test_learned_vectors_move(design: Design, data: OriginData, specs: list[TaskSpec]) -> None:
     short = METHODS["history_mlp"](data, {**design, "overrides": [*_NETWORK[1:], "evaluation.baseline_steps=1"]}, 0)
     longer = METHODS["history_mlp"](data, {**design, "overrides": _NETWORK}, 0)
-    assert (_scores(short, data.judged, specs) != _scores(longer, data.judged, specs)).any()
+    assert (_scores(short, data.test, specs) != _scores(longer, data.test, specs)).any()
 
 
 @pytest.mark.parametrize("space", ["rate", "logit"])
 def test_a_user_level_lies_between_the_items_and_the_labels(space: str, data: OriginData, specs: list[TaskSpec]) -> None:
-    rates = METHODS["item_mean"](data, {}, 0).score(data.judged, specs)
-    label = np.ones_like(data.judged.rows.label)
-    likes_all = replace(data.judged, rows=replace(data.judged.rows, label=label))
+    rates = METHODS["item_mean"](data, {}, 0).score(data.test, specs)
+    label = np.ones_like(data.test.rows.label)
+    likes_all = replace(data.test, rows=replace(data.test.rows, label=label))
     raised = METHODS["user_level"](data, {"space": space}, 0).score(likes_all, specs)
     with_support = slice(len(specs[0].query), None)
     assert (raised[with_support] > rates[with_support]).all()

@@ -11,7 +11,7 @@ from experiments.methods.history import (
     in_batches,
     vector_features,
 )
-from limaml.evaluation.judged import JudgedRows
+from limaml.evaluation.scoring_method import MethodInput
 from limaml.features.encoder import EncodedRows
 from limaml.tasks.sampling import TaskRows, TaskSpec
 
@@ -28,7 +28,7 @@ VECTORS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [2.0, 0.0], [0.0, 1.
 
 
 @pytest.fixture
-def judged() -> JudgedRows:
+def inputs() -> MethodInput:
     """One user's six rows of two genres; the residuals of the first three are 0.5, -0.25 and 0.75."""
     genres = np.array([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1], [1, 1]], np.float32)
     number = np.arange(6)
@@ -37,7 +37,7 @@ def judged() -> JudgedRows:
     )
     label = np.array([1, 0, 1, 1, 0, 0], np.float32)
     rows = TaskRows(encoded, label, number * 1_000_000, number, ("u",), np.array([0, 6]), np.array([1]))
-    return JudgedRows(rows, np.array([0.5, 0.25, 0.25, 0.5, 0.5, 0.5]))
+    return MethodInput(rows, np.array([0.5, 0.25, 0.25, 0.5, 0.5, 0.5]))
 
 
 def spec(start: int, stop: int, query: list[int]) -> TaskSpec:
@@ -48,8 +48,8 @@ def vectors(rows_TR: torch.Tensor) -> torch.Tensor:
     return VECTORS[(rows_TR - 1).clamp(min=0)]
 
 
-def test_aggregates_of_three_rows(judged: JudgedRows) -> None:
-    found = aggregates(history_tasks(judged, [spec(0, 3, [3, 5])], num_sets=2), SETTINGS)[0]
+def test_aggregates_of_three_rows(inputs: MethodInput) -> None:
+    found = aggregates(history_tasks(inputs, [spec(0, 3, [3, 5])], num_sets=2), SETTINGS)[0]
     user = [
         np.log(4),
         1.0 / 4,  # 0.5 - 0.25 + 0.75 over 3 + 1 rows
@@ -67,21 +67,21 @@ def test_aggregates_of_three_rows(judged: JudgedRows) -> None:
     np.testing.assert_allclose(found.numpy(), [user + first_genre, user + both_genres], rtol=1e-6)
 
 
-def test_affinity_weighs_genres_by_their_rows(judged: JudgedRows) -> None:
-    found = aggregates(history_tasks(judged, [spec(0, 1, [5])], num_sets=2), SETTINGS)[0, 0]
+def test_affinity_weighs_genres_by_their_rows(inputs: MethodInput) -> None:
+    found = aggregates(history_tasks(inputs, [spec(0, 1, [5])], num_sets=2), SETTINGS)[0, 0]
     # One row of the first genre: (0.5 / 3 + 0) / 2 plainly; all of the weight lies on the first.
     np.testing.assert_allclose(found[-3:].numpy(), [0.5 / 6, 0.5 / 3, np.log(2)], rtol=1e-6)
 
 
-def test_genre_vectors_can_be_left_out(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 3, [3])], num_sets=2)
+def test_genre_vectors_can_be_left_out(inputs: MethodInput) -> None:
+    tasks = history_tasks(inputs, [spec(0, 3, [3])], num_sets=2)
     settings = HistorySettings(genre_vectors=False)
     assert aggregates(tasks, settings).shape[2] == settings.num_aggregates(2) == 9
     assert aggregates(tasks, SETTINGS).shape[2] == SETTINGS.num_aggregates(2) == 13
 
 
-def test_vector_features_of_two_rows(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 2, [3])], num_sets=2)
+def test_vector_features_of_two_rows(inputs: MethodInput) -> None:
+    tasks = history_tasks(inputs, [spec(0, 2, [3])], num_sets=2)
     item_TSK, item_TQK = vectors(tasks.batch.support.item_index_TR), vectors(tasks.batch.query.item_index_TR)
     found = vector_features(tasks, item_TSK, item_TQK, 0.25, SETTINGS)[0, 0]
     pooled = 0.5 * 2 / (2 + 3)  # the candidate is (2, 0): only the first row, (1, 0), counts
@@ -94,18 +94,18 @@ def test_vector_features_of_two_rows(judged: JudgedRows) -> None:
     np.testing.assert_allclose(found.numpy(), [pooled, liked, similar, 2 * factor, level], rtol=1e-5)
 
 
-def test_an_empty_support_gives_zeros(judged: JudgedRows) -> None:
-    tasks = history_tasks(judged, [spec(0, 0, [3])], num_sets=2)
+def test_an_empty_support_gives_zeros(inputs: MethodInput) -> None:
+    tasks = history_tasks(inputs, [spec(0, 0, [3])], num_sets=2)
     item_TSK, item_TQK = vectors(tasks.batch.support.item_index_TR), vectors(tasks.batch.query.item_index_TR)
     assert not aggregates(tasks, SETTINGS).any()
     assert not vector_features(tasks, item_TSK, item_TQK, 0.25, SETTINGS).any()
 
 
-def test_a_padded_batch_equals_its_tasks_one_by_one(judged: JudgedRows) -> None:
+def test_a_padded_batch_equals_its_tasks_one_by_one(inputs: MethodInput) -> None:
     specs = [spec(0, 0, [1]), spec(0, 1, [1, 2, 3, 4]), spec(1, 4, [5]), spec(0, 5, [5])]
 
     def features(part: list[TaskSpec]) -> torch.Tensor:
-        tasks = history_tasks(judged, part, num_sets=2)
+        tasks = history_tasks(inputs, part, num_sets=2)
         support, query = tasks.batch.support, tasks.batch.query
         of_vectors = vector_features(tasks, vectors(support.item_index_TR), vectors(query.item_index_TR), 0.25, SETTINGS)
         return torch.cat([aggregates(tasks, SETTINGS), of_vectors], dim=2)[query.mask_TR > 0]
@@ -113,7 +113,7 @@ def test_a_padded_batch_equals_its_tasks_one_by_one(judged: JudgedRows) -> None:
     torch.testing.assert_close(features(specs), torch.cat([features([each]) for each in specs]))
 
 
-def test_batches_hold_every_query_row_once_and_know_its_place(judged: JudgedRows) -> None:
+def test_batches_hold_every_query_row_once_and_know_its_place(inputs: MethodInput) -> None:
     rng = np.random.default_rng(0)
     specs = [spec(0, int(rng.integers(6)), list(rng.integers(0, 6, rng.integers(0, 200)))) for _ in range(700)]
     wanted = np.concatenate([each.query for each in specs])

@@ -21,7 +21,7 @@ def test_no_validation_user_is_judged_and_no_row_is_judged_twice(logged):
     validating = {user for origin in origins for user in origin.validation_users}
     judged = []
     for origin in origins:
-        rows = origin.judged_rows(logged)
+        rows = origin.test_rows(logged)
         assert not set(rows["user_id"].to_pylist()) & validating
         late = rows.filter(stamps(rows) >= origin.validation_end_us)
         judged += late["event_id"].to_pylist()

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from experiments.cases import CADENCES, NEVER
+from experiments.cached_jobs import JobOutput
+from experiments.origin_data import CADENCES, NEVER
 from experiments.tables import drift
-from experiments.units import Output
 from experiments.worlds import KnownRows
 from limaml.config import Config, SourceConfig
-from limaml.evaluation.judged import JudgedRows
+from limaml.evaluation.scoring_method import MethodInput
 from limaml.events.synthetic import SyntheticSource, expected_auc
 from limaml.features.encoder import Encoder
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY
@@ -51,32 +51,32 @@ def test_visits_have_the_configured_length_and_pace_and_end_on_their_day():
 def known(make_planted):
     logged = make_planted(num_users=12, rows_per_user=25, num_days=10)
     cfg = Config(source=SourceConfig(kind="movielens"))
-    judged = JudgedRows.from_logged(logged, Encoder.fit(logged, cfg), cfg)
+    known = MethodInput.from_logged(logged, Encoder.fit(logged, cfg), cfg)
     probability = np.random.default_rng(0).random(logged.num_rows)
-    return KnownRows(judged, np.zeros(logged.num_rows, np.int64), probability, np.zeros(1), np.zeros((1, 1)))
+    return KnownRows(known, np.zeros(logged.num_rows, np.int64), probability, np.zeros(1), np.zeros((1, 1)))
 
 
 def test_all_cadences_score_the_same_rows_in_one_order(known):
-    rows = known.judged.rows
+    rows = known.inputs.rows
     from_us = int(np.sort(rows.timestamp_us)[len(rows.label) // 2])
-    cases = dict(drift._cases(known, from_us, support_rows=8))
-    assert list(cases) == [NEVER, *CADENCES]
-    queries = {name: np.concatenate([spec.query for spec in specs]) for name, specs in cases.items()}
+    task_sets = dict(drift._task_sets(known, from_us, support_rows=8))
+    assert list(task_sets) == [NEVER, *CADENCES]
+    queries = {name: np.concatenate([spec.query for spec in specs]) for name, specs in task_sets.items()}
     for query in queries.values():
         assert np.array_equal(query, queries["daily"])
         assert (rows.timestamp_us[query] >= from_us).all()
-    for spec in cases[NEVER]:
+    for spec in task_sets[NEVER]:
         assert (rows.timestamp_us[spec.support_start : spec.support_stop] < from_us).all()
-    fresh = sum(spec.as_of_us % MICROSECONDS_PER_DAY > 0 for spec in cases["at_once"])
+    fresh = sum(spec.as_of_us % MICROSECONDS_PER_DAY > 0 for spec in task_sets["at_once"])
     assert fresh > 0, "at once is not daily"
 
 
 def test_returning_users_are_judged_apart(known):
-    rows = known.judged.rows
-    specs = dict(drift._cases(known, 0, support_rows=8))["daily"]
+    rows = known.inputs.rows
+    specs = dict(drift._task_sets(known, 0, support_rows=8))["daily"]
     back = rows.entities[:4]
     scores = np.random.default_rng(1).random(len(rows.label))
-    pooled, per_user = drift._judge(known, specs, lambda _, given: scores[np.concatenate([s.query for s in given])], back)
+    pooled, per_user = drift._aucs(known, specs, lambda _, given: scores[np.concatenate([s.query for s in given])], back)
     stop = int(rows.offsets[4])
     p = known.probability_R
     assert pooled["returning"] == pytest.approx(expected_auc(p[:stop], scores[:stop]))
@@ -90,7 +90,7 @@ def test_assembled_scales_carry_their_half_lives():
     for number, scale in enumerate(reversed(drift.HALF_LIVES)):
         for seed, support_rows in ((1, 16), (2, 64)):
             auc = {"limaml": {"daily": {"all": number / 10 + seed / 100, "returning": 0.5}}}
-            outputs[f"{scale}/seed{seed}"] = Output(
+            outputs[f"{scale}/seed{seed}"] = JobOutput(
                 {"scale": scale, "auc": auc, "peruser_auc": auc, "support_rows": support_rows}
             )
     found = drift.assemble(outputs)["synthetic_drift"]
@@ -101,5 +101,5 @@ def test_assembled_scales_carry_their_half_lives():
 
 
 def test_source_of_every_scale_is_another_one():
-    sources = [drift._world({**unit.params}) for unit in drift.units(quick=False)]
+    sources = [drift._world({**job.params}) for job in drift.jobs(quick=False)]
     assert len({tuple(each) for each in sources}) == len(sources) == len(drift.HALF_LIVES) * len(drift.JUDGED_SEEDS)

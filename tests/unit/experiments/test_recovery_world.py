@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
+from experiments.cached_jobs import JobOutput
 from experiments.tables import recovery
-from experiments.units import Output
 from limaml.config import SourceConfig
 from limaml.events.synthetic import SyntheticSource, expected_auc
 from limaml.metrics import auc
@@ -96,7 +96,7 @@ def test_assembled_shares_are_the_worst_of_the_tastes_means():
     def output(taste, share):
         aucs = {str(k): {"limaml": 0.6 + share / 10, "oracle": 0.7, "none": 0.6, "share": share} for k in recovery.KS}
         peruser = {k: {name: value for name, value in cell.items() if name != "share"} for k, cell in aucs.items()}
-        return Output({"taste": taste, "aucs": aucs, "peruser_aucs": peruser if taste == "level" else aucs})
+        return JobOutput({"taste": taste, "aucs": aucs, "peruser_aucs": peruser if taste == "level" else aucs})
 
     given = {"level": (0.9, 0.8), "one_dimension": (0.95, 0.95), "ten_dimensions": (0.7, 1.0)}
     outputs = {f"{taste}/{n}": output(taste, share) for taste, pair in given.items() for n, share in enumerate(pair)}
@@ -109,6 +109,6 @@ def test_assembled_shares_are_the_worst_of_the_tastes_means():
 
 def test_every_taste_has_a_unit_with_its_own_key():
     for quick in (True, False):
-        units = recovery.units(quick)
-        assert len({unit.key for unit in units}) == len(units)
-        assert {unit.params["taste"] for unit in units} == set(recovery.TASTES)
+        jobs = recovery.jobs(quick)
+        assert len({job.key for job in jobs}) == len(jobs)
+        assert {job.params["taste"] for job in jobs} == set(recovery.TASTES)

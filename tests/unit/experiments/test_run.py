@@ -4,17 +4,17 @@ import pytest
 import typer
 from mlflow import MlflowClient
 
+from experiments.cached_jobs import Job, JobOutput
 from experiments.run import experiments, mlflow_log
-from experiments.units import Output, Unit
 
 
 def test_every_unit_is_a_run_in_mlflow(tmp_path):
     log = mlflow_log(tmp_path, "looks")
     log(
-        Unit("methods", "stored/origin0/seed1", {"method": "stored", "seed": 1}),
-        Output({"validation": 0.7, "seconds": 2, "notes": {}}),
+        Job("methods", "stored/origin0/seed1", {"method": "stored", "seed": 1}),
+        JobOutput({"validation": 0.7, "seconds": 2, "notes": {}}),
     )
-    log(Unit("cost", "all"), Output({"seconds": 3.0}))
+    log(Job("cost", "all"), JobOutput({"seconds": 3.0}))
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("looks").experiment_id])
     assert {run.info.run_name for run in runs} == {"methods/stored/origin0/seed1", "cost/all"}

@@ -2,18 +2,18 @@
 
 import pytest
 
-from experiments.cases import OriginData
+from experiments.cached_jobs import JobOutput
+from experiments.origin_data import OriginData
 from experiments.origins import rolling_origins
 from experiments.tables import sensitivity
-from experiments.units import Output
 from limaml.config import load
 
 
 def test_one_cell_is_what_ships_and_no_two_are_alike():
     shipped = load(sensitivity.SHIPPED)
-    found = [load(sensitivity.SHIPPED, sensitivity.overrides(unit.params)) for unit in sensitivity.units(quick=False)]
+    found = [load(sensitivity.SHIPPED, sensitivity.overrides(job.params)) for job in sensitivity.jobs(quick=False)]
     assert found.count(shipped) == 1
-    assert len({each.fingerprint() for each in found}) == len({unit.key for unit in sensitivity.units(quick=False)}) == 108
+    assert len({each.fingerprint() for each in found}) == len({job.key for job in sensitivity.jobs(quick=False)}) == 108
 
 
 def test_rates_are_multiples_of_the_shipped_ones():
@@ -54,5 +54,5 @@ def test_cells_are_in_the_order_of_their_settings():
         {"order": o, "outer_rate": 1e-3, "learned": True, "inner_steps": s, "inner_rate": 1.0}
         for o, s in (("s", 3), ("f", 9), ("s", 1))
     ]
-    found = sensitivity.assemble({str(n): Output({"cell": cell}) for n, cell in enumerate(cells)})["sensitivity"]
+    found = sensitivity.assemble({str(n): JobOutput({"cell": cell}) for n, cell in enumerate(cells)})["sensitivity"]
     assert [(cell["order"], cell["inner_steps"]) for cell in found] == [("f", 9), ("s", 1), ("s", 3)]

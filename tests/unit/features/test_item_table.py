@@ -9,7 +9,7 @@ import pytest
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig, TaskKindConfig
-from limaml.features.columns import VectorEncoder
+from limaml.features.columns import VectorEncoder, fit_column
 from limaml.features.encoder import Encoder
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
@@ -119,6 +119,24 @@ def test_constant_and_missing_vectors_are_no_trouble():
     kind = schema.arrow_type(VECTOR)
     for values, mean in (([[5.0, 5.0, 5.0]] * 2, (5.0,) * 3), ([None], (0.0,) * 3), ([], (0.0,) * 3)):
         assert VectorEncoder.fit(VECTOR, pa.chunked_array([pa.array(values, kind)])) == VectorEncoder(mean, 1.0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_a_network_is_given_the_same_numbers_at_any_scale_of_the_vectors(scale):
+    """Root mean square 1 over the training items' numbers, whatever unit an encoder's vectors come in."""
+    rng, names = np.random.default_rng(0), [f"item{n}" for n in range(50)]
+    drawn = {name: (rng.standard_normal(WIDTH) + 0.3).tolist() for name in names}
+    scaled = {name: [scale * number for number in vector] for name, vector in drawn.items()}
+
+    def encoded(values):
+        column = vectors(values)["text"]
+        encoder, numbers = fit_column(VECTOR, column), np.zeros((len(values), WIDTH + 1), np.float32)
+        encoder.encode(column.combine_chunks(), numbers)
+        return numbers
+
+    assert np.sqrt(np.square(encoded(scaled)[:, :-1]).mean()) == pytest.approx(1.0, abs=1e-5)
+    # Numbers near 1 in float32, from a difference of two: 1e-6 is eight units of the last place.
+    np.testing.assert_allclose(encoded(scaled), encoded(drawn), rtol=0, atol=1e-6)
 
 
 def test_the_mean_of_many_vectors_is_exact():

@@ -44,7 +44,7 @@ def _model(num_items, seed):
     encoder = _encoder(num_items)
     network = build_network(CONFIG, encoder.dims, seed)
     with torch.no_grad():
-        network.meta.vector.normal_(generator=torch.Generator().manual_seed(seed))
+        network.block("user").vector.normal_(generator=torch.Generator().manual_seed(seed))
     return bundles.Model(network, encoder)
 
 
@@ -85,7 +85,7 @@ def test_a_loaded_bundle_equals_the_saved_one(bundle, folder):
         expected, state = mine.network.state_dict(), read.network.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in state)
-    assert torch.equal(again.prior["user"], bundle.network.prior())
+    assert torch.equal(again.prior["user"], bundle.network.priors()["user"])
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -154,22 +154,24 @@ def test_a_manifest_that_is_not_one_is_named(folder):
             bundles.load(folder)
 
 
-@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (3, "update limaml to read it")])
+@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (4, "update limaml to read it")])
 def test_another_format_is_refused_before_anything_else_is_read(folder, found, remedy):
     (folder / "manifest.json").write_text(json.dumps({"format_version": found, "sha256": {}}))
-    with pytest.raises(BundleError, match=f"format_version must be 2, got {found}; {remedy}"):
+    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3\], got {found}; {remedy}"):
         bundles.load(folder)
 
 
 def test_a_wrong_width_is_named(folder):
-    _change_tensor(folder, "meta.vector", lambda t: t[:3].clone())
-    with pytest.raises(BundleError, match=r"meta\.vector must have shape \(4,\) by its configuration and encoder, got \(3,\)"):
+    _change_tensor(folder, "meta_blocks.user.vector", lambda t: t[:3].clone())
+    with pytest.raises(
+        BundleError, match=r"meta_blocks\.user\.vector must have shape \(4,\) by its configuration and encoder, got \(3,\)"
+    ):
         bundles.load(folder)
 
 
 def test_weights_that_are_not_finite_are_named(folder):
-    _change_tensor(folder, "global_block.item", lambda t: t.index_fill(0, torch.tensor([2]), float("nan")))
-    with pytest.raises(BundleError, match=r"global_block\.item must be finite, got 3 of 18 values"):
+    _change_tensor(folder, "global_block.items.item", lambda t: t.index_fill(0, torch.tensor([2]), float("nan")))
+    with pytest.raises(BundleError, match=r"global_block\.items\.item must be finite, got 3 of 18 values"):
         bundles.load(folder)
 
 
@@ -184,10 +186,10 @@ def test_a_bad_prior_is_named(folder):
 
 def test_a_missing_tensor_is_named(folder):
     tensors = load_file(folder / "refit.safetensors")
-    del tensors["log_damping.vector"]
+    del tensors["inner_steps.user.log_rates.factors"]
     save_file(tensors, folder / "refit.safetensors")
     _rewrite(folder, "refit.safetensors", (folder / "refit.safetensors").read_bytes())
-    with pytest.raises(BundleError, match=r"missing \['log_damping.vector'\], unexpected \[\]"):
+    with pytest.raises(BundleError, match=r"missing \['inner_steps.user.log_rates.factors'\], unexpected \[\]"):
         bundles.load(folder)
 
 
@@ -212,8 +214,8 @@ def test_a_file_that_matches_its_checksum_but_is_not_what_it_should_be(folder, n
 
 def test_a_network_that_is_not_finite_is_not_saved(bundle, tmp_path):
     with torch.no_grad():
-        bundle.network.meta.vector[0] = float("nan")
-    with pytest.raises(BundleError, match=r"refit to be saved: meta\.vector must be finite, got 1 of 4"):
+        bundle.network.block("user").vector[0] = float("nan")
+    with pytest.raises(BundleError, match=r"refit to be saved: meta_blocks\.user\.vector must be finite, got 1 of 4"):
         bundles.save(bundle, tmp_path / "v1")
     assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,8 @@ import torch
 from limaml.config import Config
 from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.features.item_table import ItemTable
-from limaml.models.item_vectors import fit_item_vectors, warm_start
+from limaml.meta.warm_start import warm_start
+from limaml.models.item_vectors import fit_item_vectors
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
 
@@ -42,8 +43,12 @@ def _rows(strength=2.0, seed=0):
     )
 
 
+def _fit(rows, dims=DIMS):
+    return fit_item_vectors(rows, 2, num_items=dims.num_items, num_content=dims.item_static)
+
+
 def test_it_finds_the_planted_factor():
-    found = fit_item_vectors(_rows(), _config(), DIMS)
+    found = _fit(_rows())
     direction = found.vectors_IK - found.vectors_IK.mean(dim=0)
     cosine = torch.nn.functional.cosine_similarity(direction[:, None], direction[None], dim=-1)
     same = torch.arange(NUM_ITEMS) % 2
@@ -54,14 +59,14 @@ def test_it_finds_the_planted_factor():
 
 def test_vectors_are_on_the_scale_of_logits():
     """A user factor has unit variance, so half the distance between the two groups is the planted +-strength, shrunk."""
-    found = fit_item_vectors(_rows(strength=0.5), _config(), DIMS)
+    found = _fit(_rows(strength=0.5))
     even, odd = found.vectors_IK[::2].mean(dim=0), found.vectors_IK[1::2].mean(dim=0)
     assert (even - odd).norm().item() / 2 == pytest.approx(0.5, rel=0.2)
 
 
 def test_an_item_outside_the_vocabulary_gets_its_genres_vector():
     rows = _rows()
-    found = fit_item_vectors(rows, _config(), DIMS)
+    found = _fit(rows)
     by_genre = found.content_weights_CK + found.bias_K
     for genre in range(NUM_GENRES):
         mean = found.vectors_IK[genre::2].mean(dim=0)
@@ -69,13 +74,13 @@ def test_an_item_outside_the_vocabulary_gets_its_genres_vector():
 
 
 def test_without_factors_in_the_data_the_vectors_are_short():
-    vectors = [fit_item_vectors(_rows(strength), _config(), DIMS).vectors_IK for strength in (2.0, 0.0)]
+    vectors = [_fit(_rows(strength)).vectors_IK for strength in (2.0, 0.0)]
     # What 300 users' coin tosses leave is an eighth of a factor that decides 88 % of the labels.
     assert vectors[1].norm() < 0.2 * vectors[0].norm()
 
 
 def test_the_same_rows_give_the_same_vectors():
-    first, second = (fit_item_vectors(_rows(), _config(), DIMS) for _ in range(2))
+    first, second = (_fit(_rows()) for _ in range(2))
     assert torch.equal(first.vectors_IK, second.vectors_IK)
     assert torch.equal(first.bias_K, second.bias_K)
 
@@ -85,23 +90,23 @@ def test_warm_start_follows_the_configuration():
     for item_vectors, changed in (("fitted", True), ("learned", False)):
         cfg = _config(item_vectors=item_vectors)
         network = build_network(cfg, DIMS)
-        before = network.global_block.item.clone()
+        before = network.global_block.items.item.clone()
         warm_start(network, rows, cfg)
-        assert torch.equal(network.global_block.item, before) != changed
-    found = fit_item_vectors(rows, _config(), DIMS)
+        assert torch.equal(network.global_block.items.item, before) != changed
+    found = _fit(rows)
     network = build_network(_config(), DIMS)
     warm_start(network, rows, _config())
-    assert torch.equal(network.global_block.item[1:], found.vectors_IK)
-    assert torch.equal(network.global_block.content, found.content_weights_CK)
-    assert torch.equal(network.global_block.unknown_item, found.bias_K)
+    assert torch.equal(network.global_block.items.item[1:], found.vectors_IK)
+    assert torch.equal(network.global_block.items.content, found.content_weights_CK)
+    assert torch.equal(network.global_block.items.unknown_item, found.bias_K)
 
 
 def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
     rows = _rows()
     rows.encoded.item_index[::7] = 0
-    assert torch.isfinite(fit_item_vectors(rows, _config(), DIMS).vectors_IK).all()
+    assert torch.isfinite(_fit(rows).vectors_IK).all()
     rows.encoded.item_index[:] = 0
-    found = fit_item_vectors(rows, _config(), replace(DIMS, num_items=0))
+    found = _fit(rows, replace(DIMS, num_items=0))
     assert found.vectors_IK.shape == (0, 2)
     assert torch.isfinite(found.bias_K).all()
 
@@ -128,7 +133,7 @@ def test_vectors_of_the_item_table_are_content_as_if_every_row_held_them():
     copied = replace(
         rows, encoded=replace(rows.encoded, item_dense=rows.encoded.item_features(), item_row=None, item_table=None)
     )
-    found, expected = (fit_item_vectors(each, _config(), dims) for each in (rows, copied))
+    found, expected = (_fit(each, dims) for each in (rows, copied))
     assert torch.equal(found.vectors_IK, expected.vectors_IK)
     assert torch.equal(found.content_weights_CK, expected.content_weights_CK)
     # The vectors are random, so they explain little, but they are not left out.
@@ -144,6 +149,6 @@ def test_a_planted_direction_of_the_vectors_serves_an_item_without_rows():
     table.encoded[item_row, 0] = 3 * taste
     rows.encoded.item_dense[:, :NUM_GENRES] = 0.0
     dims = replace(DIMS, item_dense=NUM_GENRES + 4, item_static=NUM_GENRES + 3)
-    found = fit_item_vectors(rows, _config(), dims)
+    found = _fit(rows, dims)
     new = found.bias_K + found.content_weights_CK[NUM_GENRES] * 3
     assert torch.nn.functional.cosine_similarity(new, found.vectors_IK[::2].mean(dim=0), dim=0) > 0.95

@@ -191,13 +191,13 @@ def test_more_rows_than_are_needed_are_read_of_some_users_whole(world, monkeypat
 
 
 def test_scores_are_those_of_the_evaluation_as_served(world):
-    from limaml.evaluation.served import score_as_served
+    from limaml.evaluation.daily_replay import score_as_served
 
     loaded = bundle.load(world.registry.download(world.version, world.cfg.storage.root), parts=("refit",))
-    day, kind = world.next_day, world.cfg.task_kind
+    day = world.next_day
     rows = read_logged(world.storage, declared.TABLES, first=day, through=day)
     history = read_logged(world.storage, declared.TABLES, through=day - timedelta(days=1))
-    expected = score_as_served(loaded.network, loaded.encoder, rows, history, day=day, kind=kind)
+    expected = score_as_served(loaded.network, loaded.encoder, rows, history, day=day, cfg=world.cfg)
     found = drift._scores(world.storage, loaded, day, day).to_numpy()
     assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6)
 

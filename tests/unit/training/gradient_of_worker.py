@@ -17,14 +17,15 @@ from limaml.features.encoder import Encoder
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
 from limaml.training.step import Workers, backward
+from limaml.training.twin_and_refit import network_objective
 
 
 def gradient(cfg: Config, logged: pa.Table, workers: Workers) -> tuple[list[str], list[float], float]:
     """This worker's tasks, and the flat gradient and the loss of step 3 after the all-reduce."""
     encoder = Encoder.fit(logged, cfg)
-    rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
+    rows = TaskRows.of(logged, encoder, cfg)
     network = build_network(cfg, encoder.dims, seed=1).double()
-    losses, loss = backward(network, rows, cfg, 3, workers)
+    losses, loss = backward(network, network_objective(network, rows, cfg, workers), cfg.training, 3, workers)
     flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
     return [entity for entity, _ in losses], flat.tolist(), float(loss)
 

@@ -23,9 +23,9 @@ from limaml.registry import FINGERPRINT, Registry
 from limaml.tasks.splits import split_events
 from limaml.training import ray_entry
 from limaml.training.candidate import fingerprint, fit_candidate, read_candidate, read_training_history
-from limaml.training.loop import train_twin_and_refit
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.step import Workers
+from limaml.training.twin_and_refit import train_twin_and_refit
 
 ROOT = Path(__file__).parents[3]
 

@@ -42,6 +42,6 @@ def test_scores_stand_in_the_order_of_specs_and_their_queries(scored, monkeypatc
         embedding = scoring.embed_specs(network, rows, [spec])
         at = spec.query
         encoded = rows.encoded.take(at)
-        expected += torch.sigmoid(network(Rows.from_encoded(encoded), embedding)).detach()[0].tolist()
+        expected += torch.sigmoid(network(Rows.from_encoded(encoded), {network.kind: embedding})).detach()[0].tolist()
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert scoring.score_specs(network, rows, []).shape == (0,)

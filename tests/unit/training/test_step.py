@@ -17,6 +17,7 @@ from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows, build_batch, meta_batch, sample_tasks
 from limaml.training.optimizer import averaged_copy, make_optimizer, set_learning_rate, update_average
 from limaml.training.step import Workers, backward, outer_step
+from limaml.training.twin_and_refit import network_objective
 
 _spec = importlib.util.spec_from_file_location("gradient_of_worker", Path(__file__).with_name("gradient_of_worker.py"))
 worker_script = importlib.util.module_from_spec(_spec)
@@ -66,7 +67,7 @@ def test_the_gradient_of_an_epoch_does_not_depend_on_how_tasks_are_grouped(fitte
     sizes = set()
     for step in range(5):
         network.zero_grad()
-        backward(network, rows, cfg, step, Workers())
+        backward(network, network_objective(network, rows, cfg, Workers()), cfg.training, step, Workers())
         specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)
         sizes |= {spec.support_size for spec in specs}
         for spec in specs:
@@ -89,7 +90,8 @@ def test_steps_lower_the_loss_and_repeat_exactly(fitted):
         network = build_network(cfg, encoder.dims, seed=1)
         optimizer = make_optimizer(network, cfg.training)
         before = float(outer_loss(network, fixed).loss.detach())
-        losses = [outer_step(network, optimizer, rows, cfg, step, Workers()) for step in range(40)]
+        objective = network_objective(network, rows, cfg, Workers())
+        losses = [outer_step(network, optimizer, objective, cfg.training, step, Workers()) for step in range(40)]
         runs.append((losses, before, float(outer_loss(network, fixed).loss.detach())))
     assert runs[0] == runs[1]
     assert runs[0][2] < runs[0][1] - 0.01
@@ -105,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_tasks(fitted):
         if rows.entities[spec.entity] == broken:
             rows.encoded.item_dense.own[spec.query] = math.nan
     with pytest.raises(TrainingError, match=rf"got loss nan .* at step 4 \(tasks {broken}[,)]") as caught:
-        outer_step(network, optimizer, rows, cfg, 4, Workers())
+        outer_step(network, optimizer, network_objective(network, rows, cfg, Workers()), cfg.training, 4, Workers())
     assert "lower meta.inner_lr" in str(caught.value)
     for p, old in zip(network.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), old, rtol=0, atol=0)
@@ -119,7 +121,7 @@ def test_matrices_are_decayed_vectors_are_not_and_inner_rates_move_slowly(fitted
     assert [group["scale"] for group in groups] == [1.0, 1.0, cfg.training.inner_lr_scale]
     assert {p.ndim > 1 for p in groups[0]["params"]} == {True}
     assert {p.ndim > 1 for p in groups[1]["params"]} == {False}
-    inner = {id(p) for name, p in network.named_parameters() if name.startswith("log_")}
+    inner = {id(p) for name, p in network.named_parameters() if ".log_" in name}
     assert {id(p) for p in groups[2]["params"]} == inner
     trained = [p for p in network.parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained)
@@ -144,12 +146,12 @@ def test_the_average_equals_its_plain_sum(fitted):
     cfg, encoder, _ = fitted
     network = build_network(cfg, encoder.dims).double()
     average = averaged_copy(network)
-    expected = network.meta.vector.detach().clone()
+    expected = network.block("user").vector.detach().clone()
     for step in range(30):
         with torch.no_grad():
-            network.meta.vector.add_(step)
+            network.block("user").vector.add_(step)
         update_average(average, network, cfg.training, step)
         decay = min(0.99, (step + 1) / (step + 10))
-        expected = decay * expected + (1 - decay) * network.meta.vector.detach()
-    torch.testing.assert_close(average.meta.vector, expected)
+        expected = decay * expected + (1 - decay) * network.block("user").vector.detach()
+    torch.testing.assert_close(average.block("user").vector, expected)
     assert not any(p.requires_grad for p in average.parameters())

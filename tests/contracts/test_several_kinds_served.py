@@ -1,0 +1,165 @@
+"""Contract 7 with two kinds: published through day D, the service scores every row of day D+1 with the embeddings of its user
+and of its item, as the as-served evaluation does; on two days, over HTTP.
+"""
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from limaml.config import Config
+from limaml.events.logged import read_logged
+from limaml.events.sources import week_shift
+from limaml.events.synthetic import SyntheticSource
+from limaml.monitoring.consistency import compare_day
+from limaml.monitoring.export import Gauges
+from limaml.tasks.protocols import as_served
+from limaml.tasks.sampling import TaskRows
+from limaml.training.scoring import embed_specs, score_with_embeddings
+from tests import declared
+from tests.contracts.served_days import TOLERANCE, Chain, Day, scores
+
+ROOT = Path(__file__).parents[2]
+TODAY = date(2026, 3, 2)
+
+
+def make_config(folder):
+    return Config.model_validate(
+        {
+            "features": declared.FEATURES,
+            "source": {
+                "kind": "synthetic",
+                "synthetic_users": 60,
+                "synthetic_items": 40,
+                "synthetic_days": 12,
+                "synthetic_rows_per_user": 24,
+            },
+            "storage": {"root": str(folder / "data")},
+            # The days lie in the past: how far does not matter here.
+            "task_kinds": [
+                {"name": "user", "max_lag_s": 1e10},
+                {
+                    "name": "item",
+                    "entity_column": "item_id",
+                    "max_lag_s": 1e10,
+                    "meta_block": "row_mlp",
+                    "support_rows": 10,
+                },
+            ],
+            # With the rows' ages an embedding would change while no row comes, which is when a daily run leaves it alone.
+            "model": {"embedding_dim": 6, "meta_hidden": [8], "global_hidden": [16, 8], "row_age": False},
+            "meta": {"support_rows": 16, "inner_lr": 0.3},
+            "registry": {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_root": str(folder / "artifacts")},
+            "feast": {
+                "repo_path": str(ROOT / "feature_repo"),
+                "registry": str(folder / "registry.db"),
+                "online_connection": str(folder / "online.db"),
+            },
+            "embeddings": {"lease_url": f"sqlite:///{folder}/lease.db", "min_norm": 0.0},
+            # On a busy machine a read may take longer than the default; here it must not fall back.
+            "serving": {
+                "poll_interval_s": 0.1,
+                "store_timeout_s": 2.0,
+                "log_share": 1.0,
+                "log_path": str(folder / "requests"),
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, start_server):
+    folder = tmp_path_factory.mktemp("two-kinds")
+    cfg = make_config(folder)
+    plain = SyntheticSource(cfg.source)
+    days = plain.moved(week_shift(plain.days()[-1], TODAY)).days()
+    chain = Chain(cfg, folder, days[5], TODAY)
+    chain.days = days[6:8]
+    # Creates the registry's tables, which the server, started ahead because it takes seconds, would do at the same time.
+    assert chain.registry.champion() is None
+    chain.server = start_server(chain.cfg, folder)
+    chain.run()
+    chain.server.wait_until("/readyz", 200)
+    return chain
+
+
+@pytest.fixture(scope="module")
+def asked(chain):
+    return [Day(chain, day) for day in chain.days]
+
+
+def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
+    for day in asked:
+        assert day.logged.num_rows == len(day.answers) > 50
+        assert {answer["model_version"] for answer in day.answers} == {chain.version}
+        assert np.abs(scores(day.answers) - day.offline).max() <= TOLERANCE
+        assert day.offline.std() > 0.03
+
+
+def test_the_items_embeddings_matter_and_are_those_of_the_day(chain, asked):
+    for day in asked:
+        _, behind, _ = chain.offline(day.next_day, support_through=chain.day_before)
+        assert np.abs(scores(day.answers) - behind).max() > 100 * TOLERANCE
+        assert np.abs(scores(day.answers) - without_items(chain, day)).max() > 100 * TOLERANCE
+
+
+def without_items(chain, day):
+    """As-served scores with every item's prior."""
+    logged = read_logged(chain.storage, chain.tables, through=day.next_day)
+    rows = TaskRows.of(logged, chain.model.encoder, chain.cfg)
+    start_us = int(datetime(day.next_day.year, day.next_day.month, day.next_day.day, tzinfo=UTC).timestamp() * 1e6)
+    specs = as_served(rows, from_us=start_us, support_rows=16)
+    return score_with_embeddings(chain.model.network, rows, specs, embed_specs(chain.model.network, rows, specs), {})
+
+
+def test_the_service_says_by_kind_what_the_scores_rest_on(chain, asked):
+    day = asked[-1]
+    seen = {row["item_id"] for row in day.rows}
+    for answer, size in zip(day.answers, day.support_sizes, strict=True):
+        used = answer["embeddings"]
+        assert used["user"]["fallback"] == ("missing" if size == 0 else None)
+        assert sum(used["item"]["statuses"].values()) == 1
+        assert used["item"]["prior"] == used["item"]["statuses"].get("missing", 0)
+        assert (used["item"]["age_s"] is None) == (used["item"]["prior"] == 1)
+    catalogue = sorted(item for item in chain.model.encoder.items)
+    answer = chain.server.ranked(day.rows[0]["user_id"], catalogue)
+    found = answer["embeddings"]["item"]
+    assert sum(found["statuses"].values()) == len(catalogue)
+    assert set(found["statuses"]) <= {"fresh", "missing"}
+    assert found["statuses"]["fresh"] >= len(seen & set(catalogue)) - 3
+    assert found["inactivity_s"] >= found["age_s"]
+
+
+def test_candidates_together_are_scored_as_each_alone(chain, asked):
+    user = asked[-1].rows[0]["user_id"]
+    items = sorted({row["item_id"] for row in asked[-1].rows})[:12]
+
+    def ask(chosen):
+        answer = chain.server.ranked(user, chosen, context={"hour": 7})
+        return {found["item_id"]: found["score"] for found in answer["items"]}
+
+    together = ask(items)
+    assert {item: ask([item])[item] for item in items} == pytest.approx(together, abs=1e-6)
+    assert len({round(score, 4) for score in together.values()}) > 6
+
+
+def test_the_metrics_count_candidates_by_status(chain, asked):
+    def counted():
+        lines = chain.server.client.get("/metrics").text.splitlines()
+        found = [line for line in lines if "lookups_total" in line and 'kind="item"' in line and 'status="fresh"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    assert counted() > len(asked[0].answers) / 2
+
+
+def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain, asked):
+    """Last, as it ends the server: what the log still holds is written then."""
+    chain.server.stop()
+    result = compare_day(chain.cfg, datetime.now(UTC).date(), Gauges())
+    views = {view["view"]: view for view in result["views"]}
+    assert views.keys() == {"user_features", "item_features", "meta_embedding_user", "meta_embedding_item"}
+    for view in views.values():
+        assert (view["mismatch_ratio"], view["missing_ratio"], view["max_difference"]) == (0.0, 0.0, 0.0)
+    # Of the items that were asked about together, too.
+    assert views["meta_embedding_item"]["rows"] > views["meta_embedding_user"]["rows"]

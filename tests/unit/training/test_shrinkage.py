@@ -1,0 +1,70 @@
+"""The width of Newton's prior is what validates best."""
+
+import pytest
+import torch
+
+from limaml.config import Config
+from limaml.features.encoder import EncoderDims
+from limaml.models.inner_step import NewtonStep
+from limaml.models.network import Network, build_network
+from limaml.training import shrinkage
+
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2)
+
+
+def make_network(inner_step: str = "newton", block: str = "task_vector") -> Network:
+    model = {"meta_block": block, "embedding_dim": 3, "meta_hidden": (4,)}
+    cfg = {"source": {"kind": "synthetic"}, "model": model, "meta": {"inner_step": inner_step, "prior_std": 0.8}}
+    return build_network(Config.model_validate(cfg), DIMS)
+
+
+def widths(network: Network) -> dict[str, float]:
+    step = network.step("user")
+    assert isinstance(step, NewtonStep)
+    return {name: float(step.log_std[name].detach().exp()) for name in step.names}
+
+
+@pytest.mark.parametrize(("best", "expected"), [(0.8, 1.0), (0.2, 0.25), (0.0, 0.01)])
+def test_each_tensor_gets_the_factor_that_validates_best(best, expected):
+    """The value falls with the distance of the factors' width from `best`; the level's is best as it is."""
+    network = make_network()
+
+    def value() -> float:
+        found = widths(network)
+        return -abs(found["factors"] - best) - abs(found["level"] - 0.8)
+
+    chosen = shrinkage.choose(network, value)
+    assert chosen == {"user.factors": expected, "user.level": 1.0}
+    assert widths(network) == pytest.approx({"factors": 0.8 * expected, "level": 0.8})
+
+
+def test_it_stops_at_the_first_that_is_no_better():
+    network, seen = make_network(), []
+
+    def value() -> float:
+        seen.append(widths(network)["factors"])
+        return 0.0
+
+    assert set(shrinkage.choose(network, value).values()) == {1.0}
+    assert seen == pytest.approx([0.8, 0.4, 0.8])
+
+
+def test_many_tensors_share_a_factor():
+    network = make_network(block="row_mlp")
+    chosen = shrinkage.choose(network, lambda: -sum(widths(network).values()))
+    assert set(chosen) == {f"user.{name}" for name in ("weight0", "bias0", "weight1", "bias1")}
+    assert set(chosen.values()) == {0.01}
+
+
+def test_the_same_factors_apply_to_another_network():
+    twin, refit = make_network(), make_network()
+    shrinkage.apply(refit, shrinkage.choose(twin, lambda: -widths(twin)["level"]))
+    assert widths(refit) == pytest.approx(widths(twin))
+    assert widths(refit)["level"] == pytest.approx(0.008)
+
+
+def test_a_gradients_step_has_no_prior_and_is_not_validated_again():
+    network = make_network("gradient")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert shrinkage.choose(network, lambda: pytest.fail("asked for a value")) == {}
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
