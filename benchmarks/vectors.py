@@ -140,8 +140,8 @@ def fit(place: Place) -> None:
     from limaml.events.catalogue import item_vectors
     from limaml.features.encoder import Encoder
     from limaml.io.storage import Storage
-    from limaml.meta.warm_start import fit_items
     from limaml.tasks.sampling import TaskRows
+    from limaml.training.warm_start import fit_items
 
     cfg, rng = place.cfg, np.random.default_rng(1)
     tables = schema.tables(cfg.features)

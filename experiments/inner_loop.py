@@ -10,7 +10,8 @@ the user from day to day cannot move.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 import typer
 from rich.console import Console
@@ -28,10 +30,12 @@ from limaml.events.catalogue import item_vectors
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
 from limaml.io.storage import Storage
+from limaml.models.network import Network
 from limaml.schema import tables
 from limaml.tasks.protocols import as_served, query_rows
-from limaml.tasks.sampling import TaskRows
+from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.tasks.splits import split_events
+from limaml.training.checkpoint import Progress
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.scoring import embed_specs, score_with_embeddings
 from limaml.training.twin_and_refit import fit_twin
@@ -72,21 +76,42 @@ def worlds(kuairand: str) -> dict[str, Config]:
     return found
 
 
-def measure(cfg: Config, root: str, training: TrainingConfig | None = None) -> dict[str, Any]:
-    """Ingest, train the twin with the defaults (`training`: another one's steps), and judge it with and without adaptation."""
-    started = time.monotonic()
-    defaults = {"model": ModelConfig(), "meta": MetaConfig(), "training": training or TrainingConfig(num_workers=1)}
-    cfg = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": root}), **defaults})
+@dataclass(frozen=True)
+class Fitted:
+    """A world's twin, and the tasks that its split judges as a daily refresh serves them."""
+
+    network: Network
+    progress: Progress
+    logged: pa.Table
+    rows: TaskRows
+    specs: Sequence[TaskSpec]
+    train_seconds: float
+
+
+def fit_world(cfg: Config, root: str) -> Fitted:
+    """Ingest into `root`, if it is not yet, and train the twin."""
+    cfg = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": root})})
     through = open_source(cfg, TODAY).days()[-1]
     ingest_history(cfg, through, TODAY)
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
     encoders = fit_encoders(cfg, logged, split)
     data = load_training_data(cfg, through, *encoders)
+    started = time.monotonic()
     network, progress = fit_twin(cfg, data.twin_rows, data.twin_dims, data.validator)
+    seconds = time.monotonic() - started
     encoder = encoders[0].with_items(item_vectors(Storage(root), tables(cfg.features)))
-    rows = TaskRows.from_logged(logged, encoder, cfg.task_kind)
-    specs = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.meta.support_rows)
+    rows = TaskRows.of(logged, encoder, cfg)
+    specs = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
+    return Fitted(network, progress, logged, rows, specs, seconds)
+
+
+def measure(cfg: Config, root: str, training: TrainingConfig | None = None) -> dict[str, Any]:
+    """Train the twin with the defaults (`training`: another one's steps), and judge it with and without adaptation."""
+    started = time.monotonic()
+    defaults = {"model": ModelConfig(), "meta": MetaConfig(), "training": training or TrainingConfig(num_workers=1)}
+    fitted = fit_world(cfg.model_copy(update=defaults), root)
+    network, progress, rows, specs = fitted.network, fitted.progress, fitted.rows, fitted.specs
     queries = query_rows(rows, specs)
     task_R = np.repeat(np.arange(len(specs)), [len(spec.query) for spec in specs])
     embedding_TD = embed_specs(network, rows, specs)

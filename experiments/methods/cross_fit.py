@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from experiments.methods.item_tables import of_entities
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
-from limaml.meta.warm_start import fit_items
 from limaml.models.network import Network
 from limaml.tasks.sampling import TaskRows
+from limaml.training.warm_start import fit_items
 
 
 def cross_fitted(network: Network, rows: TaskRows, cfg: Config, folds: int) -> TaskRows:

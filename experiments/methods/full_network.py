@@ -12,12 +12,12 @@ from experiments.methods.fitted import Design, Fitted, configured
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
 from experiments.origin_data import OriginData
 from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator
-from limaml.meta.warm_start import warm_start
 from limaml.models.network import Network, build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 from limaml.training.fit import fit
 from limaml.training.step import OuterObjective, Workers, meta_batches
 from limaml.training.validation import OBJECTIVE
+from limaml.training.warm_start import warm_start
 
 ROW_LEVEL = ("model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.3")
 """The one block of which full and stored network differ: where a design names no block, before its overrides."""

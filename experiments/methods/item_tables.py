@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
 from limaml.features.encoder import EncoderDims
-from limaml.meta.warm_start import fit_items
 from limaml.models.item_vectors import ItemVectors
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
+from limaml.training.warm_start import fit_items
 
 ALL_USERS = 0
 """The table fitted to all training users: what new users are read with."""

@@ -32,10 +32,10 @@ from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidato
 from limaml.evaluation.trained_baselines import fit_on_queries
 from limaml.features.encoder import EncoderDims
 from limaml.meta.engine import adapt, embed_tasks
-from limaml.meta.warm_start import warm_start
 from limaml.models.network import build_network
 from limaml.tasks.rows import TaskBatch
 from limaml.tasks.sampling import TaskSpec, meta_batch
+from limaml.training.warm_start import warm_start
 
 _POOLED = 2
 _SCALE_STEPS = 4

@@ -14,7 +14,6 @@ from limaml import telemetry
 from limaml.config import Config
 from limaml.features.encoder import EncoderDims
 from limaml.meta.engine import outer_loss
-from limaml.meta.warm_start import warm_start
 from limaml.models.network import Network, build_network
 from limaml.tasks.sampling import TaskRows
 from limaml.training import shrinkage
@@ -22,6 +21,7 @@ from limaml.training.checkpoint import Progress, TrainState, copy_weights
 from limaml.training.fit import Say, fit
 from limaml.training.step import OuterObjective, Workers, meta_batches
 from limaml.training.validation import OBJECTIVE, Validator
+from limaml.training.warm_start import warm_start
 
 _LEVEL_ROUNDS, _LEVEL_TOLERANCE = 20, 1e-4
 """Of the shift of all logits (`settle`), in logits."""

@@ -7,9 +7,9 @@ import torch
 
 from limaml.config import Config
 from limaml.features.encoder import EncoderDims
-from limaml.meta.warm_start import measure_gains
 from limaml.models.network import Network, build_network
 from limaml.tasks.rows import Rows, TaskBatch
+from limaml.training.warm_start import measure_gains
 
 DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
 

@@ -14,8 +14,8 @@ from scipy.optimize import minimize
 from limaml.config import MetaConfig
 from limaml.meta import engine, inner_loop
 from limaml.meta.inner_loop import MOST_LOGITS, Labels
-from limaml.meta.warm_start import measure_gains
 from limaml.models.inner_step import NewtonStep
+from limaml.training.warm_start import measure_gains
 
 SHAPES = {"factors": torch.Size([3]), "level": torch.Size([1])}
 

@@ -9,10 +9,10 @@ import torch
 from limaml.config import Config
 from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.features.item_table import ItemTable
-from limaml.meta.warm_start import warm_start
 from limaml.models.item_vectors import fit_item_vectors
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
+from limaml.training.warm_start import warm_start
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 300, 40, 2
 DIMS = EncoderDims(

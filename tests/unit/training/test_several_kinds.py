@@ -13,7 +13,6 @@ import torch
 
 from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks, outer_loss, task_gradients
-from limaml.meta.warm_start import warm_start
 from limaml.metrics import mean_per_user_auc
 from limaml.models.network import build_network
 from limaml.tasks.protocols import as_served, first_k, query_rows
@@ -25,6 +24,7 @@ from limaml.training.scoring import embed_others, embed_specs, score_specs
 from limaml.training.step import Workers, backward, outer_step
 from limaml.training.twin_and_refit import network_objective
 from limaml.training.validation import Validator
+from limaml.training.warm_start import warm_start
 from tests import declared
 
 KINDS = [
