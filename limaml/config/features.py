@@ -69,6 +69,12 @@ class FeatureConfig(Section):
     """vector: what made it, with its version."""
     licence: str = ""
     """vector: under which licence it may be used."""
+    project_to: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """vector: so many whitened principal components of the training items' vectors are read instead of the vector: an
+    encoder's numbers repeat each other, and a few directions drown the others."""
+    whitening_shrinkage: Share = 0.1
+    """vector, with `project_to`: this share of every component's variance is the mean of all, so that what hardly varies is
+    not blown up."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -102,6 +108,8 @@ class FeatureConfig(Section):
             raise ValueError(self._not("a vector must be of an item and have width, encoder and licence"))
         if self.type != "vector" and (self.width or self.encoder or self.licence):
             raise ValueError(self._not("width, encoder and licence must be of a vector"))
+        if self.project_to is not None and (self.width is None or self.project_to > self.width):
+            raise ValueError(self._not(f"project_to must be of a vector and at most its width, {self.width}"))
         if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:
             raise ValueError(self._not(f"period of the clock {self.clock} must be {_CLOCK_PERIODS[self.clock]}, or left out"))
         return self

@@ -22,6 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 UNKNOWN = 0
 _PIECE_ROWS = 8192
+_LEAST_VARIANCE = 1e-16
 _SCALES = {"count": "log", "days_since": "log", "rate": "logit"}
 
 
@@ -160,10 +161,15 @@ class CycleEncoder:
 class VectorEncoder:
     """A vector less the training items' mean, in units of their root mean square distance from it a number; and whether it is
     known. One unit for all numbers: angles and distances between vectors keep their proportions.
+
+    With `project_to` its first principal components instead, each in units of its own shrunk standard deviation (whitening:
+    Kessy, Lewin and Strimmer 2018, section 3; for text as items: Zhang et al. 2024, arXiv 2402.10602).
     """
 
     mean: tuple[float, ...]
     unit: float
+    projection: tuple[tuple[float, ...], ...] = ()
+    """Of each component, what every number of the vector counts for; none: the vector itself."""
 
     @classmethod
     def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
@@ -171,31 +177,49 @@ class VectorEncoder:
         assert feature.width is not None
         numbers, known = vector_values(column)
         if not known.any():
-            return cls((0.0,) * feature.width, 1.0)
+            identity = np.eye(feature.width)[: feature.project_to or 0]
+            return cls((0.0,) * feature.width, 1.0, _rows(identity))
         numbers = numbers[known]
         # In float32, a million vectors would sum to three digits.
         mean = numbers.mean(axis=0, dtype=np.float64)
+        if feature.project_to is not None:
+            whitening = _whitening(numbers, mean, feature.project_to, feature.whitening_shrinkage)
+            return cls(tuple(mean.tolist()), 1.0, _rows(whitening))
         square = sum(float(np.square(part - mean).sum()) for part in _pieces(numbers)) / numbers.size
-        return cls(tuple(mean.tolist()), math.sqrt(square) if square > 1e-16 else 1.0)
+        return cls(tuple(mean.tolist()), math.sqrt(square) if square > _LEAST_VARIANCE else 1.0)
 
     @property
     def width(self) -> int:
-        return len(self.mean) + 1
+        return len(self.projection or self.mean) + 1
 
     def encode(self, column: pa.Array, out_RF: Floats) -> None:
         numbers, known = vector_values(column)
-        np.subtract(numbers, np.array(self.mean, np.float32), out=out_RF[:, :-1])
-        out_RF[:, :-1] /= np.float32(self.unit)
+        if self.projection:
+            for start, part in enumerate(_pieces(numbers)):
+                piece = slice(start * _PIECE_ROWS, start * _PIECE_ROWS + len(part))
+                out_RF[piece, :-1] = (part - self._mean) @ self._matrix.T
+        else:
+            np.subtract(numbers, self._mean, out=out_RF[:, :-1])
+            out_RF[:, :-1] /= np.float32(self.unit)
         out_RF[~known] = 0.0
         out_RF[:, -1] = known
 
     def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
         if value is not None:
-            numbers = np.array(value, np.float32) - np.array(self.mean, np.float32)
-            out_F[at : at + self.width] = [*(numbers / np.float32(self.unit)).tolist(), 1.0]
+            numbers = np.array(value, np.float32) - self._mean
+            numbers = self._matrix @ numbers if self.projection else numbers / np.float32(self.unit)
+            out_F[at : at + self.width] = [*numbers.tolist(), 1.0]
+
+    @cached_property
+    def _mean(self) -> Floats:
+        return np.array(self.mean, np.float32)
+
+    @cached_property
+    def _matrix(self) -> Floats:
+        return np.array(self.projection, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "unit": self.unit}
+        return {"mean": list(self.mean), "unit": self.unit} | ({"projection": self.projection} if self.projection else {})
 
 
 _ENCODERS: dict[str, type[ColumnEncoder]] = {
@@ -224,8 +248,7 @@ def fit_column(feature: FeatureConfig, column: pa.ChunkedArray) -> ColumnEncoder
 
 def column_from_dict(feature: FeatureConfig, values: Mapping[str, Any]) -> ColumnEncoder:
     """Inverse of `to_dict`. Raises TypeError if a part is missing."""
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    encoder: ColumnEncoder = _ENCODERS[feature.type](**lists)
+    encoder: ColumnEncoder = _ENCODERS[feature.type](**{name: _tuples(value) for name, value in values.items()})
     return encoder
 
 
@@ -260,6 +283,29 @@ def vector_values(column: pa.ChunkedArray | pa.Array) -> tuple[Floats, npt.NDArr
 def _pieces(numbers: Floats) -> Iterator[Floats]:
     """Its rows, some at a time: a computation in float64 then takes little beside them."""
     return (numbers[start : start + _PIECE_ROWS] for start in range(0, len(numbers), _PIECE_ROWS))
+
+
+def _whitening(
+    numbers: Floats, mean: npt.NDArray[np.float64], num_components: int, shrinkage: float
+) -> npt.NDArray[np.float64]:
+    """(components, width) what a centred vector is multiplied with; the sign of a component is that of its largest number."""
+    scatter = sum((np.asarray(part - mean).T @ (part - mean) for part in _pieces(numbers)), np.zeros((len(mean), len(mean))))
+    variance, axes = np.linalg.eigh(scatter / len(numbers))
+    variance, axes = variance[::-1][:num_components], axes[:, ::-1][:, :num_components].T
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    mean_variance = max(float(np.trace(scatter)) / len(numbers) / len(mean), _LEAST_VARIANCE)
+    shrunk = (1.0 - shrinkage) * variance.clip(min=0.0) + shrinkage * mean_variance
+    found: npt.NDArray[np.float64] = axes / np.sqrt(shrunk.clip(min=_LEAST_VARIANCE))[:, None]
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON holds as lists."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -203,3 +203,61 @@ def test_without_a_vector_rows_are_the_arrays_they_were():
     assert encoded.item_row is None
     assert encoded.item_features().base is encoded.item_dense
     assert Rows.from_encoded(encoded).item_dense_TRF.data_ptr() == encoded.item_dense.ctypes.data
+
+
+@pytest.fixture
+def whitened():
+    """The encoder of a vector of six numbers, two of which are sums of others, and the vectors that it was fitted on."""
+    drawn_NI = np.random.default_rng(0).normal(size=(400, 4)) * [3.0, 1.0, 0.3, 0.02] + [1.0, 0.0, -2.0, 0.0]
+    numbers = np.column_stack([drawn_NI, drawn_NI[:, 0] + drawn_NI[:, 1], drawn_NI[:, 1] - drawn_NI[:, 2]]).astype(np.float32)
+
+    def fit(**how):
+        feature = VECTOR.model_copy(update={"width": 6} | how)
+        column = pa.chunked_array([pa.array([*numbers.tolist(), None], pa.list_(pa.float32(), 6))])
+        return fit_column(feature, column), column.combine_chunks()
+
+    return fit
+
+
+def encoded(encoder, column):
+    found = np.zeros((len(column), encoder.width), np.float32)
+    encoder.encode(column, found)
+    return found
+
+
+def test_whitened_components_vary_alike_and_apart_from_one_another(whitened):
+    encoder, column = whitened(project_to=3, whitening_shrinkage=0.0)
+    found = encoded(encoder, column)
+    assert found.shape == (401, 4)
+    assert np.cov(found[:-1, :3].T, bias=True) == pytest.approx(np.eye(3), abs=1e-3)
+    assert found[:-1, :3].mean(axis=0) == pytest.approx(0.0, abs=1e-4)
+    assert found[:-1, 3].all()
+    assert not found[-1].any(), "a null is all zeros"
+
+
+def test_shrinkage_leaves_small_what_hardly_varies(whitened):
+    """Each variance v becomes v / ((1 - s) v + s m), m the mean of all six."""
+    encoder, column = whitened(project_to=4, whitening_shrinkage=0.25)
+    plain, _ = whitened()
+    numbers = np.array(column.to_pylist()[:-1])
+    variance = np.linalg.eigvalsh(np.cov(numbers.T, bias=True))[::-1]
+    expected = variance[:4] / (0.75 * variance[:4] + 0.25 * variance.mean())
+    assert encoded(encoder, column)[:-1, :4].var(axis=0) == pytest.approx(expected, rel=1e-3)
+    assert expected[3] < 0.01 < expected[0]
+    assert encoded(plain, column).shape == (401, 7)
+
+
+def test_one_value_is_projected_as_a_column_is_and_survives_json(whitened):
+    encoder, column = whitened(project_to=2)
+    again = type(encoder)(**{k: tuple(map(tuple, v)) if k == "projection" else v for k, v in encoder.to_dict().items()})
+    assert json.loads(json.dumps(encoder.to_dict()))["projection"] == [list(row) for row in encoder.projection]
+    one = [0.0] * 4
+    again.encode_one(column[7].as_py(), one, 1)
+    assert one[1:] == pytest.approx(encoded(encoder, column)[7].tolist(), rel=1e-5)
+
+
+def test_a_projection_is_no_wider_than_its_vector():
+    with pytest.raises(
+        ValueError, match="project_to must be of a vector and at most its width, 3; got the vector text of item"
+    ):
+        FeatureConfig.model_validate(VECTOR.model_dump() | {"project_to": 4})
