@@ -36,6 +36,7 @@ MAX_DIFFERENCE = "limaml_offline_online_max_difference"  # gauge {view}: largest
 CONSISTENCY_REQUESTS = "limaml_offline_online_requests"  # gauge: logged requests that were compared
 FEATURE_DRIFT_PSI = "limaml_feature_drift_psi"  # gauge {feature}
 SCORE_DRIFT_PSI = "limaml_score_drift_psi"  # gauge
+VECTOR_DRIFT = "limaml_vector_drift_energy"  # gauge {feature}
 VERB_FINISHED_SECONDS = "limaml_verb_finished_timestamp_seconds"  # gauge {verb, status}: last end of a batch verb
 VERB_SECONDS = "limaml_verb_duration_seconds"  # gauge {verb}
 

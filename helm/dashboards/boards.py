@@ -177,6 +177,13 @@ def pipeline() -> Dashboard:
                 unit="short",
                 span=WHOLE,
             ),
+            lines(
+                "Drift of item vectors (energy)",
+                "Against the training window, by feature: 0 is one distribution, above 0.1 other items are shown.",
+                latest(names.VECTOR_DRIFT, "feature"),
+                unit="short",
+                span=WHOLE,
+            ),
         ],
     )
 

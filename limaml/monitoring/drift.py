@@ -5,12 +5,16 @@ sides are as a service refreshed daily gives them (`limaml.evaluation.daily_repl
 up to 5,000 rows. The network was trained on the window's rows and not on the day's, so a small score drift is there from the
 start. Both sides are read for a sample of users, chosen by a hash, where there are more rows than are needed.
 
+Vectors of items have no bins: the items of a sample of the window's rows are kept, and a statistic of two samples compares
+their vectors with those of the day's rows (`limaml.monitoring.vector_drift`).
+
 A day with fewer than `monitoring.min_drift_rows` rows is not measured, and its gauges are absent.
 
-    drift/version=V/reference.json   the window's histograms         drift/dt=D/drift.json   what a day gave
+    drift/version=V/reference.json   the window's histograms, items  drift/dt=D/drift.json   what a day gave
 """
 
 import math
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,7 @@ from limaml.events.recent import logged_rows, shard_of
 from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.histograms import Histogram
+from limaml.monitoring.vector_drift import sampled, vector_drift
 
 if TYPE_CHECKING:
     from limaml.models.bundle import Bundle
@@ -59,38 +64,63 @@ def measure_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
         _log.info("drift_not_measured", model_version=champion.version, day=day.isoformat(), rows=manifest.rows, reason=reason)
         return {**result, "measured": False, "reason": reason}
     bundle = context.bundle(champion.version)
-    window, scores = _reference(context.storage, bundle, champion.version)
-    rows = _features(context.storage, bundle, day, day)
-    features = {name: histogram.drift(rows[name]) for name, histogram in window.items()}
-    score = scores.drift(_scores(context.storage, bundle, day, day))
+    reference = _reference(context.storage, bundle, champion.version)
+    logged = _logged(context.storage, bundle, day, day)
+    rows = bundle.encoder.values(logged)
+    features = {name: histogram.drift(pa.chunked_array([rows[name]])) for name, histogram in reference.features.items()}
+    score = reference.scores.drift(_scores(context.storage, bundle, day, day))
+    vectors = _vectors(context.storage, bundle, reference.items, sampled(logged["item_id"]))
     for name, value in features.items():
         gauges.set(telemetry.FEATURE_DRIFT_PSI, value, feature=name)
+    for name, value in vectors.items():
+        gauges.set(telemetry.VECTOR_DRIFT, value, feature=name)
     gauges.set(telemetry.SCORE_DRIFT_PSI, score)
     path = f"drift/{partition(day)}/drift.json"
     # A feature without any value has no index, and JSON no NaN.
-    known = {name: None if math.isnan(value) else value for name, value in features.items()}
-    result |= {"measured": True, "score_psi": score, "feature_psi": known}
+    known, apart = (
+        {name: None if math.isnan(value) else value for name, value in found.items()} for found in (features, vectors)
+    )
+    result |= {"measured": True, "score_psi": score, "feature_psi": known, "vector_energy": apart}
     context.storage.write_json(path, result)
     _log.info("drift_measured", model_version=champion.version, **{key: result[key] for key in ("day", "rows", "score_psi")})
     # A result holds 4 KiB, and there may be hundreds of features: they are in the file.
-    del result["feature_psi"]
+    del result["feature_psi"], result["vector_energy"]
     return {**result, "path": context.storage.path(path)}
 
 
-def _reference(storage: Storage, bundle: "Bundle", version: str) -> tuple[dict[str, Histogram], Histogram]:
-    """Histograms of the features and of the scores over the version's training window, computed at the first call."""
+@dataclass(frozen=True)
+class _Reference:
+    """What a version's days are compared with."""
+
+    features: dict[str, Histogram]
+    scores: Histogram
+    items: list[str]
+    """Of a sample of the window's rows."""
+
+
+def _reference(storage: Storage, bundle: "Bundle", version: str) -> _Reference:
+    """Of the version's training window, computed at the first call."""
     path = f"drift/version={version}/reference.json"
-    if not storage.exists(path):
+    if not storage.exists(path) or "items" not in storage.read_json(path):
         days = sorted(date.fromisoformat(day) for day in bundle.lineage.get("days", {}))
         if not days:
             raise DataError(f"version {version} must name the days it was trained on in its lineage, got none; train it again")
-        rows = _features(storage, bundle, days[0], days[-1])
+        logged = _logged(storage, bundle, days[0], days[-1])
         scores = Histogram.fit(_scores(storage, bundle, _scored_from(storage, days), days[-1]))
-        fitted = {name: Histogram.fit(column).to_dict() for name, column in rows.items()}
-        storage.write_json(path, {"through": days[-1].isoformat(), "features": fitted, "scores": scores.to_dict()})
+        values = bundle.encoder.values(logged).items()
+        fitted = {name: Histogram.fit(pa.chunked_array([column])).to_dict() for name, column in values}
+        found = {"features": fitted, "scores": scores.to_dict(), "items": sampled(logged["item_id"])}
+        storage.write_json(path, {"through": days[-1].isoformat(), **found})
     value = storage.read_json(path)
     features = {name: Histogram.from_dict(histogram) for name, histogram in value["features"].items()}
-    return features, Histogram.from_dict(value["scores"])
+    return _Reference(features, Histogram.from_dict(value["scores"]), value["items"])
+
+
+def _vectors(storage: Storage, bundle: "Bundle", before: list[str], now: list[str]) -> dict[str, float]:
+    """Every declared vector with its statistic."""
+    tables = schema.tables(bundle.config.features)
+    items = item_vectors(storage, tables)
+    return {} if items is None else {each.name: vector_drift(each, items, before, now) for each in tables.vectors}
 
 
 def _scored_from(storage: Storage, days: list[date]) -> date:
@@ -159,8 +189,7 @@ def _sampled(storage: Storage, tables: schema.Tables, *, first: date, through: d
     return read_logged(storage, tables, first=first, through=through, entities=("user_id", chosen))
 
 
-def _features(storage: Storage, bundle: "Bundle", first: date, through: date) -> dict[str, pa.ChunkedArray]:
-    """What the network reads of a span's rows: every feature with its values."""
+def _logged(storage: Storage, bundle: "Bundle", first: date, through: date) -> pa.Table:
+    """Rows of a span, about `MAX_ROWS` at most."""
     tables = schema.tables(bundle.config.features)
-    rows = _sampled(storage, tables, first=first, through=through, limit=MAX_ROWS)
-    return {name: pa.chunked_array([values]) for name, values in bundle.encoder.values(rows).items()}
+    return _sampled(storage, tables, first=first, through=through, limit=MAX_ROWS)

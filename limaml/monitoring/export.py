@@ -31,6 +31,10 @@ GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
     telemetry.CONSISTENCY_REQUESTS: ((), "Logged requests that were compared with the offline join."),
     telemetry.FEATURE_DRIFT_PSI: (("feature",), "Population stability index of the day's values against the training window."),
     telemetry.SCORE_DRIFT_PSI: ((), "Population stability index of the day's scores against the training window."),
+    telemetry.VECTOR_DRIFT: (
+        ("feature",),
+        "Energy coefficient between the day's item vectors and the training window's.",
+    ),
     telemetry.VERB_FINISHED_SECONDS: (("verb", "status"), "When the verb last ended with this status."),
     telemetry.VERB_SECONDS: (("verb",), "Time the verb took when it last ended."),
 }

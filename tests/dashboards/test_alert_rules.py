@@ -22,6 +22,7 @@ WANTED = {
     "LimamlErrorRateHigh",
     "LimamlLatencyHigh",
     "LimamlScoreDrift",
+    "LimamlVectorDrift",
     "LimamlOfflineOnlineMismatch",
     "LimamlChampionLoadFailed",
 }
@@ -175,6 +176,14 @@ CASES = [
         "59m",
         "61m",
         "Scores are no longer distributed as in training (PSI 0.30).",
+    ),
+    Case(
+        "LimamlVectorDrift",
+        {'limaml_vector_drift_energy{feature="text"}': always(0.2)},
+        "59m",
+        "61m",
+        "Items with other vectors of text are shown than in training (energy 0.20).",
+        {"feature": "text"},
     ),
     Case(
         "LimamlOfflineOnlineMismatch",

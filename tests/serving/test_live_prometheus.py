@@ -230,7 +230,7 @@ class Live:
         assert {labels["alertname"] for labels, _ in seen} - {"Watchdog"} == ({alert} if alert else set())
 
 
-def export_batch_metrics(cfg, published_ago_s=0.0, mismatch=0.0, score_psi=0.03):
+def export_batch_metrics(cfg, published_ago_s=0.0, mismatch=0.0, score_psi=0.03, energy=0.02):
     """What verbs that ended well just now leave for the node exporter."""
     from limaml.monitoring.export import Gauges, export
 
@@ -246,6 +246,7 @@ def export_batch_metrics(cfg, published_ago_s=0.0, mismatch=0.0, score_psi=0.03)
     for feature, psi in (("user_events", 0.04), ("item_positive_rate", 0.02)):
         drift.set(telemetry.FEATURE_DRIFT_PSI, psi, feature=feature)
     drift.set(telemetry.SCORE_DRIFT_PSI, score_psi)
+    drift.set(telemetry.VECTOR_DRIFT, energy, feature="text")
     for verb, seconds, gauges in (("publish", 12.0, publish), ("consistency", 4.0, consistency), ("drift", 6.0, drift)):
         export(cfg.monitoring, verb, "ok", seconds, now_s, gauges)
 
@@ -355,6 +356,7 @@ def test_a_champion_that_cannot_be_loaded_fires_its_alert_alone(live):
         ("LimamlPublishingStopped", {"published_ago_s": 27 * 3600.0}),
         ("LimamlOfflineOnlineMismatch", {"mismatch": 0.01}),
         ("LimamlScoreDrift", {"score_psi": 0.4}),
+        ("LimamlVectorDrift", {"energy": 0.3}),
     ],
 )
 def test_what_a_batch_verb_found_fires_its_alert_alone(live, alert, exported):

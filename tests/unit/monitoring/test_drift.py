@@ -216,5 +216,5 @@ def test_without_a_champion_or_a_day_it_says_so(world, tmp_path, small_config):
 def test_the_hour_is_the_timestamp_s(world):
     loaded = bundle.load(world.registry.download(world.version, world.cfg.storage.root), parts=("refit",))
     rows = read_logged(world.storage, declared.TABLES, first=world.next_day, through=world.next_day)
-    found = drift._features(world.storage, loaded, world.next_day, world.next_day)["hour"]
+    found = loaded.encoder.values(rows)["hour"]
     assert sorted(found.to_pylist()) == sorted(stamp.hour for stamp in rows["timestamp"].to_pylist())
