@@ -19,7 +19,7 @@ class TransferConfig(Section):
     """The declared vector. Its `encoder` and `licence` must be the encoder's own, its `width` the encoder's."""
     provider: TransferProvider
     """minilm: all-MiniLM-L6-v2, of a package. static: a vector a token, as `limaml distil-encoder` leaves them. folder: a BERT
-    encoder as sentence-transformers keeps it. table: vectors that something else made, of any modality. graph: the singular
+    encoder as sentence-transformers keeps it. table: vectors that something else made, of any modality. graph: the leading
     vectors of a knowledge graph. Or one that is registered (docs/extend.md)."""
     path: str = ""
     """static, folder: the folder of the encoder's files. table: a Parquet or CSV file with `item_id` and `vector`, also a URL.

@@ -56,8 +56,12 @@ def embed_items(cfg: Config, today: date) -> dict[str, Any]:
         items = _items(cfg, today)
         done = {each.feature: _embed(cfg, lock, each, provider, items) for each, provider in opened}
     if not any(counts["items"] for counts in done.values()):
-        changed = [f"; {name} keeps those of texts that changed: {c['changed']}" for name, c in done.items() if c["changed"]]
-        raise NothingToDo(f"all {items.num_rows} items have their vectors{''.join(changed)}")
+        kept = [
+            f"; {counts['changed']} keep their {name}, whose text changed since: {', '.join(counts['first_changed'])}"
+            for name, counts in done.items()
+            if counts["changed"]
+        ]
+        raise NothingToDo(f"all {items.num_rows} items have their vectors{''.join(kept)}")
     return {"status": "embedded", "features": done}
 
 
