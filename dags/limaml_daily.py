@@ -11,25 +11,25 @@ from dags.verb import VerbOperator
 DOC = """
 ### limaml_daily
 
-**Purpose.** Gate one day of events, adapt the entities that have new rows, publish their embeddings for the champion, and for
-the version before it while that is ready to be rolled back to; then compare what the day's requests were scored from with the
-offline join, and measure the day's drift.
+**Purpose.** Make the vectors of new items, gate one day of events, adapt the entities that have new rows, publish their
+embeddings for the champion, and for the version before it while that is ready to be rolled back to; then compare what the day's
+requests were scored from with the offline join, and measure the day's drift.
 
-**Inputs.** The source's rows of `day`; the champion and the ready version before it; the requests logged on `day`. Each version
-is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails the run and is
-named.
+**Inputs.** The source's catalogue and rows of `day`; the champion and the ready version before it; the requests logged on
+`day`. Each version is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails
+the run and is named.
 
-**Outputs.** The days' partitions, snapshots and embeddings; rows online; each slot's `complete_through`; metrics, and the
-tables `consistency/dt=D/` and `drift/dt=D/`.
+**Outputs.** Vectors of new items; the days' partitions, snapshots and embeddings; rows online; each slot's `complete_through`;
+metrics, and the tables `consistency/dt=D/` and `drift/dt=D/`.
 
-**Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task holds
-its error. *ingest* red: the names of the failed expectations are in the error, the day and its report in `quarantine/`; nothing
-after it ran; fix the day at its source and clear the task. *publish* retried with 'busy': another run holds the lease of the
-online store. *publish* red with 'must hold embeddings that passed their gate' for the previous version: the champion is
-published; the log of *adapt* has the reason (`previous_version_not_adapted`); until it is put right there is nothing fresh to
-roll back to. *consistency* red: the error names the view, `differences.parquet` the values; everything was published, and the
-next day is not held up. *consistency* skipped: no request was logged. A day may be run again at any time: unchanged data
-changes nothing.
+**Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task
+holds its error. *embed_items* skipped: no vector is made here, or no item is new. *ingest* red: the names of the failed
+expectations are in the error, the day and its report in `quarantine/`; nothing after it ran; fix the day at its source and
+clear the task. *publish* retried with 'busy': another run holds the lease of the online store. *publish* red with 'must hold
+embeddings that passed their gate' for the previous version: the champion is published; the log of *adapt* has the reason
+(`previous_version_not_adapted`); until it is put right there is nothing fresh to roll back to. *consistency* red: the error
+names the view, `differences.parquet` the values; everything was published, and the next day is not held up. *consistency*
+skipped: no request was logged. A day may be run again at any time: unchanged data changes nothing.
 
 **Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
 """
@@ -50,12 +50,19 @@ with DAG(
     tags=["limaml", "daily"],
     owner_links=OWNER_LINKS,
 ) as dag:
+    embed_items = VerbOperator(
+        task_id="embed_items",
+        verb="embed-items",
+        doc_md="Make the vectors of new items, where [[transfer]] asks for any.",
+        execution_timeout=timedelta(hours=2),
+    )
     ingest = VerbOperator(
         task_id="ingest",
         verb="ingest",
         arguments=[DAY],
         doc_md="Gate the day, store it, take its snapshots, log its features.",
         outlets=[EVENTS],
+        trigger_rule="none_failed",  # Where no item is new, there is a day all the same.
         execution_timeout=timedelta(hours=1),
     )
     adapt = VerbOperator(
@@ -91,4 +98,4 @@ with DAG(
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=1),
     )
-    ingest >> adapt >> publish >> [consistency, drift]
+    embed_items >> ingest >> adapt >> publish >> [consistency, drift]

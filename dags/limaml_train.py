@@ -11,19 +11,21 @@ from dags.verb import VerbOperator
 DOC = """
 ### limaml_train
 
-**Purpose.** Meta-train on all events through one day, judge the candidate against the baselines and the champion, and, if it is
-promoted, fill the idle embedding slot and cut over to it.
+**Purpose.** Make the vectors of new items, meta-train on all events through one day, judge the candidate against the baselines
+and the champion, and, if it is promoted, fill the idle embedding slot and cut over to it.
 
-**Inputs.** The source's days up to `through`; the configuration. Nothing after `through` is read.
+**Inputs.** The source's catalogue and its days up to `through`; the configuration. No event after `through` is read.
 
-**Outputs.** Day partitions and snapshots; a model version with its report; a filled slot; the alias `champion`.
+**Outputs.** Vectors of new items; day partitions and snapshots; a model version with its report; a filled slot; the alias
+`champion`.
 
-**Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task holds
-its error. *ingest* red: a day failed its gate and lies in `quarantine/` with a report; fix the source, run again. *train* red:
-the log names the step and the tasks of a non-finite loss. *evaluate* skipped: the candidate was refused, the reasons are in its
-result and in MLflow, the champion stays. *plan_fill* or *cut_over* retried with 'busy': another run holds the lease of the
-online store. *cut_over* red with 'is complete through': the champion has days that could not be published for the new version;
-the error names what failed. Every task may be cleared and run again. A champion that disappoints: `limaml rollback`.
+**Triage.** Each task is one verb: the log shows its argv, run the same in a terminal. The XCom `result` of a failed task
+holds its error. *embed_items* skipped: no vector is made here, or no item is new. *ingest* red: a day failed its gate and
+lies in `quarantine/` with a report; fix the source, run again. *train* red: the log names the step and the tasks of a
+non-finite loss. *evaluate* skipped: the candidate was refused, the reasons are in its result and in MLflow, the champion
+stays. *plan_fill* or *cut_over* retried with 'busy': another run holds the lease of the online store. *cut_over* red with 'is
+complete through': the champion has days that could not be published for the new version; the error names what failed. Every
+task may be cleared and run again. A champion that disappoints: `limaml rollback`.
 """
 
 THROUGH = "{{ day_of(params.through, dag_run.logical_date) }}"
@@ -68,12 +70,19 @@ with DAG(
         doc_md="Register entities, views and services with Feast.",
         execution_timeout=timedelta(minutes=10),
     )
+    embed_items = VerbOperator(
+        task_id="embed_items",
+        verb="embed-items",
+        doc_md="Make the vectors of new items, where [[transfer]] asks for any.",
+        execution_timeout=timedelta(hours=8),
+    )
     ingest = VerbOperator(
         task_id="ingest",
         verb="ingest",
         arguments=[f"--through={THROUGH}"],
         doc_md="Gate and store the days not stored yet, with snapshots and logged features.",
         outlets=[EVENTS],
+        trigger_rule="none_failed",  # Where no item is new, there may be days all the same.
         execution_timeout=timedelta(hours=2),
     )
     train = VerbOperator(
@@ -114,4 +123,4 @@ with DAG(
         doc_md="Check that the slot is complete, publish the days it lacks, then move the alias `champion`.",
         execution_timeout=timedelta(minutes=30),
     )
-    apply >> ingest >> train >> evaluate >> plan_fill >> fill >> cut_over
+    apply >> embed_items >> ingest >> train >> evaluate >> plan_fill >> fill >> cut_over

@@ -31,7 +31,8 @@ from kubernetes.client import V1ContainerStateTerminated, V1Pod
 from kubernetes.client.exceptions import ApiException
 
 VERBS = (
-    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "consistency", "drift",
+    "apply", "embed-items", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "consistency",
+    "drift",
 )  # fmt: skip
 """What `pod_resources` may name; a test compares it with the command line, which must not be imported here."""
 RESULT_PATH = "/dev/termination-log"

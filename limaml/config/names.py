@@ -40,7 +40,11 @@ FEATURE_TYPES = Names("number", "category", "categories", "cycle", "text", "vect
 """Encoded by `limaml.features.columns`."""
 SOURCE_KINDS = Names("movielens", "completejourney", "synthetic", "parquet", "table")
 """Opened by `limaml.events.sources`."""
+TRANSFER_PROVIDERS = Names("minilm", "static", "folder", "table", "graph")
+"""Opened by `limaml.transfer.providers`."""
 
 MetaBlockName = Annotated[str, AfterValidator(META_BLOCKS.check), WithJsonSchema({"enum": [*META_BLOCKS.known]})]
 FeatureType = Annotated[str, AfterValidator(FEATURE_TYPES.check), WithJsonSchema({"enum": [*FEATURE_TYPES.known]})]
 SourceKind = Annotated[str, AfterValidator(SOURCE_KINDS.check), WithJsonSchema({"enum": [*SOURCE_KINDS.known]})]
+_PROVIDERS = {"enum": [*TRANSFER_PROVIDERS.known]}
+TransferProvider = Annotated[str, AfterValidator(TRANSFER_PROVIDERS.check), WithJsonSchema(_PROVIDERS)]

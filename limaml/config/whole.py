@@ -16,6 +16,7 @@ from limaml.config.section import Section
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
 from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
+from limaml.config.transfer import TransferConfig
 from limaml.errors import ConfigError
 
 _WAITS = {"training": {"ray_start_timeout_s"}}
@@ -29,6 +30,7 @@ class Config(Section):
     storage: StorageConfig = StorageConfig()
     source: SourceConfig
     features: tuple[FeatureConfig, ...] = DEFAULT_FEATURES
+    transfer: tuple[TransferConfig, ...] = ()
     task_kinds: tuple[TaskKindConfig, ...] = (TaskKindConfig(),)
     model: ModelConfig = ModelConfig()
     meta: MetaConfig = MetaConfig()
@@ -78,6 +80,18 @@ class Config(Section):
             raise ValueError(f"features must not be named as the columns of events are, got {', '.join(taken)}; rename them")
         for feature in self.features:
             self._refers_to_declared(feature)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_made_is_declared(self) -> Self:
+        vectors = [feature.name for feature in self.features if feature.type == "vector"]
+        made = [each.feature for each in self.transfer]
+        for name in made:
+            if name not in vectors or made.count(name) > 1:
+                raise ValueError(
+                    f"transfer must make declared vectors, one of {vectors} each, got {made}; declare {name} in [[features]] "
+                    "as a vector of the item, and make it once"
+                )
         return self
 
     def _refers_to_declared(self, feature: FeatureConfig) -> None:

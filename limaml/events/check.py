@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 
 from limaml import schema
 from limaml.config import Config, SourceConfig
-from limaml.errors import UnreadableDayError
+from limaml.errors import DataError, UnreadableDayError
 from limaml.events import catalogue, gates
 from limaml.events.casting import declared_events
 from limaml.events.day_store import canonical, conforms
+from limaml.events.embedded import with_embedded
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.sources import Source, open_source
 from limaml.progress import tracked
@@ -90,7 +91,12 @@ def check(cfg: Config, today: date) -> Report:
 
 def _catalogue(cfg: Config, source: Source, last: date, report: Report) -> dict[str, pa.Table]:
     tables, known = schema.tables(cfg.features), {}
-    for kind, delivered in zip(catalogue.kinds(tables).values(), source.catalogue(last), strict=True):
+    users, items = source.catalogue(last)
+    try:
+        items = with_embedded(cfg, items)
+    except DataError as error:
+        report.wrong.append(str(error))
+    for kind, delivered in zip(catalogue.kinds(tables).values(), (users, items), strict=True):
         known[kind.name], ignored = catalogue.declared(kind, tables, delivered)
         if ignored:
             report.ignored.append(f"{kind.catalogue.name}: {', '.join(ignored)}")

@@ -22,6 +22,7 @@ from limaml.events import catalogue, gates, snapshots, state
 from limaml.events.casting import declared_events
 from limaml.events.day_store import DayManifest, EventStore, canonical, conforms, content_hash, events_path
 from limaml.events.declared import require_declared
+from limaml.events.embedded import with_embedded
 from limaml.events.expectations import Finding, GateResult
 from limaml.events.gate_report import report_html
 from limaml.events.logged import keep_logged_features, logged_path, write_logged
@@ -69,7 +70,8 @@ class _Places:
         """Known users and items as delivered, in the declared columns; what no feature reads is logged."""
         found = {}
         # A corrected day does not make the ids of later ones unknown.
-        known = self.source.catalogue(max([self.last, *self.store.days("passed")]))
+        users, items = self.source.catalogue(max([self.last, *self.store.days("passed")]))
+        known = (users, with_embedded(self.cfg, items))
         for kind, delivered in zip(catalogue.kinds(self.tables).values(), known, strict=True):
             found[kind.name], ignored = catalogue.declared(kind, self.tables, delivered)
             if ignored:

