@@ -24,7 +24,10 @@ UNKNOWN_CATEGORIES_TOTAL = "limaml_unknown_categories_total"  # counter {feature
 SCORE = "limaml_score"  # histogram
 RANK_SECONDS = "limaml_rank_seconds"  # histogram {stage}
 RANK_CANDIDATES = "limaml_rank_candidates"  # histogram
-LOOKUP_STATUSES = ("fresh", "stale", "missing", "version_mismatch", "store_error")
+ARM_REQUESTS_TOTAL = "limaml_arm_requests_total"  # counter {arm, answer}
+ARM_SECONDS = "limaml_arm_seconds"  # histogram {arm}
+LOOKUP_STATUSES = ("fresh", "stale", "missing", "version_mismatch", "store_error", "withheld")
+ARM_ANSWERS = ("personalised", "prior", "other_version")
 RANK_STAGES = ("features", "embedding", "score", "serialise", "total")
 # Of the batch verbs:
 LAST_PUBLISHED_SECONDS = "limaml_last_published_timestamp_seconds"  # gauge {kind}: when the last publication ended

@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 1 << 20
 """A thousand candidates with ids of 256 characters are a quarter of this."""
 
 Id = Annotated[str, Field(min_length=1, max_length=schema.MAX_ID_LENGTH)]
-Fallback = Literal["stale", "missing", "version_mismatch", "store_error"]
+Fallback = Literal["stale", "missing", "version_mismatch", "store_error", "withheld"]
 
 
 class RequestError(LimamlError):
@@ -88,7 +88,9 @@ class EmbeddingUsed(BaseModel):
 
     age_s: float | None = Field(description="Freshness lag of the stored embedding in seconds; null where none was found.")
     inactivity_s: float | None = Field(description="Seconds since the entity's last event; reported only.")
-    fallback: Fallback | None = Field(description="Why the prior was used; null where the stored embedding was.")
+    fallback: Fallback | None = Field(
+        description="Why the prior was used, withheld: by the arm alone; null where the stored embedding was."
+    )
     stale: bool = Field(
         description="Whether the stored embedding lags more than the configuration allows; by configuration (`when_stale`) "
         "it is used all the same, with `fallback` null, or the prior is, with `fallback` stale."
@@ -103,7 +105,7 @@ class EmbeddingsUsed(BaseModel):
     )
     inactivity_s: float | None = Field(description="Seconds since the last event of the most silent item; reported only.")
     statuses: dict[str, int] = Field(
-        description="Candidates by what was found of them: fresh, stale, missing, version_mismatch or store_error."
+        description="Candidates by what was found of them: fresh, stale, missing, version_mismatch, store_error or withheld."
     )
     prior: int = Field(description="Candidates that were scored with the prior.")
 
@@ -117,6 +119,9 @@ class RankResponse(BaseModel):
     model_version: str
     embeddings: dict[str, EmbeddingUsed | EmbeddingsUsed] = Field(
         description="By task kind: of the user, or of the candidates."
+    )
+    arm: str | None = Field(
+        default=None, description="Arm of the experiment that the user is in; not there where none is configured."
     )
 
 

@@ -2,6 +2,7 @@
 
 Contract 4: alias and tags are polled; block and slot switch together; every request is scored from exactly one `Loaded`.
 A champion that cannot be loaded leaves the one that serves in place, and so does a registry that does not answer.
+Where an arm of the experiment asks for the version before the champion, that is kept beside it while its slot is `ready`.
 Item features are read anew in the same thread: the store gives up by itself (`features.READ_TIMEOUT_S`).
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config, require_features
+from limaml.embeddings.slot_state import ready_beside
 from limaml.errors import ConfigError, StoreError
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
@@ -36,7 +38,10 @@ _WARM_UP_REQUESTS = 5
 
 
 class Champion:
-    """Holds `loaded` (None until a champion has been loaded) and the thread that keeps it current."""
+    """Holds `loaded` (None until a champion has been loaded) and the thread that keeps it current.
+
+    `previous` is the ready version before the champion, None where there is none or no arm asks for it.
+    """
 
     def __init__(self, cfg: Config, metrics: Metrics, *, on_switch: Callable[[], None] = lambda: None) -> None:
         """`on_switch` is called in the polling thread after each change of version or slot."""
@@ -44,6 +49,8 @@ class Champion:
         if first.entity_column != "user_id":
             raise ConfigError(f"task_kinds: {first.name} must hang on user_id to be served, got {first.entity_column}")
         self.loaded: Loaded | None = None
+        self.previous: Loaded | None = None
+        self._wants_previous = any(arm.version == "previous" for arm in cfg.experiment.arms)
         self._cfg = cfg
         self._metrics = metrics
         self._on_switch = on_switch
@@ -51,7 +58,8 @@ class Champion:
         self._items = Items(schema.tables(cfg.features).names("item"))
         self._item_kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"]
         self._items_due = 0.0
-        self._store_failed = False
+        self._to_reopen: set[str] = set()
+        """Slots whose reader may be of another file by now."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll_until_stopped, name="champion-poll", daemon=True)
         self._last_errors: dict[str, str] = {}
@@ -61,14 +69,21 @@ class Champion:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self.loaded is not None:
-            self.loaded.features.close()
+        for loaded in (self.loaded, self.previous):
+            if loaded is not None:
+                loaded.features.close()
 
     def poll(self) -> None:
         """Read alias and tags once and act on them. Raises what the registry raises."""
         champion = self._registry.champion()
         self._metrics.polled()
         self._last_errors.pop("champion_poll_failed", None)
+        before = self.loaded
+        self._follow(champion)
+        if self._wants_previous and champion is not None and registry.SLOT in champion.tags:
+            self._follow_previous(ready_beside(self._registry, champion), renew=self.loaded is not before)
+
+    def _follow(self, champion: registry.ModelVersion | None) -> None:
         current = self.loaded
         if champion is not None:
             if current is None or (current.version, current.slot) != (champion.version, champion.tags.get(registry.SLOT)):
@@ -82,6 +97,32 @@ class Champion:
                 return
         if current is not None and time.monotonic() >= self._items_due:
             self._refresh(current, *_known_complete(current))
+
+    def _follow_previous(self, found: registry.ModelVersion | None, *, renew: bool) -> None:
+        """Keep what is ready beside the champion; with `renew` its items are read anew, as the champion's were."""
+        current = self.previous
+        wanted = None if found is None else (found.version, found.tags[registry.SLOT])
+        if current is not None and (current.version, current.slot) != wanted:
+            log.info("previous_dropped", version=current.version)
+            self.previous = None
+            current.features.close()
+        if found is None:
+            return
+        if current is None or self.previous is None:
+            self._load_previous(found)
+        elif renew or self._complete_through(found) != _known_complete(current):
+            self.previous = self._renewed(current, *self._complete_through(found))
+
+    def _load_previous(self, found: registry.ModelVersion) -> None:
+        try:
+            loaded = self._load(found)
+            self._warm_up(loaded)
+        except Exception as error:  # noqa: BLE001 - its arm is then answered by the champion, and counted as such
+            self._log_error("previous_load_failed", error, version=found.version)
+            return
+        self.previous = loaded
+        self._last_errors.pop("previous_load_failed", None)
+        log.info("previous_loaded", version=loaded.version, slot=loaded.slot)
 
     def _poll_until_stopped(self) -> None:
         from limaml.features.feature_store import import_feast
@@ -167,13 +208,16 @@ class Champion:
 
     def _refresh(self, current: Loaded, complete_through: datetime | None, others: Mapping[str, datetime | None]) -> None:
         """Items and their embeddings as they are now, and the end of the last published day."""
+        self.loaded = self._renewed(current, complete_through, others)
+        self._metrics.serving(current.version, current.slot, complete_through)
+
+    def _renewed(self, current: Loaded, complete_through: datetime | None, others: Mapping[str, datetime | None]) -> Loaded:
         self._read_items(current.features)
         scorer = current.scorer
         if self._items is not current.items:
             scorer = self._scorer(current.network, current.encoder)
         new = replace(current, complete_through=complete_through, items=self._items, scorer=scorer, others_complete=others)
-        self.loaded = replace(new, item_embeddings=self._item_embeddings(new))
-        self._metrics.serving(current.version, current.slot, complete_through)
+        return replace(new, item_embeddings=self._item_embeddings(new))
 
     def _scorer(self, network: Network, encoder: Encoder) -> Scorer:
         """Of the items as last read. Vectors are read for it and not kept: it holds what the network makes of them."""
@@ -188,14 +232,14 @@ class Champion:
         self._items_due = 0.0
         catalogue = self._catalogue()
         try:
-            if not features.is_open or self._store_failed:
+            if not features.is_open or features.slot in self._to_reopen:
                 features.open()
             rows = features.read_items(catalogue)
             self._last_errors.pop("items_refresh_failed", None)
             self._items_due = time.monotonic() + self._cfg.serving.items_refresh_s
-            self._store_failed = False
+            self._to_reopen.discard(features.slot)
         except Exception as error:  # noqa: BLE001 - contract 6: a server without its online store serves the prior
-            self._store_failed = True  # it may be another file when it is back: it is opened anew
+            self._to_reopen = set(schema.SLOTS)  # it may be another file when it is back: it is opened anew
             self._log_error("items_refresh_failed", error)
             rows = dict(self._items.rows or {})
         if (catalogue, rows) != (self._items.catalogue, self._items.rows):
@@ -212,7 +256,7 @@ class Champion:
                 known = rows, loaded.others_complete.get(kind)
                 self._last_errors.pop("item_embeddings_refresh_failed", None)
             except Exception as error:  # noqa: BLE001 - contract 6: items without their embeddings are scored with the prior
-                self._store_failed, self._items_due = True, 0.0
+                self._to_reopen, self._items_due = set(schema.SLOTS), 0.0
                 self._log_error("item_embeddings_refresh_failed", error, kind=kind)
             of_kind = {"version": loaded.version, "prior_D": loaded.prior[kind]}
             found[kind] = ItemEmbeddings.of(loaded.items.catalogue, known[0], complete_through=known[1], **of_kind)  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
 """Which embedding a request is scored with: the stored one, or the prior and why (contracts 3, 4 and 6)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 
-Status = Literal["fresh", "stale", "missing", "version_mismatch", "store_error"]
+Status = Literal["fresh", "stale", "missing", "version_mismatch", "store_error", "withheld"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Lookup:
     vector: Any = None
     age_s: float | None = None
     inactivity_s: float | None = None
+
+    def withheld(self) -> "Lookup":
+        """The same for a request that is not personalised; what would not have been used anyway keeps its reason."""
+        return replace(self, status="withheld" if self.status == "fresh" else self.status, vector=None)
 
 
 def judge(

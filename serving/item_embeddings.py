@@ -4,7 +4,7 @@ I items, R candidates, D embedding width
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
@@ -37,6 +37,12 @@ class CandidateLookups:
     """Freshness lag of the oldest; None where no row counts."""
     inactivity_s: float | None
     """Of the item that has been silent for longest."""
+
+    def withheld(self, prior_D: Floats) -> "CandidateLookups":
+        """As `freshness.Lookup.withheld`, of each candidate."""
+        status_R = np.where(self.status_R == _CODES["fresh"], _CODES["withheld"], self.status_R)
+        vector_RD = np.tile(prior_D, (len(status_R), 1))
+        return replace(self, status_R=status_R, vector_RD=vector_RD, num_prior=len(status_R))
 
     @cached_property
     def counts(self) -> dict[Status, int]:

@@ -50,6 +50,8 @@ class _Pending:
     lag: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     inactivity: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stages: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    arms: CountOf[tuple[str, str]] = field(default_factory=CountOf)
+    arm_seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     unknown: CountOf[str] = field(default_factory=CountOf)
     scores: list[Floats] = field(default_factory=list)
     """(R,) of every request."""
@@ -58,7 +60,7 @@ class _Pending:
 class Metrics:
     """One set a process: prometheus_client refuses a second registration of a name.
 
-    `answered`, `looked_up`, `ranked` and `stage` are for one thread, the event loop's, and are seen after `flush`.
+    `answered`, `looked_up`, `ranked`, `of_arm` and `stage` are for one thread, the event loop's, and are seen after `flush`.
     """
 
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
@@ -118,11 +120,27 @@ class Metrics:
         self._score = histogram(telemetry.SCORE, "Scores given.", SCORE_BUCKETS)
         self._seconds = histogram(telemetry.RANK_SECONDS, "Time of a ranking request by stage.", STAGE_BUCKETS, ["stage"])
         self._candidates = histogram(telemetry.RANK_CANDIDATES, "Candidates of a request.", CANDIDATE_BUCKETS)
+        self._arms = Counter(
+            telemetry.ARM_REQUESTS_TOTAL,
+            "Ranked requests by arm of the experiment, and by what answered: stored embedding, prior, or another version.",
+            ["arm", "answer"],
+            registry=registry,
+        )
+        self._arm_seconds = histogram(
+            telemetry.ARM_SECONDS,
+            "Time from a checked request to its answer, by arm of the experiment.",
+            STAGE_BUCKETS,
+            ["arm"],
+        )
         self._serving: tuple[str, str] | None = None
         self._pending = _Pending()
 
-    def start(self, kinds: Sequence[str], categories: Sequence[str] = ()) -> None:
+    def start(self, kinds: Sequence[str], categories: Sequence[str] = (), arms: Sequence[str] = ()) -> None:
         """Give every series its zero, so that rates and alerts see the first count; `categories` are features of them."""
+        for arm in arms:
+            self._arm_seconds.labels(arm)
+            for answer in telemetry.ARM_ANSWERS:
+                self._arms.labels(arm, answer)
         for feature in categories:
             self._unknown.labels(feature)
         for kind in kinds:
@@ -152,6 +170,11 @@ class Metrics:
         """(R,) scores given to the candidates of one request."""
         self._pending.scores.append(scores)
 
+    def of_arm(self, arm: str, answer: str, seconds: float) -> None:
+        """One ranked request of an arm; `answer` is one of telemetry.ARM_ANSWERS."""
+        self._pending.arms[arm, answer] += 1
+        self._pending.arm_seconds[arm].append(seconds)
+
     def unknown_categories(self, feature: str, number: int) -> None:
         """Values of a request that the serving model never saw in training."""
         self._pending.unknown[feature] += number
@@ -168,10 +191,13 @@ class Metrics:
             self._unknown.labels(feature).inc(count)
         for labels, count in pending.lookups.items():
             self._lookups.labels(*labels).inc(count)
+        for labels, count in pending.arms.items():
+            self._arms.labels(*labels).inc(count)
         for histogram, values in (
             (self._lag, pending.lag),
             (self._inactivity, pending.inactivity),
             (self._seconds, pending.stages),
+            (self._arm_seconds, pending.arm_seconds),
         ):
             for label, observed in values.items():
                 _observe(histogram.labels(label), np.array(observed))

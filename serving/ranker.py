@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from limaml import schema, telemetry
-from limaml.config import Config
+from limaml.arms import Arms
+from limaml.config import ArmConfig, Config
 from limaml.features.columns import Floats
 from serving import candidates, ranking
 from serving.api import RankRequest, RequestError
@@ -27,6 +28,10 @@ class Served:
 
     request: RankRequest
     now: datetime
+    arm: ArmConfig | None
+    """Of the experiment, where one is configured."""
+    is_arms_version: bool
+    """False where the version that the arm asks for is not there, and the champion answers."""
     loaded: Loaded
     fetched: Fetched
     lookups: dict[str, Lookup | CandidateLookups]
@@ -43,6 +48,7 @@ class Ranker:
 
     def __init__(self, cfg: Config, metrics: Metrics, champion: Champion, calls: StoreCalls, log: RequestLog) -> None:
         self._cfg = cfg
+        self._arms = Arms(cfg.experiment)
         self._tables = schema.tables(cfg.features)
         self._metrics = metrics
         self._champion = champion
@@ -51,15 +57,22 @@ class Ranker:
 
     async def rank(self, request: RankRequest) -> bytes:
         """The answer (`serving.api.RankResponse`) as JSON. Raises RequestError (400, 503)."""
+        began = time.perf_counter()
         served = await self._serve(request, datetime.now(UTC))
         started = time.perf_counter()
-        body = ranking.respond(served.loaded.version, request.item_ids, served.scores, served.lookups)
-        self._metrics.stage("serialise", time.perf_counter() - started)
+        arm = served.arm.name if served.arm else None
+        body = ranking.respond(served.loaded.version, request.item_ids, served.scores, served.lookups, arm)
+        ended = time.perf_counter()
+        self._metrics.stage("serialise", ended - started)
+        if arm is not None:
+            self._metrics.of_arm(arm, self._answer(served), ended - began)
         self._after(served)
         return body
 
     async def _serve(self, request: RankRequest, now: datetime) -> Served:
-        loaded = self._champion.loaded
+        arm = self._arms.of(request.user_id)
+        previous = self._champion.previous if arm is not None and arm.version == "previous" else None
+        loaded = previous or self._champion.loaded
         if loaded is None:
             raise RequestError(
                 503,
@@ -72,7 +85,7 @@ class Ranker:
         started = time.perf_counter()
         fetched = await self._fetch(loaded, request.user_id)
         read = time.perf_counter()
-        lookups = ranking.look_up(loaded, fetched, self._cfg, now, numbers)
+        lookups = ranking.look_up(loaded, fetched, self._cfg, now, numbers, arm)
         judged = time.perf_counter()
         at = request.context.at or now
         context, context_F = loaded.encoder.encode_context(dict(request.context), at)
@@ -82,7 +95,9 @@ class Ranker:
         self._metrics.stage("features", read - started)
         self._metrics.stage("embedding", judged - read)
         self._metrics.stage("score", time.perf_counter() - judged)
-        return Served(request, now, loaded, fetched, lookups, {"at": at, **context}, of_candidates, scores)
+        is_arms_version = arm is None or arm.version == "champion" or previous is not None
+        of_request = {"at": at, **context}
+        return Served(request, now, arm, is_arms_version, loaded, fetched, lookups, of_request, of_candidates, scores)
 
     async def _fetch(self, loaded: Loaded, user_id: str) -> Fetched:
         """One read of the store; on a failure or a time-out the request goes on without the user (contract 6)."""
@@ -90,6 +105,14 @@ class Ranker:
             return await loaded.features.read_user(user_id, self._calls)
         except Exception:  # noqa: BLE001 - whatever the store does, a request is answered; it has been logged
             return UNAVAILABLE
+
+    def _answer(self, served: Served) -> str:
+        """One of telemetry.ARM_ANSWERS; of the user's embedding, whatever is known of the candidates."""
+        if not served.is_arms_version:
+            return "other_version"
+        user = served.lookups[self._cfg.task_kind.name]
+        assert isinstance(user, Lookup)
+        return "prior" if user.vector is None else "personalised"
 
     def _after(self, served: Served) -> None:
         """What is kept of an answer."""
@@ -119,6 +142,7 @@ def _logged(served: Served, tables: schema.Tables) -> LoggedRequest:
         user_id=served.request.user_id,
         model_version=loaded.version,
         slot=loaded.slot,
+        arm=served.arm.name if served.arm else None,
         complete_through=loaded.complete_through,
         context=served.context,
         user=fetched.user if fetched.available else None,

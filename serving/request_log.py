@@ -1,4 +1,5 @@
-"""A share of the requests with everything they were scored from, as Parquet day partitions, for `limaml consistency`.
+"""A share of the requests with everything they were scored from, as Parquet day partitions, for `limaml consistency`
+and `limaml compare-arms`.
 
 Sampled by a hash of the user id, so that a user is logged always or never, by every worker alike. A request only puts its
 values into a bounded queue; a thread turns them into rows and writes `log_path/dt=D/part-….parquet`. What does not fit, or
@@ -83,6 +84,8 @@ class LoggedRequest:
     """Event timestamp of the user's entries by items' attributes; None if there are none."""
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Column of `schema.Tables.of_candidates` -> one value a candidate."""
+    arm: str | None = None
+    """Arm of the experiment that the user is in; None where none is configured."""
 
 
 class RequestLog:
@@ -180,6 +183,7 @@ def _row(request: LoggedRequest) -> dict[str, Any]:
         "user_id": request.user_id,
         "model_version": request.model_version,
         "slot": request.slot,
+        "arm": request.arm,
         "complete_through": request.complete_through,
         "context": dict(request.context),
         "user": user,

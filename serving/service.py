@@ -98,7 +98,8 @@ class Ranking:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._metrics = Metrics()
         categories = [f.name for f in CONFIG.features if f.type in ("category", "categories") and f.entity != "item"]
-        self._metrics.start([kind.name for kind in CONFIG.task_kinds], categories)
+        arms = [arm.name for arm in CONFIG.experiment.arms]
+        self._metrics.start([kind.name for kind in CONFIG.task_kinds], categories, arms)
         self._calls = StoreCalls(CONFIG.serving, on_breaker=self._metrics.breaker_open)
         self._champion = Champion(CONFIG, self._metrics, on_switch=self._switched)
         self._log = RequestLog(CONFIG)

@@ -74,7 +74,8 @@ def freshness() -> Dashboard:
 
 
 def serving() -> Dashboard:
-    answered = names.REQUESTS_TOTAL
+    answered, by_arm = names.REQUESTS_TOTAL, names.ARM_REQUESTS_TOTAL
+    of_arm = f"sum by (arm, answer) (rate({by_arm}[{WINDOW}]))"
     failed = f'(sum(rate({answered}{{code=~"5.."}}[{WINDOW}])) or vector(0))'
     return board(
         "limaml-serving",
@@ -126,6 +127,26 @@ def serving() -> Dashboard:
                 "A second, by feature, of users and requests. A rise is a new category, or a column written otherwise.",
                 per_second(names.UNKNOWN_CATEGORIES_TOTAL, "feature"),
                 unit="short",
+                span=WHOLE,
+            ),
+            lines(
+                "Requests by arm",
+                "A second, of an experiment. Shares unlike the configured: a broken split; `limaml compare-arms` tests it.",
+                per_second(names.ARM_REQUESTS_TOTAL, "arm"),
+                unit="reqps",
+            ),
+            lines(
+                "Answers of an arm",
+                "Share of an arm's requests by what answered. `other_version`: the version that the arm asks for is not there.",
+                Query(f"{of_arm} / on (arm) group_left sum by (arm) (rate({by_arm}[{WINDOW}]))", "{{arm}} {{answer}}"),
+                unit="percentunit",
+                top=1,
+            ),
+            lines(
+                "Latency by arm",
+                "Of ranking alone. An arm that is slower is judged with its slowness.",
+                *quantiles(names.ARM_SECONDS, "arm"),
+                unit="s",
                 span=WHOLE,
             ),
         ],

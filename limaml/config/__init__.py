@@ -6,6 +6,7 @@ variable or file.
 """
 
 from limaml.config.data import NegativesConfig, SourceConfig, StorageConfig
+from limaml.config.experiment import ArmConfig, ExperimentConfig
 from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
@@ -16,9 +17,11 @@ from limaml.config.whole import Config, load, require_features
 
 __all__ = [
     "DEFAULT_FEATURES",
+    "ArmConfig",
     "Config",
     "EmbeddingsConfig",
     "EvaluationConfig",
+    "ExperimentConfig",
     "FeastConfig",
     "FeatureConfig",
     "LocalConfig",

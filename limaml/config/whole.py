@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from limaml.config.data import SourceConfig, StorageConfig
+from limaml.config.experiment import ExperimentConfig
 from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.section import Section
@@ -42,6 +43,7 @@ class Config(Section):
     feast: FeastConfig = FeastConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     serving: ServingConfig = ServingConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
     local: LocalConfig = LocalConfig()
 
@@ -64,6 +66,15 @@ class Config(Section):
             raise ValueError(
                 f"ray.min_workers must be <= training.num_workers ({self.training.num_workers}), got {self.ray.min_workers}; "
                 "lower it, or raise training.num_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_are_logged(self) -> Self:
+        if self.experiment.arms and not self.serving.log_share:
+            raise ValueError(
+                "serving.log_share must be > 0 where experiment.arms are declared, got 0; arms are compared by the "
+                "requests that are logged"
             )
         return self
 

@@ -89,22 +89,23 @@ def _side_by_side(tables: Mapping[str, Table]) -> list[list[str]]:
 def _first_k(first_k: Mapping[str, Table], gate_k: str) -> list[str]:
     table = first_k[gate_k]
     counts = f"{table['users']} held-out users, {table['rows']} query rows"
-    lines = [f"First {gate_k} rows as support: {counts}; intervals: 95 %, paired over users", *_aligned(method_rows(table))]
-    return [*lines, "", "By number of support rows (pooled AUC / per-user AUC)", *_aligned(by_k_rows(first_k))]
+    lines = [f"First {gate_k} rows as support: {counts}; intervals: 95 %, paired over users", *aligned(method_rows(table))]
+    return [*lines, "", "By number of support rows (pooled AUC / per-user AUC)", *aligned(by_k_rows(first_k))]
 
 
 def _served(result: Table, group: str, what: str) -> list[str]:
     table, since = result["as_served"][group], result["split"]["validation_end"]
     counts = f"{what} from {since} on: {table['users']} users, {table['rows']} rows"
-    return [f"As served daily, {counts}", *_aligned(method_rows(table))]
+    return [f"As served daily, {counts}", *aligned(method_rows(table))]
 
 
 def _by_days(as_served: Mapping[str, Table]) -> list[str]:
-    lines = _aligned(by_days_rows(as_served))
+    lines = aligned(by_days_rows(as_served))
     return ["Known users by the number of earlier days on which they came (pooled AUC / per-user AUC)", *lines]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the first cells on the left and the others on the right of columns of one width each."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -39,6 +39,7 @@ from limaml.io.storage import Storage
 from limaml.monitoring.comparison import EXAMPLES, PRESENT, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
 from limaml.monitoring.published import published_files
+from limaml.monitoring.request_files import request_files
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -61,7 +62,7 @@ def compare_day(cfg: Config, day: date, gauges: Gauges) -> dict[str, Any]:
     written and exported all the same.
     """
     requests, storage = Storage(cfg.serving.log_path), Storage(cfg.storage.root)
-    files = [f"{partition(day)}/{name}" for name in requests.list(partition(day)) if not name.startswith(".")]
+    files = request_files(requests, day)
     if not files:
         # The ratios of the last compared day stay exported; this says that they are not of this one.
         gauges.set(telemetry.CONSISTENCY_REQUESTS, 0)
@@ -114,7 +115,7 @@ def _refuse_above(limit: float, tallies: dict[str, Tally], path: str) -> None:
 def _parts(requests: Storage, files: list[str], log: schema.Table) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for path in files:
-        waiting.append(requests.read_table(path).select(log.names).cast(log.arrow))
+        waiting.append(requests.dataset([path], log.arrow).to_table())
         if sum(table.num_rows for table in waiting) >= _REQUESTS_PER_PART:
             yield pa.concat_tables(waiting).combine_chunks()
             waiting = []

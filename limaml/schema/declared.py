@@ -162,7 +162,7 @@ class Tables:
 
     @property
     def request_log(self) -> Table:
-        """A ranking request as it was answered: what the service logs of a share of users, for `limaml consistency`."""
+        """A ranking request as it was answered: what the service logs of a share of users."""
         return Table(
             "request_log",
             (
@@ -170,6 +170,8 @@ class Tables:
                 Column("user_id", pa.string()),
                 Column("model_version", pa.string()),
                 Column("slot", pa.string(), allowed=SLOTS),
+                # Null where no experiment is configured.
+                Column("arm", pa.string(), nullable=True),
                 # End of the last day that the server knew to be published whole.
                 Column("complete_through", TIMESTAMP, nullable=True),
                 Column("context", _struct((Column("at", TIMESTAMP), *self.context(per_candidate=False).columns))),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 HELP_LIMIT_S = 0.5
 VERBS = [
     "apply", "embed-items", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback",
-    "consistency", "drift", "up", "stop", "status",
+    "consistency", "drift", "compare-arms", "up", "stop", "status",
     "check", "init", "distil-encoder",
 ]  # fmt: skip
 
@@ -77,7 +77,7 @@ print(time.process_time() - started, sorted(heavy))
 def test_every_verb_has_help(verb: str) -> None:
     registered = {command.name: command for command in cli.app.registered_commands}
     assert registered[verb].callback.__doc__
-    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.BY_HAND, cli.ONE_MACHINE, cli.YOUR_DATA)
+    assert registered[verb].rich_help_panel in (cli.DAG_TASKS, cli.BY_HAND, cli.ARMS, cli.ONE_MACHINE, cli.YOUR_DATA)
 
 
 def test_a_table_becomes_a_configuration_and_its_faults_are_an_exit_code(tmp_path: Path) -> None:
