@@ -3,7 +3,7 @@
 Every verb reads one configuration, does one thing and ends with an exit code of `limaml.errors`. With `--result PATH` it
 leaves a JSON of at most 4 KiB there (verb, status `ok`, `unchanged`, `refused` or `failed`, and what the next task needs:
 paths and names, never data); without, that JSON goes to standard output. Heavy packages are imported by the verb that needs
-them.
+them. Over 400 lines, because every verb stands here: the file is the list of what the system does.
 """
 
 import atexit
@@ -70,6 +70,7 @@ MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive
 Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
 Version = Annotated[str, typer.Option(help="Model version in the registry.")]
 MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back to; a repeated call then changes nothing.")]
+MaybeCard = Annotated[str | None, typer.Option("--version", help="Model version in the registry; the champion by default.")]
 Candidate = Annotated[str, typer.Option(help="Folder or URL that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
@@ -336,6 +337,17 @@ def status(cfg: "Config", today: Today = None) -> dict[str, Any]:
     found = read_status(cfg, _today(today))
     print("\n".join(screen(cfg, found, datetime.now(UTC))))
     return found.to_dict()
+
+
+@verb(BY_HAND, spoken=True)
+def card(cfg: "Config", version: MaybeCard = None) -> dict[str, Any]:
+    """Show the card of a model version: data and encoders with their terms, features, evaluation by group, known limits."""
+    from limaml.governance import card
+    from limaml.local.status import read_card
+
+    number, found = read_card(cfg, version)
+    print("\n".join([f"Model version {number}", *card.lines(found)]))
+    return {"version": number, **card.headline(found)}
 
 
 @verb(YOUR_DATA, spoken=True)

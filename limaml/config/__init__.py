@@ -7,6 +7,7 @@ variable or file.
 
 from limaml.config.data import NegativesConfig, SourceConfig, StorageConfig
 from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.governance import GovernanceConfig, not_permitted, require_permitted, require_permitted_version
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluationConfig",
     "FeastConfig",
     "FeatureConfig",
+    "GovernanceConfig",
     "LocalConfig",
     "MetaConfig",
     "ModelConfig",
@@ -34,5 +36,8 @@ __all__ = [
     "TaskKindConfig",
     "TrainingConfig",
     "load",
+    "not_permitted",
     "require_features",
+    "require_permitted",
+    "require_permitted_version",
 ]

@@ -10,7 +10,8 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from limaml.config.data import SourceConfig, StorageConfig
-from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.features import DEFAULT_FEATURES, SAID, FeatureConfig
+from limaml.config.governance import GovernanceConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.section import Section
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
@@ -18,8 +19,8 @@ from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
 from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
 from limaml.errors import ConfigError
 
-_WAITS = {"training": {"ray_start_timeout_s"}}
-"""How long is waited changes nothing that is computed: not part of a fingerprint."""
+_NOT_COMPUTED: Any = {"training": {"ray_start_timeout_s"}, "features": {"__all__": set(SAID)}}
+"""How long is waited, and what data may be used for, changes nothing that is computed: not part of a fingerprint."""
 RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
 
 
@@ -36,6 +37,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    governance: GovernanceConfig = GovernanceConfig()
     registry: RegistryConfig = RegistryConfig()
     feast: FeastConfig = FeastConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
@@ -128,13 +130,13 @@ class Config(Section):
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
-        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_WAITS)
+        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_NOT_COMPUTED)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 
 def require_features(trained: Config, now: Config, version: str) -> None:
-    """Raises ConfigError where a model version was trained on other features than are declared now."""
-    before, after = ({feature.name: feature for feature in cfg.features} for cfg in (trained, now))
+    """Raises ConfigError where a model version was trained on other features than are declared now; what is said may differ."""
+    before, after = ({f.name: f.model_dump(exclude=set(SAID)) for f in cfg.features} for cfg in (trained, now))
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise ConfigError(
