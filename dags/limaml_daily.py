@@ -13,7 +13,7 @@ DOC = """
 
 **Purpose.** Gate one day of events, adapt the entities that have new rows, publish their embeddings for the champion, and for
 the version before it while that is ready to be rolled back to; then compare what the day's requests were scored from with the
-offline join, and measure the day's drift.
+offline join, measure the day's drift, and drop what is past its retention.
 
 **Inputs.** The source's rows of `day`; the champion and the ready version before it; the requests logged on `day`. Each version
 is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails the run and is
@@ -28,8 +28,8 @@ after it ran; fix the day at its source and clear the task. *publish* retried wi
 online store. *publish* red with 'must hold embeddings that passed their gate' for the previous version: the champion is
 published; the log of *adapt* has the reason (`previous_version_not_adapted`); until it is put right there is nothing fresh to
 roll back to. *consistency* red: the error names the view, `differences.parquet` the values; everything was published, and the
-next day is not held up. *consistency* skipped: no request was logged. A day may be run again at any time: unchanged data
-changes nothing.
+next day is not held up. *consistency* skipped: no request was logged. *retain* skipped: nothing was past its retention. A day
+may be run again at any time: unchanged data changes nothing.
 
 **Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
 """
@@ -91,4 +91,13 @@ with DAG(
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=1),
     )
-    ingest >> adapt >> publish >> [consistency, drift]
+    # Values do not stay longer because a day could not be taken in; the other last tasks then keep the run red.
+    retain = VerbOperator(
+        task_id="retain",
+        verb="retain",
+        arguments=[DAY],
+        doc_md="Drop values, logged requests and refused deliveries that are past their retention.",
+        trigger_rule="all_done",
+        execution_timeout=timedelta(hours=1),
+    )
+    ingest >> adapt >> publish >> [consistency, drift, retain]

@@ -92,6 +92,11 @@ class Config(Section):
                 f"features: the mean {feature.name} must be of a number of the event or the context, one of {known}, got "
                 f"{feature.of!r}{'' if of is None else f', a {of.type} of the {of.entity}'}; declare it, or name another"
             )
+        if of is not None and of.retention_days and feature.window_days >= of.retention_days:
+            raise ValueError(
+                f"features: {of.name} must keep its values (retention_days) for more days than the mean {feature.name} looks "
+                f"back ({feature.window_days}), got {of.retention_days}; raise it, or shorten window_days"
+            )
         if not feature.by:
             return
         if feature.by != "item_id" and (by is None or by.entity != "item" or by.type != "category"):

@@ -124,7 +124,7 @@ def _said(terms: Terms) -> dict[str, str]:
 
 def _span(days: Sequence[DayManifest]) -> dict[str, Any]:
     """Days and rows, and one digest of every day's revision and content."""
-    contents = [[manifest.day.isoformat(), manifest.revision, manifest.sha256] for manifest in days]
+    contents = [[manifest.day.isoformat(), manifest.revision, manifest.content] for manifest in days]
     return {
         "first_day": days[0].day.isoformat() if days else None,
         "last_day": days[-1].day.isoformat() if days else None,

@@ -61,7 +61,7 @@ class Candidate:
 
 def fingerprint(cfg: Config, through: date) -> str:
     """SHA-256 (hex) of data, configuration and code: equal fingerprints would train the same model."""
-    days = {m.day.isoformat(): m.sha256 for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
+    days = {m.day.isoformat(): m.content for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
     parts = {
         "through": through.isoformat(),
         "days": {day: content for day, content in sorted(days.items()) if day <= through.isoformat()},

@@ -44,12 +44,13 @@ def test_a_day_is_judged_once_it_is_published() -> None:
     assert order == {
         "ingest": {"adapt"},
         "adapt": {"publish"},
-        "publish": {"consistency", "drift"},
+        "publish": {"consistency", "drift", "retain"},
         "consistency": set(),
         "drift": set(),
+        "retain": set(),
     }
-    late = [task for task in daily.tasks if task.task_id in ("consistency", "drift")]
-    assert all(task.trigger_rule == ("none_failed" if task in late else "all_success") for task in daily.tasks)
+    rules = {"consistency": "none_failed", "drift": "none_failed", "retain": "all_done"}
+    assert all(task.trigger_rule == rules.get(task.task_id, "all_success") for task in daily.tasks)
 
 
 def test_fill_is_mapped_over_shards_and_never_over_entities() -> None:
@@ -133,7 +134,7 @@ def test_what_the_verbs_are_given() -> None:
     assert rendered(train, "train", {"through": "2026-01-31"}) == ["--through=2026-01-31"]
     assert rendered(train, "plan_fill", params) == ["--version=7", "--through=2026-01-31"]
     assert rendered(train, "fill", params) == ["--version=7"]
-    for task in ("publish", "consistency", "drift"):
+    for task in ("publish", "consistency", "drift", "retain"):
         assert rendered(daily, task, {"day": "2026-02-01"}) == ["--day=2026-02-01"]
 
 
