@@ -97,7 +97,7 @@ def _measured(what: str, folder: Path, days: int) -> dict[str, float]:
 def _config(folder: Path) -> Config:
     return Config.model_validate(
         {
-            "source": {"kind": "parquet", "path": str(folder / "delivered")},
+            "source": {"kind": "parquet", "path": str(folder / "delivered"), "licence": "CC0-1.0"},
             "storage": {"root": str(folder / "data")},
             "feast": {"registry": str(folder / "registry.db"), "online_connection": str(folder / "online.db")},
         }

@@ -57,7 +57,7 @@ class Place:
         features = [feature | ({"width": self.width} if feature["type"] == "vector" else {}) for feature in FEATURES]
         values = {
             "features": features,
-            "source": {"kind": "parquet", "path": str(folder / "delivered")},
+            "source": {"kind": "parquet", "path": str(folder / "delivered"), "licence": "CC0-1.0"},
             "storage": {"root": str(folder / "data")},
             "training": {"max_steps": TRAINING_STEPS, "validate_every": TRAINING_STEPS},
             "evaluation": {"held_out_users": 0.2},

@@ -13,7 +13,7 @@ DOC = """
 
 **Purpose.** Make the vectors of new items, gate one day of events, adapt the entities that have new rows, publish their
 embeddings for the champion, and for the version before it while that is ready to be rolled back to; then compare what the day's
-requests were scored from with the offline join, and measure the day's drift.
+requests were scored from with the offline join, measure the day's drift, and drop what is past its retention.
 
 **Inputs.** The source's catalogue and rows of `day`; the champion and the ready version before it; the requests logged on
 `day`. Each version is given every day after its own `complete_through`, up to `day`; a day between that was not ingested fails
@@ -29,7 +29,8 @@ clear the task. *publish* retried with 'busy': another run holds the lease of th
 embeddings that passed their gate' for the previous version: the champion is published; the log of *adapt* has the reason
 (`previous_version_not_adapted`); until it is put right there is nothing fresh to roll back to. *consistency* red: the error
 names the view, `differences.parquet` the values; everything was published, and the next day is not held up. *consistency*
-skipped: no request was logged. A day may be run again at any time: unchanged data changes nothing.
+skipped: no request was logged. *retain* skipped: nothing was past its retention. A day may be run again at any time: unchanged
+data changes nothing.
 
 **Backfill.** Through the UI, by logical date: a run with an empty `day` takes the day before its logical date.
 """
@@ -98,4 +99,13 @@ with DAG(
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=1),
     )
-    embed_items >> ingest >> adapt >> publish >> [consistency, drift]
+    # Values do not stay longer because a day could not be taken in; the other last tasks then keep the run red.
+    retain = VerbOperator(
+        task_id="retain",
+        verb="retain",
+        arguments=[DAY],
+        doc_md="Drop values, logged requests and refused deliveries that are past their retention.",
+        trigger_rule="all_done",
+        execution_timeout=timedelta(hours=1),
+    )
+    embed_items >> ingest >> adapt >> publish >> [consistency, drift, retain]

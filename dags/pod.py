@@ -32,7 +32,7 @@ from kubernetes.client.exceptions import ApiException
 
 VERBS = (
     "apply", "embed-items", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "consistency",
-    "drift",
+    "drift", "retain",
 )  # fmt: skip
 """What `pod_resources` may name; a test compares it with the command line, which must not be imported here."""
 RESULT_PATH = "/dev/termination-log"

@@ -3,13 +3,14 @@
 Every verb reads one configuration, does one thing and ends with an exit code of `limaml.errors`. With `--result PATH` it
 leaves a JSON of at most 4 KiB there (verb, status `ok`, `unchanged`, `refused` or `failed`, and what the next task needs:
 paths and names, never data); without, that JSON goes to standard output. Heavy packages are imported by the verb that needs
-them. Over 400 lines, because every verb stands here.
+them. Over 400 lines, because every verb stands here: the file is the list of what the system does.
 """
 
 import atexit
 import ctypes
 import functools
 import inspect
+import json
 import logging
 import os
 import re
@@ -72,6 +73,9 @@ MaybeThrough = Annotated[date | None, _day("All days through this one, inclusive
 Today = Annotated[date | None, _day("Today, for tests and replays; the clock's day (UTC) by default.")]
 Version = Annotated[str, typer.Option(help="Model version in the registry.")]
 MaybeVersion = Annotated[str | None, typer.Option(help="The version to go back to; a repeated call then changes nothing.")]
+OneUser = Annotated[str | None, typer.Option(help="Of this user only, by id.")]
+WholeAudit = Annotated[Path | None, typer.Option(help="Where to write all that is listed, as JSON.")]
+MaybeCard = Annotated[str | None, typer.Option("--version", help="Model version in the registry; the champion by default.")]
 Candidate = Annotated[str, typer.Option(help="Folder or URL that `train` left.")]
 Shard = Annotated[int, typer.Option(min=0, help="Which shard of the plan.")]
 
@@ -309,6 +313,14 @@ def drift(cfg: "Config", gauges: "Gauges", day: Day) -> dict[str, Any]:
     return measure_day(cfg, day, gauges)
 
 
+@verb(DAG_TASKS)
+def retain(cfg: "Config", day: Day) -> dict[str, Any]:
+    """Drop what is past its retention at the end of a day: values of rows, logged requests, refused deliveries."""
+    from limaml.governance.retention import retain
+
+    return retain(cfg, day)
+
+
 @verb(BY_HAND)
 def rollback(cfg: "Config", version: MaybeVersion = None) -> dict[str, Any]:
     """Make the previous version, still ready in the other slot, the champion again, as fresh as the champion was."""
@@ -357,6 +369,30 @@ def status(cfg: "Config", today: Today = None) -> dict[str, Any]:
     found = read_status(cfg, _today(today))
     print("\n".join(screen(cfg, found, datetime.now(UTC))))
     return found.to_dict()
+
+
+@verb(BY_HAND, spoken=True)
+def card(cfg: "Config", version: MaybeCard = None) -> dict[str, Any]:
+    """Show the card of a model version: data and encoders with their terms, features, evaluation by group, known limits."""
+    from limaml.governance import card
+    from limaml.local.status import read_card
+
+    number, found = read_card(cfg, version)
+    print("\n".join([f"Model version {number}", *card.lines(found)]))
+    return {"version": number, **card.headline(found)}
+
+
+@verb(BY_HAND, spoken=True)
+def audit(cfg: "Config", user: OneUser = None, out: WholeAudit = None) -> dict[str, Any]:
+    """List what is stored about users, or about one, where, why and until when."""
+    from limaml.io import atomic
+    from limaml.monitoring.audit import audit
+
+    found = audit(cfg, user)
+    print("\n".join(found.lines()))
+    if out is not None:
+        atomic.write(out, json.dumps(found.to_dict(), indent=1) + "\n")
+    return found.summary()
 
 
 @verb(YOUR_DATA, spoken=True)

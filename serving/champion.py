@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from limaml import registry, schema, telemetry
-from limaml.config import Config, require_features
+from limaml.config import Config, require_features, require_permitted_version
 from limaml.embeddings.slot_state import ready_beside
 from limaml.errors import ConfigError, StoreError
 from limaml.features.encoder import Encoder
@@ -174,6 +174,7 @@ class Champion:
         with tempfile.TemporaryDirectory(prefix=_BUNDLE_FOLDER) as folder:
             loaded = bundle.load(self._registry.download(champion.version, Path(folder)), parts=(bundle.REFIT,))
         require_features(loaded.config, self._cfg, champion.version)
+        require_permitted_version(loaded.config, self._cfg)
         prior, kinds = loaded.prior, [kind.name for kind in self._cfg.task_kinds]
         if sorted(prior) != sorted(kinds):
             raise ConfigError(

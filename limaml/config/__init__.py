@@ -8,6 +8,7 @@ variable or file.
 from limaml.config.data import NegativesConfig, SourceConfig, StorageConfig
 from limaml.config.experiment import ArmConfig, ExperimentConfig
 from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.governance import GovernanceConfig, not_permitted, require_permitted, require_permitted_version
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ExperimentConfig",
     "FeastConfig",
     "FeatureConfig",
+    "GovernanceConfig",
     "LocalConfig",
     "MetaConfig",
     "ModelConfig",
@@ -39,5 +41,8 @@ __all__ = [
     "TrainingConfig",
     "TransferConfig",
     "load",
+    "not_permitted",
     "require_features",
+    "require_permitted",
+    "require_permitted_version",
 ]

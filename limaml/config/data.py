@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from limaml.config.governance import Use
 from limaml.config.names import SourceKind
 from limaml.config.section import Count, OpenShare, Positive, PositiveCount, Section, Share
 
@@ -71,6 +72,14 @@ class SourceConfig(Section):
     kind: SourceKind
     """The adapter: recorded data of two packages, a generated world, or your own: day folders of Parquet, or any table.
     Or one that is registered (docs/extend.md)."""
+    licence: str = ""
+    """Under which the data may be used. Empty: movielens, completejourney and synthetic come with theirs; of any other source a
+    model is neither trained nor served."""
+    permitted_use: Use = "research"
+    """With `licence`: what it permits, at least `governance.intended_use`. any covers all, non_commercial covers research and
+    education."""
+    attribution: str = ""
+    """With `licence`: whom to name."""
     path: str = ""
     """parquet: folder or URL with `events/dt=*/`, `users.parquet`, `items.parquet`. movielens, completejourney: the
     folder of their files; the installed wheel's if empty. table: folder or URL below which relative names in `events`, `users`

@@ -4,12 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from limaml.config.governance import Use
 from limaml.config.names import FeatureType
 from limaml.config.section import Count, Name, Positive, PositiveCount, Section, Share
 
 _CLOCK_PERIODS = {"hour": 24, "weekday": 7}
 
 
+SAID = ("licence", "permitted_use", "attribution", "purpose", "consent", "retention_days")
+"""What is declared of a feature and changes nothing that is computed."""
 _LARGEST = 1e15
 """Of a number of events, either way: a billion of them still add up exactly; and infinity is none."""
 
@@ -75,6 +78,16 @@ class FeatureConfig(Section):
     whitening_shrinkage: Share = 0.1
     """vector, with `project_to`: this share of every component's variance is the mean of all, so that what hardly varies is
     not blown up."""
+    permitted_use: Use = "research"
+    """vector: what that permits, at least `governance.intended_use`."""
+    attribution: str = ""
+    """vector: whom to name."""
+    purpose: str = ""
+    """What it is for; on the card of every model, and in `limaml audit`."""
+    consent: str = ""
+    """On what basis it may be used (consent, contract, public record); there as well."""
+    retention_days: Count = 0
+    """So many days rows keep its values, then `limaml retain` drops them; 0: as long as the rows."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -106,8 +119,12 @@ class FeatureConfig(Section):
         described = self.width and self.encoder.strip() and self.licence.strip()
         if self.type == "vector" and (self.entity != "item" or not described):
             raise ValueError(self._not("a vector must be of an item and have width, encoder and licence"))
-        if self.type != "vector" and (self.width or self.encoder or self.licence):
-            raise ValueError(self._not("width, encoder and licence must be of a vector"))
+        if self.type != "vector" and (self.width or self.encoder or self.licence or self.attribution):
+            raise ValueError(self._not("width, encoder, licence and attribution must be of a vector"))
+        if self.retention_days and (self.type in ("text", "vector") or self.by or self.clock):
+            raise ValueError(
+                self._not("retention_days must be of values that rows hold: no text, vector, clock or value by a key")
+            )
         if self.project_to is not None and (self.width is None or self.project_to > self.width):
             raise ValueError(self._not(f"project_to must be of a vector and at most its width, {self.width}"))
         if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:

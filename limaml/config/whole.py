@@ -11,7 +11,8 @@ from pydantic import ValidationError, model_validator
 
 from limaml.config.data import SourceConfig, StorageConfig
 from limaml.config.experiment import ExperimentConfig
-from limaml.config.features import DEFAULT_FEATURES, FeatureConfig
+from limaml.config.features import DEFAULT_FEATURES, SAID, FeatureConfig
+from limaml.config.governance import GovernanceConfig
 from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.section import Section
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
@@ -20,8 +21,8 @@ from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig,
 from limaml.config.transfer import TransferConfig
 from limaml.errors import ConfigError
 
-_WAITS = {"training": {"ray_start_timeout_s"}}
-"""How long is waited changes nothing that is computed: not part of a fingerprint."""
+_NOT_COMPUTED: Any = {"training": {"ray_start_timeout_s"}, "features": {"__all__": set(SAID)}}
+"""How long is waited, and what data may be used for, changes nothing that is computed: not part of a fingerprint."""
 RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
 
 
@@ -39,6 +40,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    governance: GovernanceConfig = GovernanceConfig()
     registry: RegistryConfig = RegistryConfig()
     feast: FeastConfig = FeastConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
@@ -115,6 +117,11 @@ class Config(Section):
                 f"features: the mean {feature.name} must be of a number of the event or the context, one of {known}, got "
                 f"{feature.of!r}{'' if of is None else f', a {of.type} of the {of.entity}'}; declare it, or name another"
             )
+        if of is not None and of.retention_days and feature.window_days >= of.retention_days:
+            raise ValueError(
+                f"features: {of.name} must keep its values (retention_days) for more days than the mean {feature.name} looks "
+                f"back ({feature.window_days}), got {of.retention_days}; raise it, or shorten window_days"
+            )
         if not feature.by:
             return
         if feature.by != "item_id" and (by is None or by.entity != "item" or by.type != "category"):
@@ -153,13 +160,13 @@ class Config(Section):
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections' resolved values (all if none is named)."""
-        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_WAITS)
+        resolved = self.model_dump(mode="json", include=set(sections) or None, exclude=_NOT_COMPUTED)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 
 def require_features(trained: Config, now: Config, version: str) -> None:
-    """Raises ConfigError where a model version was trained on other features than are declared now."""
-    before, after = ({feature.name: feature for feature in cfg.features} for cfg in (trained, now))
+    """Raises ConfigError where a model version was trained on other features than are declared now; what is said may differ."""
+    before, after = ({f.name: f.model_dump(exclude=set(SAID)) for f in cfg.features} for cfg in (trained, now))
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from limaml import schema
-from limaml.config import Config, require_features
+from limaml.config import Config, require_features, require_permitted_version
 from limaml.errors import ConfigError
 from limaml.events.affinity_maps import maps
 from limaml.events.catalogue import Kind, kinds
@@ -53,12 +53,15 @@ class EmbeddingContext:
             yield held
 
     def bundle(self, version: str) -> "Bundle":
-        """The part of a version that serves. Raises ConfigError if other features are declared than it was trained on."""
+        """The part of a version that serves. Raises ConfigError if other features are declared than it was trained on, or its
+        data and encoders do not permit what models are for.
+        """
         from limaml.models.bundle import load
 
         with TemporaryDirectory(prefix="limaml-bundle-") as folder:
             found = load(self.registry.download(version, folder), parts=("refit",))
         require_features(found.config, self.cfg, version)
+        require_permitted_version(found.config, self.cfg)
         return found
 
     def bundle_to_fill(self, version: str) -> "Bundle":

@@ -6,7 +6,7 @@ Nothing is tuned here on what is judged: rivals are chosen on the rows that vali
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 
 from limaml import schema, telemetry
 from limaml.config import Config, PromotionConfig
-from limaml.evaluation import report
+from limaml.evaluation import report, slices
 from limaml.evaluation.baselines import fit_baselines
 from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, PerUserEvidence, decide
 from limaml.evaluation.scoring_method import MethodInput, MethodValidator, ScoringMethod
 from limaml.evaluation.tables import LIMAML, calibration, gain, measure, measure_groups
 from limaml.events.catalogue import item_vectors
+from limaml.governance import card
 from limaml.io.storage import Storage
 from limaml.metrics import auc, population_stability_index
 from limaml.models import bundle as bundles
@@ -35,6 +36,7 @@ from limaml.training.candidate import BUNDLE, read_candidate, read_training_hist
 from limaml.training.prepare import read_history, validating_rows
 from limaml.training.scoring import score_specs
 
+CARD = "card.json"
 Floats = npt.NDArray[np.float64]
 _log = telemetry.get_logger(__name__)
 
@@ -48,7 +50,8 @@ class ChampionBundle:
 
 
 def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: ChampionBundle | None = None) -> dict[str, Any]:
-    """Write evaluation.json and report.html into the candidate's folder and the result into its bundle; return the result.
+    """Write evaluation.json, report.html and card.json into the candidate's folder, result and card into its bundle; return the
+    result.
 
     Split, protocols and model are those of the candidate's own configuration; storage and the gate's rules are `cfg`'s.
     Raises DataError or BundleError if the folder or the data behind it is not as training left it.
@@ -67,7 +70,9 @@ def evaluate_candidate(cfg: Config, candidate_dir: str | Path, champion: Champio
     history = read_training_history(folder)
     (folder / "evaluation.json").write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n")
     (folder / "report.html").write_text(report.render(result, history))
-    bundles.save(bundle.with_metrics({**bundle.metrics, "evaluation": result}), folder / BUNDLE)
+    said = card.judged(bundle.card, result) if bundle.card else {}
+    (folder / CARD).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
+    bundles.save(replace(bundle.with_metrics({**bundle.metrics, "evaluation": result}), card=said), folder / BUNDLE)
     _log.info("candidate_judged", decision=result["decision"], reasons=result["reasons"], seconds=result["seconds"])
     return result
 
@@ -89,6 +94,7 @@ def _measure(
     served = as_served(inputs.rows, from_us=split.validation_end_us, support_rows=num_rows)
     scores = {name: method(inputs, served) for name, method in methods.items()}
     groups = measure_groups(inputs.rows, served, scores, split, cfg.evaluation)
+    queries = query_rows(inputs.rows, served)
     psi = population_stability_index(scores[LIMAML], _score_refit(bundle, logged, cfg, split))
     evidence = Evidence(
         per_user=_per_user(cfg.promotion, split, by_k, groups),
@@ -104,7 +110,9 @@ def _measure(
         "gate": {"protocol": cfg.promotion.protocol, "k": cfg.promotion.gate_k},
         "first_k": by_k,
         "as_served": groups,
-        "calibration": curves | {"as served": calibration(query_rows(inputs.rows, served), scores)},
+        "by_category": slices.by_category(cfg, logged, inputs.rows, queries, scores),
+        "limits": slices.limits(cfg, logged, split, encoder, queries, inputs.rows),
+        "calibration": curves | {"as served": calibration(queries, scores)},
         "refit_psi": None if np.isnan(psi) else psi,
     }
 

@@ -1,5 +1,6 @@
 """What the verb `evaluate` does: judge a candidate against the registry's champion, log, register, say what was decided."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,19 +8,21 @@ from typing import Any
 
 from limaml.config import Config
 from limaml.errors import NothingToDo
-from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
+from limaml.evaluation.evaluate import CARD, ChampionBundle, evaluate_candidate
+from limaml.governance import card
 from limaml.io.storage import Storage
 from limaml.registry import DECISION, FINGERPRINT, Registry
 from limaml.training.candidate import BUNDLE, download_candidate, read_candidate
 
 REASONS = "limaml.reasons"
-_PAGES = ("evaluation.json", "report.html")
+_PAGES = ("evaluation.json", "report.html", CARD)
 
 
 def evaluate_and_register(cfg: Config, location: str | Path) -> dict[str, Any]:
     """Evaluate, log to the candidate's MLflow run and register its bundle with the decision; returns the verb's result.
 
-    `location` is the folder or URL that training left; evaluation.json and report.html are written there, too. A refused
+    `location` is the folder or URL that training left; evaluation.json, report.html and card.json are written there, too. The
+    version's tags have the headline of its card. A refused
     candidate is registered as well, with its reasons, and then NothingToDo is raised with them: what follows is skipped and
     the champion stays. Judging the same candidate again updates its version.
     """
@@ -44,10 +47,11 @@ def _evaluate(cfg: Config, candidates: Storage, place: Path) -> dict[str, Any]:
         candidates.write_bytes(name, data)
     registry.log_artifacts(candidate.run_id, pages)
     tags = {FINGERPRINT: candidate.fingerprint, DECISION: result["decision"], REASONS: "; ".join(result["reasons"])}
+    tags |= card.headline(json.loads((folder / CARD).read_text()))
     version = _register(registry, folder, candidate.run_id, tags)
     if result["decision"] != "passed":
         raise NothingToDo(f"candidate version {version} was refused: {'; '.join(result['reasons'])}")
-    paths = dict(zip(("evaluation", "report"), map(candidates.path, _PAGES), strict=True))
+    paths = dict(zip(("evaluation", "report", "card"), map(candidates.path, _PAGES), strict=True))
     return {"version": version, "decision": result["decision"], "through": candidate.through, **paths}
 
 

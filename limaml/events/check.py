@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from limaml import schema
-from limaml.config import Config, SourceConfig
+from limaml.config import Config, SourceConfig, not_permitted
 from limaml.errors import DataError, UnreadableDayError
 from limaml.events import catalogue, gates
 from limaml.events.casting import declared_events
@@ -44,6 +44,7 @@ class Report:
     odd: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    not_permitted: list[str] = field(default_factory=list)
     bounds: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -55,6 +56,7 @@ class Report:
             [head],
             _listed("Wrong, and refused at ingestion", self.wrong),
             _listed("Odd, and let through with a warning", self.odd),
+            _listed("Refused when a model is trained", self.not_permitted),
             _listed("Left out", self.left_out),
             _listed("Columns that no feature reads", self.ignored),
             ["Bounds that these days suggest for [source]:"] if self.bounds else [],
@@ -78,6 +80,7 @@ def check(cfg: Config, today: date) -> Report:
         days = source.days()
         report.first, report.last = days[0], days[-1]
         report.left_out = list(source.left_out)
+        report.not_permitted = list(not_permitted(cfg))
         known = _catalogue(cfg, source, days[-1], report)
         found = _Found()
         results = _days(cfg, source, days, known, report, found)

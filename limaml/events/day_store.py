@@ -38,13 +38,21 @@ class DayManifest:
     sha256: str = ""
     failed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    """Features whose values its rows no longer hold: past their retention (`limaml.governance.retention`)."""
+
+    @property
+    def content(self) -> str:
+        """What can be read of the day: its digest as accepted, and what was dropped since."""
+        return f"{self.sha256} without {', '.join(self.dropped)}" if self.dropped else self.sha256
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"day": self.day.isoformat()}
+        value = asdict(self) | {"day": self.day.isoformat()}
+        return value if self.dropped else {name: part for name, part in value.items() if name != "dropped"}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "DayManifest":
-        lists = {"failed": tuple(value["failed"]), "warnings": tuple(value["warnings"])}
+        lists = {name: tuple(value.get(name, ())) for name in ("failed", "warnings", "dropped")}
         return DayManifest(**(value | lists | {"day": date.fromisoformat(value["day"])}))
 
 

@@ -113,6 +113,11 @@ class Storage:
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path(relative)} must be a readable Parquet file: {error}; write it again") from error
 
+    def read_columns(self, relative: str, columns: Sequence[str]) -> pa.Table:
+        """Those of these columns that a Parquet file has."""
+        with self._fs.open_input_file(f"{self._base}/{relative}") as source, pq.ParquetFile(source) as file:
+            return file.read([name for name in columns if name in file.schema_arrow.names])
+
     def num_rows(self, relative: str) -> int | None:
         """Rows of a Parquet file by its footer, which a file that was cut short has lost; None if there is no such file."""
         try:

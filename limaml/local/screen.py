@@ -8,6 +8,7 @@ from limaml import registry, telemetry
 from limaml.config import Config
 from limaml.embeddings.slot_state import FILLING, READY, complete_through
 from limaml.events.day_store import DayManifest, EventStore
+from limaml.governance.card import SHOWN
 from limaml.io.storage import Storage
 from limaml.local.status import Status
 from limaml.monitoring.published import entities_by_age, published_files
@@ -40,6 +41,8 @@ def _model(status: Status, versions: Sequence[ModelVersion]) -> list[str]:
         return [f"none serves; {len(versions)} registered; trigger limaml_train, or run `make run`"]
     fits = "on the data, configuration and code of now" if status.current else "on other data, configuration or code than now"
     lines = [f"version {status.champion} serves, trained {fits}"]
+    champion = next(version for version in versions if version.version == status.champion)
+    lines += [value for tag, value in sorted(champion.tags.items()) if tag.startswith(f"{SHOWN}.")]
     newest = versions[0]
     if newest.version != status.champion:
         decision = newest.tags.get(registry.DECISION, "not judged")

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from limaml.config import Config
-from limaml.errors import DataError
+from limaml.errors import BundleError, DataError, StoreError
 from limaml.events.sources import open_source
 
 _NAMED = 10
@@ -67,3 +68,21 @@ def read_status(cfg: Config, today: date) -> Status:
     previous = beside.version if beside else None
     left_out = tuple(source.left_out)
     return Status(champion.version if champion else None, current, through, last_day, complete, pending, previous, left_out)
+
+
+def read_card(cfg: Config, version: str | None) -> tuple[str, dict[str, Any]]:
+    """Number and card of a model version, of the champion if none is named. Raises StoreError or BundleError without one."""
+    from limaml.models.bundle import REFIT, load
+    from limaml.registry import Registry
+
+    registry = Registry(cfg.registry)
+    if version is None:
+        champion = registry.champion()
+        if champion is None:
+            raise StoreError("no model version is the champion yet; name one with --version")
+        version = champion.version
+    with TemporaryDirectory(prefix="limaml-bundle-") as folder:
+        card = load(registry.download(version, folder), parts=(REFIT,)).card
+    if not card:
+        raise BundleError(f"version {version} was made by a release without cards; train a new version")
+    return version, card

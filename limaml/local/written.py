@@ -33,6 +33,9 @@ def written(
         "",
         "[source]",
         'kind = "table"',
+        'licence = "unknown"  # correct it: under which licence the data may be used; nothing is trained without',
+        'permitted_use = "research"  # what it permits: any, non_commercial, research or education',
+        'attribution = ""',
         *(f"{name} = {_text(absolute(path))}" for name, path in tables.items()),
     ]
     if decimal == ",":

@@ -3,6 +3,7 @@
     manifest.json            format version, SHA-256 of every other file, lineage (data days and revisions, code revision)
     config.json              the resolved configuration
     metrics.json             what was measured on the twin
+    card.json                data and encoders with their terms, features, evaluation by group, limits (limaml.governance.card)
     prior.safetensors        task kind -> embedding of an empty support, of the refit
     refit.safetensors        the network that serves, trained on all rows     refit.encoder.json   its encoder
     twin.safetensors         the network that was judged, trained on the split's rows     twin.encoder.json   its encoder
@@ -32,8 +33,8 @@ from limaml.io import atomic
 from limaml.models import older_bundles
 from limaml.models.network import Network, build_network
 
-FORMAT_VERSION = 3
-_READS = (2, FORMAT_VERSION)
+FORMAT_VERSION = 4
+_READS = (2, 3, FORMAT_VERSION)
 REFIT = "refit"
 TWIN = "twin"
 _REMEDY = "download the version again or train a new one"
@@ -57,6 +58,8 @@ class Bundle:
     """None if only the refit was loaded."""
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+    """Empty of a bundle of format 2 or 3."""
 
     @property
     def network(self) -> Network:
@@ -97,6 +100,7 @@ def save(bundle: Bundle, directory: str | Path) -> None:
     files["prior.safetensors"] = save_tensors({kind: value.detach().clone() for kind, value in bundle.prior.items()})
     files["config.json"] = _json(bundle.config.model_dump(mode="json"))
     files["metrics.json"] = _json(bundle.metrics)
+    files["card.json"] = _json(bundle.card)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = _json({"format_version": FORMAT_VERSION, "sha256": hashes, "lineage": bundle.lineage})
     with atomic.replacing_folder(directory) as folder:
@@ -122,6 +126,7 @@ def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
         twin=_read_model(files, TWIN, config, is_old=is_old) if TWIN in parts else None,
         metrics=files.json("metrics.json"),
         lineage=manifest.get("lineage", {}),
+        card=files.json("card.json") if manifest["format_version"] == FORMAT_VERSION else {},
     )
 
 

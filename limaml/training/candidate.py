@@ -11,16 +11,18 @@ import hashlib
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from limaml import telemetry
-from limaml.config import Config
+from limaml.config import Config, require_permitted
 from limaml.errors import DataError, LimamlError, NothingToDo
 from limaml.events.day_store import EventStore
 from limaml.features.encoder import Encoder
+from limaml.governance import card, leakage
 from limaml.io.storage import Storage
 from limaml.models import bundle as bundles
 from limaml.models.network import build_network
@@ -53,11 +55,13 @@ class Candidate:
     best_step: int
     validation_auc: float
     seconds: float
+    leakage: dict[str, Any] = field(default_factory=dict)
+    """What the checks before training found; the card in the bundle has all of it."""
 
 
 def fingerprint(cfg: Config, through: date) -> str:
     """SHA-256 (hex) of data, configuration and code: equal fingerprints would train the same model."""
-    days = {m.day.isoformat(): m.sha256 for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
+    days = {m.day.isoformat(): m.content for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
     parts = {
         "through": through.isoformat(),
         "days": {day: content for day, content in sorted(days.items()) if day <= through.isoformat()},
@@ -71,8 +75,10 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     """Train twin and refit on the logged rows up to `through` and leave a candidate folder; returns the verb's result.
 
     A complete folder of the same fingerprint is returned as it is. Raises NothingToDo if the champion was trained on the
-    same data, configuration and code; TrainingError as the loop does.
+    same data, configuration and code; ConfigError if the data may not be used for what models are for; GateError if a feature
+    tells the label too well alone; TrainingError as the loop does.
     """
+    require_permitted(cfg)
     mark = fingerprint(cfg, through)
     registry = Registry(cfg.registry)
     champion = registry.champion()
@@ -90,6 +96,7 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
     encoders = fit_encoders(cfg, logged, split)
+    findings = leakage.check(cfg, logged, split, encoders[0])
     run_id = registry.start_run(f"train-{through}", _flat(cfg), {FINGERPRINT: mark, "limaml.through": through.isoformat()})
     try:
         state = train_on_ray(cfg, through, *encoders, name=f"train-{mark[:16]}")
@@ -101,9 +108,11 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
             best_step=state.twin_progress.best_step,
             validation_auc=float(state.twin_progress.best_value or "nan"),
             seconds=round(time.monotonic() - started, 1),
+            leakage=leakage.summary(findings),
         )
         with tempfile.TemporaryDirectory(prefix="limaml-") as temporary:
-            save_candidate(cfg, Path(temporary), state, encoders, lineage_of(cfg, through, mark, split), found)
+            lineage = lineage_of(cfg, through, mark, split)
+            save_candidate(cfg, Path(temporary), state, encoders, lineage, found, findings)
             _upload(Path(temporary), storage, folder)
     except LimamlError:
         registry.end_run(run_id, failed=True)
@@ -187,14 +196,21 @@ def lineage_of(cfg: Config, through: date, mark: str, split: Split) -> dict[str,
 
 
 def save_candidate(
-    cfg: Config, folder: Path, state: TrainState, encoders: tuple[Encoder, Encoder], lineage: dict[str, Any], found: Candidate
+    cfg: Config,
+    folder: Path,
+    state: TrainState,
+    encoders: tuple[Encoder, Encoder],
+    lineage: dict[str, Any],
+    found: Candidate,
+    findings: Mapping[str, Any],
 ) -> None:
-    """Write the candidate into a local folder."""
+    """Write the candidate into a local folder; `findings` are those of the leakage checks."""
     assert state.twin_progress is not None
     folder.mkdir(parents=True, exist_ok=True)
     twin, refit = (_model(cfg, w, e) for w, e in zip((state.twin, state.network), encoders, strict=True))
     training = {"best_step": found.best_step, "validation_auc": found.validation_auc}
-    bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage), folder / BUNDLE)
+    said = card.of_training(cfg, date.fromisoformat(found.through), findings)
+    bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage, said), folder / BUNDLE)
     history = {"twin": state.twin_progress.history, "refit": state.progress.history}
     (folder / _HISTORY).write_text(json.dumps(history, indent=1) + "\n")
     (folder / _MARK).write_text(json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")

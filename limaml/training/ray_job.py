@@ -24,7 +24,7 @@ from limaml.errors import ConfigError, LimamlError
 _GROUP, _VERSION, _PLURAL = "ray.io", "v1", "rayjobs"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONFLICT, _NOT_FOUND = 409, 404
-_SECTIONS = ("model", "meta", "training", "evaluation", "promotion")
+_SECTIONS = ("model", "meta", "training", "evaluation", "promotion", "governance")
 _log = telemetry.get_logger(__name__)
 
 

@@ -76,7 +76,7 @@ class World:
         self.delivered = root / "source"
         self.cfg = Config(
             features=declared.FEATURES,
-            source=SourceConfig(kind="parquet", path=str(self.delivered)),
+            source=SourceConfig(kind="parquet", path=str(self.delivered), licence="CC0-1.0"),
             storage=StorageConfig(root=str(root / "data")),
             task_kinds=(TaskKindConfig(active_days=4), *others),
             model=ModelConfig(embedding_dim=4, global_hidden=(8,)),

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from limaml import schema
 from limaml.config import Config
+from limaml.governance import leakage
 from limaml.registry import FINGERPRINT, Registry
 from limaml.tasks.splits import split_events
 from limaml.training.candidate import Candidate, fingerprint, lineage_of, save_candidate
@@ -81,13 +82,14 @@ def train(cfg: Config, through: date, folder: Path) -> Path:
     registry, logged = Registry(cfg.registry), read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
     encoders = fit_encoders(cfg, logged, split)
+    findings = leakage.check(cfg, logged, split, encoders[0])
     data = load_training_data(cfg, through, *encoders)
     state = train_twin_and_refit(cfg, data, Workers(), torch.device("cpu"), resume=None, save=lambda _: None)
     assert state.twin_progress is not None
     mark, best = fingerprint(cfg, through), state.twin_progress
     run_id = registry.start_run(f"train-{through}", {}, {FINGERPRINT: mark})
     found = Candidate(mark, run_id, through.isoformat(), best.best_step, float(best.best_value or "nan"), 1.0)
-    save_candidate(cfg, folder, state, encoders, lineage_of(cfg, through, mark, split), found)
+    save_candidate(cfg, folder, state, encoders, lineage_of(cfg, through, mark, split), found, findings)
     registry.end_run(run_id)
     return folder
 

@@ -102,7 +102,7 @@ def delivered(page: dict[str, Section], tmp_path_factory: pytest.TempPathFactory
     moved = source.moved(sources.week_shift(source.days()[-1], TODAY))
     for day in moved.days()[:12]:
         write(log / "days" / f"{day}.jsonl", [clicked(row) for row in moved.read_day(day).to_pylist()])
-    own = {"kind": "click_log", "path": str(log), "min_rows_ratio": 0.01}
+    own = {"kind": "click_log", "path": str(log), "min_rows_ratio": 0.01, "licence": "CC0-1.0"}
     return cfg.model_copy(update={"features": features, "source": SourceConfig.model_validate(own)}), log
 
 

@@ -67,6 +67,7 @@ def make_config(folder):
             "source": {
                 "kind": "parquet",
                 "path": str(folder / "delivered"),
+                "licence": "CC0-1.0",
                 "synthetic_users": 60,
                 "synthetic_items": 30,
                 "synthetic_days": 12,

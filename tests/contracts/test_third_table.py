@@ -165,7 +165,7 @@ def test_init_guesses_what_the_files_hold_and_asks_for_two_edits(library):
     assert "item blurb_vector: vector: each value is 32 numbers; say what made them and under which licence" in library.guesses
     assert "context desk: category (not declared)" in library.guesses
     assert "event loan: left out: it numbers the rows" in library.guesses
-    assert library.written.count("# correct it: ") == 2
+    assert library.written.count("# correct it: ") == 3
     assert OFFERED in library.written
 
 

@@ -55,7 +55,7 @@ def config(folder):
     return Config.model_validate(
         {
             "features": FEATURES,
-            "source": {"kind": "parquet", "path": str(folder / "delivered")},
+            "source": {"kind": "parquet", "path": str(folder / "delivered"), "licence": "CC0-1.0"},
             "storage": {"root": str(folder / "data")},
             "task_kinds": [{"name": "user", "max_lag_s": 1e10}],
             "model": {"embedding_dim": 6, "global_hidden": [16, 8]},

@@ -45,17 +45,20 @@ def test_a_day_is_judged_once_it_is_published() -> None:
         "embed_items": {"ingest"},
         "ingest": {"adapt"},
         "adapt": {"publish"},
-        "publish": {"consistency", "drift"},
+        "publish": {"consistency", "drift", "retain"},
         "consistency": set(),
         "drift": set(),
+        "retain": set(),
     }
     assert after_a_skipped(daily) == {"ingest", "consistency", "drift"}
+    assert daily.get_task("retain").trigger_rule == "all_done"
 
 
 def after_a_skipped(dag: DAG) -> set[str]:
     """Tasks that run although one before them had nothing to do, unless one failed; the others do not."""
     found = {task.task_id for task in dag.tasks if task.trigger_rule == "none_failed"}
-    assert all(task.trigger_rule == "all_success" for task in dag.tasks if task.task_id not in found)
+    others = {task.trigger_rule for task in dag.tasks if task.task_id not in found}
+    assert others <= {"all_success", "all_done"}
     return found
 
 
@@ -144,7 +147,7 @@ def test_what_the_verbs_are_given() -> None:
     assert rendered(train, "train", {"through": "2026-01-31"}) == ["--through=2026-01-31"]
     assert rendered(train, "plan_fill", params) == ["--version=7", "--through=2026-01-31"]
     assert rendered(train, "fill", params) == ["--version=7"]
-    for task in ("publish", "consistency", "drift"):
+    for task in ("publish", "consistency", "drift", "retain"):
         assert rendered(daily, task, {"day": "2026-02-01"}) == ["--day=2026-02-01"]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from limaml import schema
 from limaml.events.logged import write_logged
+from limaml.governance import leakage
 from limaml.io.storage import Storage
 from limaml.tasks.splits import split_events
 from limaml.training.candidate import Candidate, fingerprint, lineage_of, save_candidate
@@ -38,12 +39,13 @@ def make_candidate(planted_logged_large, small_config, tmp_path):
         logged = read_history(cfg, through)
         split = split_events(logged, cfg.evaluation)
         encoders = fit_encoders(cfg, logged, split)
+        findings = leakage.check(cfg, logged, split, encoders[0])
         data = load_training_data(cfg, through, *encoders)
         state = train_twin_and_refit(cfg, data, Workers(), torch.device("cpu"), resume=None, save=lambda _: None)
         mark = fingerprint(cfg, through)
         best = state.twin_progress
         found = Candidate(mark, "no-run", through.isoformat(), best.best_step, best.best_value, 1.0)
-        save_candidate(cfg, tmp_path / name, state, encoders, lineage_of(cfg, through, mark, split), found)
+        save_candidate(cfg, tmp_path / name, state, encoders, lineage_of(cfg, through, mark, split), found, findings)
         return cfg, tmp_path / name, through
 
     return make

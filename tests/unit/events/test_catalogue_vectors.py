@@ -48,7 +48,7 @@ def _judge(vectors, kind):
         ({"aggregate": "count"}, "an aggregate must be a number"),
         ({"minimum": 0.0}, "minimum and maximum must be of a number"),
         ({"values": ("a",)}, "values must be of a category"),
-        ({"type": "number"}, "width, encoder and licence must be of a vector; got the number text of item"),
+        ({"type": "number"}, "width, encoder, licence and attribution must be of a vector; got the number text of item"),
     ],
 )
 def test_a_declaration_that_cannot_be(change, rule):

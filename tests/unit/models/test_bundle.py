@@ -22,6 +22,7 @@ FILES = {
     "manifest.json",
     "config.json",
     "metrics.json",
+    "card.json",
     "prior.safetensors",
     "refit.safetensors",
     "refit.encoder.json",
@@ -51,7 +52,7 @@ def _model(num_items, seed):
 @pytest.fixture
 def bundle():
     metrics, lineage = {"first_k": {"20": {"auc": 0.75}}}, {"days": {"2026-01-01": 1}, "code": "abc"}
-    return bundles.Bundle(CONFIG, _model(5, 1), _model(3, 2), metrics, lineage)
+    return bundles.Bundle(CONFIG, _model(5, 1), _model(3, 2), metrics, lineage, {"use": "research"})
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_a_loaded_bundle_equals_the_saved_one(bundle, folder):
     assert again.config == bundle.config
     assert again.metrics == bundle.metrics
     assert again.lineage == bundle.lineage
+    assert again.card == bundle.card == {"use": "research"}
     for mine, read in ((bundle.refit, again.refit), (bundle.twin, again.twin)):
         assert read.encoder == mine.encoder
         expected, state = mine.network.state_dict(), read.network.state_dict()
@@ -154,11 +156,20 @@ def test_a_manifest_that_is_not_one_is_named(folder):
             bundles.load(folder)
 
 
-@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (4, "update limaml to read it")])
+@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (5, "update limaml to read it")])
 def test_another_format_is_refused_before_anything_else_is_read(folder, found, remedy):
     (folder / "manifest.json").write_text(json.dumps({"format_version": found, "sha256": {}}))
-    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3\], got {found}; {remedy}"):
+    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3, 4\], got {found}; {remedy}"):
         bundles.load(folder)
+
+
+def test_a_bundle_of_the_format_without_a_card_is_read(bundle, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]["card.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    (folder / "card.json").unlink()
+    again = bundles.load(folder)
+    assert (again.card, again.metrics) == ({}, bundle.metrics)
 
 
 def test_a_wrong_width_is_named(folder):

@@ -1,0 +1,111 @@
+"""What is past its retention is dropped: `limaml retain --day D`, a task of every day.
+
+Rows keep the values of a feature for its `retention_days` N. At the end of day D they are dropped from the rows of day D - N
+and of all before it, in place: they become null, which is a value that every network knows. The day keeps its rows and its
+revision; its manifest names what was dropped (contract 1).
+
+    events/, events_superseded/    what events brought, of the context and of the event
+    logged/, logged_superseded/    that, and what the events were joined with
+    recent/                        made of those, and made again without
+
+What holds requests or rows whole goes with the first of its values that is past, a day at a time: the request log (also after
+`governance.request_log_days`), the values in which a comparison of it differed (consistency/), and quarantined deliveries.
+
+A catalogue is kept as its source delivers it, and with it the snapshots: they say what is known now, not what a row was told.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from limaml import schema, telemetry
+from limaml.config import Config
+from limaml.errors import NothingToDo
+from limaml.events.day_store import EventStore, partition_day, partition_files
+from limaml.io.locks import Lock, exclusive
+from limaml.io.storage import Storage
+
+_ROWS = ("events", "events_superseded", "logged", "logged_superseded")
+_LOCK_WAIT_S = 600.0
+"""An ingestion of a day may be under way."""
+_log = telemetry.get_logger(__name__)
+
+
+def retain(cfg: Config, day: date) -> dict[str, Any]:
+    """Drop what is past its retention at the end of `day`; returns counts. Raises NothingToDo if that is nothing.
+
+    A run that died is simply done again: a day's manifest names a feature once no row of it holds a value.
+    """
+    storage = Storage(cfg.storage.root)
+    with exclusive(cfg, "ingest", _LOCK_WAIT_S) as lock:
+        features = _drop_values(cfg, storage, day, lock)
+        folders = _delete_days(Storage(cfg.serving.log_path), "", last_day(request_log_days(cfg), day), lock)
+        folders += _delete_days(storage, "consistency", last_day(request_log_days(cfg), day), lock)
+        folders += _delete_days(storage, "quarantine", last_day(quarantine_days(cfg), day), lock)
+    if not features and not folders:
+        raise NothingToDo(f"nothing is past its retention at the end of {day}")
+    _log.info("retention_applied", day=day.isoformat(), values=features, folders=len(folders))
+    return {"day": day.isoformat(), "days_by_feature": features, "folders": len(folders)}
+
+
+def last_day(days: int | None, day: date) -> date | None:
+    """The last day that is past a retention of so many days at the end of `day`; None without one."""
+    return day - timedelta(days=days) if days else None
+
+
+def request_log_days(cfg: Config) -> int | None:
+    """How long a logged request is kept: by its own setting, and by the shortest retention of what it holds."""
+    days = [feature.retention_days for feature in cfg.features if feature.retention_days and feature.entity != "event"]
+    return min([*days, *([cfg.governance.request_log_days] if cfg.governance.request_log_days else [])], default=None)
+
+
+def quarantine_days(cfg: Config) -> int | None:
+    """How long a refused delivery is kept, which holds what events bring."""
+    return min((f.retention_days for f in cfg.features if f.retention_days and f.is_delivered), default=None)
+
+
+def _drop_values(cfg: Config, storage: Storage, day: date, lock: Lock) -> dict[str, int]:
+    """Feature -> number of days whose rows no longer hold its values."""
+    store, counts = EventStore(storage, schema.tables(cfg.features).events), dict[str, int]()
+    limits = {f.name: last for f in cfg.features if (last := last_day(f.retention_days, day)) is not None}
+    if not limits:
+        return counts
+    for at, manifest in store.manifests().items():
+        past = sorted(name for name, last in limits.items() if at <= last and name not in manifest.dropped)
+        if manifest.status != "passed" or not past:
+            continue
+        for path in [path for folder in _ROWS for path in partition_files(storage, folder, first=at, through=at)]:
+            lock.check()
+            _write_without(storage, path, past)
+        # Made of these rows; what is not there is read from all logged days.
+        lock.check()
+        storage.delete_dir("recent")
+        store.commit(replace(manifest, dropped=tuple(sorted({*manifest.dropped, *past}))))
+        for name in past:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _write_without(storage: Storage, path: str, names: Sequence[str]) -> None:
+    table = storage.read_table(path)
+    mine = [name for name in names if name in table.column_names and table[name].null_count < table.num_rows]
+    for name in mine:
+        field = table.schema.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.nulls(table.num_rows, field.type))
+    if mine:
+        storage.write_table(path, table)
+
+
+def _delete_days(storage: Storage, folder: str, last: date | None, lock: Lock) -> list[str]:
+    """Delete the day folders below one up to a day; returns their paths."""
+    deleted = []
+    for name in storage.list(folder):
+        if name.startswith("dt=") and last is not None and partition_day(name) <= last:
+            lock.check()
+            path = f"{folder}/{name}" if folder else name
+            storage.delete_dir(path)
+            deleted.append(storage.path(path))
+    return deleted
