@@ -30,7 +30,7 @@ class Lookup:
     inactivity_s: float | None = None
 
     def withheld(self) -> "Lookup":
-        """The same for a request that is not personalised; what would not have been used anyway keeps its reason."""
+        """The same for a request that is not personalised; what is not fresh keeps its own reason."""
         return replace(self, status="withheld" if self.status == "fresh" else self.status, vector=None)
 
 

@@ -175,3 +175,47 @@ def _pair(found: Results, metric: str, name: str) -> str:
     ratios = found["ratio_to_noop_by_service"][metric].get(name, {})
     shown = " / ".join(f"{values[at]:,.{0 if metric == 'rps' else 2}f}" for at in ("1", "8"))
     return shown + (f" ({' / '.join(f'{ratios[at]:.2f}x' for at in ('1', '8'))})" if ratios else "")
+
+
+def arms(found: Results) -> list[str]:
+    """How often a comparison of arms is wrong, and what it finds."""
+    wrong, splits = found["false_positives"], found["splits"]
+    tests = {
+        **{f"`compare-arms`, after every day: {_split(splits[name])}": wrong[name] for name in sorted(splits, key=len)},
+        "t-test of users' means, once at the end": wrong["t_test_of_users_once"],
+        "t-test of users' means, after every day": wrong["t_test_of_users_daily"],
+        "t-test of requests, once at the end": wrong["t_test_of_requests_once"],
+        "t-test of requests, after every day": wrong["t_test_of_requests_daily"],
+    }
+    percent = "{:.1%}".format
+    power = [
+        (f"{int(users):,}", f"{100 * float(effect):.0f} points", *_power(one))
+        for users, effects in sorted(found["power"].items(), key=lambda item: int(item[0]))
+        for effect, one in sorted(effects.items(), key=lambda item: float(item[0]))
+    ]
+    rows = [(name, f"{percent(one['share'])} [{percent(one['low'])}, {percent(one['high'])}]") for name, one in tests.items()]
+    runs = wrong["two"]["of"]
+    about = f"{runs:,} A/A tests of {found['users']:,} users over {found['days']} days, level {found['level']:g}"
+    power_runs = next(iter(next(iter(found["power"].values())).values()))["sequential"]["of"]
+    return [
+        *table((f"{about}: called different", "share of tests [95 %]"), rows),
+        *table(
+            (
+                f"users, in halves, {power_runs} tests each",
+                f"effect, on {points(found['rate'])}",
+                "found",
+                "by day",
+                "t-test once at the end",
+            ),
+            power,
+        ),
+    ]
+
+
+def _split(shares: list[float]) -> str:
+    return " / ".join(f"{100 * share:.0f} %" for share in shares)
+
+
+def _power(one: Results) -> tuple[str, str, str]:
+    day = DASH if one["median_day"] is None else f"{one['median_day']:.0f}"
+    return f"{one['sequential']['share']:.0%}", day, f"{one['t_test_of_users_once']['share']:.0%}"

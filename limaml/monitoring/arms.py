@@ -52,9 +52,9 @@ windows AS (SELECT user_id, any_value(arm) AS arm, min(at_us) AS first_us, min(a
 asked AS (SELECT requests.* FROM requests JOIN windows USING (user_id) WHERE at_us < end_us AND end_us <= $complete_us),
 of_request AS (SELECT request, count(*) FILTER (positive) AS positives, count(*) AS judged FROM followed GROUP BY request),
 of_user AS (SELECT user_id, count(*) AS requests, coalesce(sum(judged), 0) AS judged, coalesce(sum(positives), 0) AS positives,
-                   avg(least(coalesce(positives, 0), 1)) AS any, avg(coalesce(positives, 0) / candidates) AS share
+                   avg(least(coalesce(positives, 0), 1)) AS "any", avg(coalesce(positives, 0) / candidates) AS share
             FROM asked LEFT JOIN of_request USING (request) GROUP BY user_id)
-SELECT user_id, arm, end_us <= $complete_us AS counts, requests, judged, positives, any, share
+SELECT user_id, arm, end_us <= $complete_us AS counts, requests, judged, positives, "any", share
 FROM windows LEFT JOIN of_user USING (user_id) ORDER BY first_us, user_id
 """
 # Candidates that an event followed, within the user's window, by the request that it belongs to.
@@ -88,9 +88,9 @@ def compare_arms(cfg: Config, first: date, through: date) -> dict[str, Any]:
     ingested = [day for day, manifest in days.items() if first <= day <= through and manifest.status != "quarantined"]
     end = ingested[-1] if ingested else first - timedelta(days=1)
     with duckdb.connect() as connection:
+        _take_events(connection, storage, first, end)
         _take_requests(connection, cfg, first, through)
         _require_one_split(connection, cfg.experiment)
-        _take_events(connection, storage, first, end)
         found = _Compared.of(connection, cfg.experiment, schema.day_end(end))
         summary = {
             "from": first.isoformat(),
@@ -112,10 +112,23 @@ def _span(first: date, last: date) -> Iterator[date]:
     return (first + timedelta(days=number) for number in range((last - first).days + 1))
 
 
+def _take_events(connection: duckdb.DuckDBPyConnection, storage: Storage, first: date, end: date) -> None:
+    """Table `events`, of all users."""
+    columns = {name: ds.field(name) for name in ("user_id", "item_id", "label")}
+    columns["at_us"] = ds.field("timestamp").cast(pa.int64())
+    files = EventStore(storage).paths(first=first, through=end) if first <= end else []
+    connection.execute("CREATE TABLE events (user_id TEXT, item_id TEXT, label BIGINT, at_us BIGINT)")
+    for batch in storage.dataset(files, _EVENTS).to_batches(columns=columns):
+        connection.register("rows", pa.table(batch))
+        connection.execute("INSERT INTO events SELECT * FROM rows")
+        connection.unregister("rows")
+
+
 def _take_requests(connection: duckdb.DuckDBPyConnection, cfg: Config, first: date, through: date) -> None:
-    """Tables `requests`, of the experiment's, and `candidates`, those that any event of the users is about, a day at a time."""
+    """Tables `requests`, of the experiment, and `candidates`, of which there is an event of the same user; a day at a time."""
     logged, columns = Storage(cfg.serving.log_path), schema.tables(cfg.features).request_log.arrow
     fields = {name: ds.field(name) for name in ("user_id", "arm", "model_version", "item_ids", "scores")}
+    fields["at_us"] = ds.field("context", "at").cast(pa.int64())
     connection.execute(
         "CREATE TABLE requests (request BIGINT, user_id TEXT, arm TEXT, version TEXT, at_us BIGINT, candidates BIGINT)"
     )
@@ -123,14 +136,15 @@ def _take_requests(connection: duckdb.DuckDBPyConnection, cfg: Config, first: da
     num_requests = 0
     for day in _span(first, through):
         dataset = logged.dataset(request_files(logged, day), columns)
-        part = dataset.to_table(columns={**fields, "at": ds.field("context", "at")}, filter=ds.field("arm").is_valid())
-        part = part.append_column("at_us", part["at"].cast(schema.TIMESTAMP).cast(pa.int64()))
+        part = dataset.to_table(columns=fields, filter=ds.field("arm").is_valid())
         part = part.append_column("request", pa.array(np.arange(num_requests, num_requests + part.num_rows)))
         num_requests += part.num_rows
         connection.register("part", part)
         connection.execute(
             "INSERT INTO requests SELECT request, user_id, arm, model_version, at_us, len(item_ids) FROM part;"
-            "INSERT INTO candidates SELECT request, unnest(item_ids), unnest(scores) FROM part"
+            "INSERT INTO candidates SELECT request, item_id, score FROM"
+            " (SELECT request, user_id, unnest(item_ids) AS item_id, unnest(scores) AS score FROM part)"
+            " SEMI JOIN events USING (user_id, item_id)"
         )
         connection.unregister("part")
     if not num_requests:
@@ -153,25 +167,6 @@ def _require_one_split(connection: duckdb.DuckDBPyConnection, cfg: ExperimentCon
         )
 
 
-def _take_events(connection: duckdb.DuckDBPyConnection, storage: Storage, first: date, end: date) -> None:
-    """Table `events`, of users with requests."""
-    store = EventStore(storage)
-    events = storage.dataset(store.paths(first=first, through=end) if end >= first else [], _EVENTS)
-    connection.execute("CREATE TABLE events (user_id TEXT, item_id TEXT, at_us BIGINT, label BIGINT)")
-    users = pc.unique(connection.sql("SELECT user_id FROM requests").to_arrow_table()["user_id"])
-    for batch in events.to_batches(filter=ds.field("user_id").isin(users)):
-        rows = pa.table(
-            {
-                **{name: batch[name] for name in ("user_id", "item_id")},
-                "at_us": batch["timestamp"].cast(pa.int64()),
-                "label": batch["label"],
-            }
-        )
-        connection.register("rows", rows)
-        connection.execute("INSERT INTO events SELECT * FROM rows")
-        connection.unregister("rows")
-
-
 @dataclass(frozen=True)
 class _Compared:
     """What the tables say of users and requests."""
@@ -188,7 +183,7 @@ class _Compared:
         window_us = cfg.outcome_days * _DAY_US
         complete_us = int(complete.timestamp()) * 1_000_000
         connection.execute(_FOLLOWED, {"window_us": window_us})
-        users = connection.execute(_USERS, {"window_us": window_us, "complete_us": complete_us}).to_arrow_table()
+        users = connection.sql(_USERS, params={"window_us": window_us, "complete_us": complete_us}).to_arrow_table()
         judged = connection.sql("SELECT arm, score, positive FROM followed JOIN requests USING (request)").to_arrow_table()
         versions = connection.sql("SELECT arm, version, count(*) FROM requests GROUP BY ALL ORDER BY ALL").fetchall()
         return cls(users, judged, versions)

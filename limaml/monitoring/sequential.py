@@ -9,10 +9,10 @@ came, the mean of all earlier outcomes,
 
 is on average the difference of the arms' means, whatever c is, and bounded. Against a difference m one bets on x - m, user by
 user: with a stake s a fortune of 1 becomes prod(1 + s (x - m)), which is on average never more than 1 if m is the difference.
-The evidence against m is the mean fortune over stakes of both signs, halved from the largest that cannot go bankrupt: one of
-them is about the best for the difference there is. It exceeds 1 / level at any time with probability at most `level` (Ville),
-for any number of users and any distribution of outcomes. Users may differ and come in any order where a treatment that does
-nothing does nothing to each; nothing here is asymptotic.
+The evidence against m is the mean fortune over stakes of both signs, halved from the largest, which never loses more than half:
+one of them is about the best for the difference there is. It exceeds 1 / level at any time with probability at most `level`
+(Ville), for any number of users and any distribution of outcomes. Users may differ and come in any order where a treatment that
+does nothing does nothing to each; nothing here is asymptotic.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-NUM_STAKES = 10
-"""Of each sign: the smallest is the best one for a difference of about a thousandth of the outcomes' variance."""
+NUM_STAKES = 8
+"""Of each sign: the smallest is about the best for a difference that only tens of millions of users would show."""
 _BISECTIONS = 24
 """Of at most 2: the ends are known to 1e-7."""
 _FACTORS = 32
-"""Multiplied before a logarithm is taken: each is above a half, and below 1 + 1 / share."""
+"""Multiplied before a logarithm is taken: each lies between a half and one and a half."""
 _FIRST_GUESS = 0.5
 
 
@@ -83,9 +83,9 @@ def _log_fortune(x_U: Floats, m: float, stake: float) -> float:
 
 
 def _stakes(share: float) -> Floats:
-    """What is lost at most, with m in [-1, 1], is less than the fortune: x >= -1 / (1 - share), x <= 1 / share."""
-    halves = 0.5 ** np.arange(1, NUM_STAKES + 1)
-    return np.concatenate([halves / (1.0 / (1.0 - share) + 1.0), -halves / (1.0 / share + 1.0)])
+    """Nobody loses more than half of the fortune: |y - c| <= 1 and |m| <= 1, so |x - m| <= 1 / min(share, 1 - share) + 1."""
+    halves = 0.5 ** np.arange(1, NUM_STAKES + 1) / (1.0 / min(share, 1.0 - share) + 1.0)
+    return np.concatenate([halves, -halves])
 
 
 def _interval(x_U: Floats, share: float, level: float) -> tuple[float, float]:

@@ -70,3 +70,17 @@ def test_one_set_of_defaults_adapts_on_every_table():
         for what in ("pooled", "within_task"):
             values = [found[f"synthetic_{rate}_{scale}"]["points"][what]["adapted"] for scale in ("0.1", "1", "10")]
             assert max(values) - min(values) < 0.1
+
+
+def test_arms_that_are_alike_are_called_different_at_most_as_often_as_the_level_says():
+    """And a t-test that is looked at every day more often: what the sequential test is for."""
+    found = json.loads((RESULTS / "arms.json").read_text())
+    wrong = found["false_positives"]
+    for split in found["splits"]:
+        assert wrong[split]["of"] == 1000
+        assert wrong[split]["count"] <= 1000 * found["level"], split
+    assert wrong["t_test_of_users_daily"]["low"] > 2 * found["level"]
+    for effects in found["power"].values():
+        shares = [effects[effect]["sequential"]["share"] for effect in sorted(effects, key=float)]
+        assert shares == sorted(shares)
+        assert shares[-1] > 0.9

@@ -238,3 +238,93 @@ def test_without_a_catalogue_nothing_is_loaded_and_a_lost_one_stays_as_last_read
     finally:
         hidden.rename(path)
     assert other.poll().items.catalogue == catalogue
+
+
+@pytest.fixture
+def two(world, poller):
+    """A poller that keeps the version before the champion, too: green beside blue."""
+    arms = [{"name": "now", "share": 0.5}, {"name": "before", "share": 0.5, "version": "previous"}]
+    experiment = world.cfg.experiment.model_validate({"salt": "two", "arms": arms})
+    return lambda **serving: poller(world.cfg.model_copy(update={"experiment": experiment}), **serving)
+
+
+def test_the_ready_version_beside_the_champion_is_kept_where_an_arm_asks_for_it(world, poller, two):
+    without, polled = poller(), two()
+    without.poll()
+    assert without.champion.previous is None
+    polled.poll()
+    previous = polled.champion.previous
+    assert (previous.version, previous.slot, previous.complete_through) == (world.green, "green", NOW)
+    assert previous.items is polled.champion.loaded.items
+    # The champion is shown, and nothing else.
+    assert polled.metric("limaml_model_info", version=world.green, slot="green") is None
+    polled.poll()
+    assert polled.champion.previous is previous, "it is loaded once"
+
+
+def test_what_is_beside_the_champion_follows_its_tags(world, two):
+    polled = two()
+    polled.poll()
+    world.registry.set_tags(world.green, {registry.COMPLETE_THROUGH: (NOW + DAY).isoformat()})
+    try:
+        polled.poll()
+        assert polled.champion.previous.complete_through == NOW + DAY
+        world.registry.set_tags(world.green, {registry.STATE: "retired"})
+        polled.poll()
+        assert polled.champion.previous is None
+        assert polled.champion.loaded.version == world.blue
+        world.registry.set_tags(world.green, {registry.STATE: "ready"})
+        polled.poll()
+        assert polled.champion.previous.version == world.green
+    finally:
+        world.registry.set_tags(world.green, {registry.STATE: "ready", registry.COMPLETE_THROUGH: NOW.isoformat()})
+
+
+def test_a_cut_over_or_a_roll_back_exchanges_the_two(world, two):
+    polled = two()
+    polled.poll()
+    for champion, previous in ((world.green, world.blue), (world.blue, world.green)):
+        world.registry.set_champion(champion)
+        polled.poll()
+        assert (polled.champion.loaded.version, polled.champion.previous.version) == (champion, previous)
+
+
+def test_its_items_are_read_anew_with_the_champion_s_and_its_reader_is_opened_anew(world, two, monkeypatch):
+    polled = two(items_refresh_s=1e-9)
+    polled.poll()
+    opened, open_ = [], OnlineFeatures.open
+    monkeypatch.setattr(OnlineFeatures, "open", lambda reader: opened.append(reader.slot) or open_(reader))
+    before = polled.champion.previous
+    polled.poll()
+    assert polled.champion.previous is not before
+    assert opened == []
+    rename_tables(world, "limaml_", "lost_")
+    try:
+        polled.poll()
+    finally:
+        rename_tables(world, "lost_", "limaml_")
+    polled.poll()
+    assert set(opened) == {"blue", "green"}
+    opened.clear()
+    polled.poll()
+    assert opened == []
+
+
+def test_a_previous_version_that_cannot_be_loaded_leaves_the_champion_serving_and_is_told_once(world, two, monkeypatch):
+    polled, download = two(), registry.Registry.download
+
+    def broken(self, version, folder):
+        if version == world.green:
+            raise DataError("its bundle is gone")
+        return download(self, version, folder)
+
+    monkeypatch.setattr(registry.Registry, "download", broken)
+    with capture_logs() as said:
+        polled.poll()
+        polled.poll()
+    assert (polled.champion.loaded.version, polled.champion.previous) == (world.blue, None)
+    assert [line["version"] for line in said if line["event"] == "previous_load_failed"] == [world.green]
+    assert polled.metric("limaml_champion_load_failed") == 0.0
+    monkeypatch.undo()
+    polled.poll()
+    assert polled.champion.previous.version == world.green

@@ -67,6 +67,20 @@ def test_every_candidate_is_judged_as_a_user_s_row_is(rows, complete_through, us
     assert sum(found.counts.values()) == len(rows)
 
 
+def test_withheld_candidates_are_scored_with_the_prior_and_keep_what_else_is_wrong():
+    rows = [row(), None, row(as_of=NOW - timedelta(days=9)), row(model_version="8")]
+    found = embeddings(rows).look_up([3, 2, 1, 0, 0], max_lag_s=MAX_LAG_S, use_stale=True, now=NOW)
+    withheld = found.withheld(PRIOR)
+    statuses = ["version_mismatch", "stale", "missing", "withheld", "withheld"]
+    assert [telemetry.LOOKUP_STATUSES[code] for code in withheld.status_R] == statuses
+    np.testing.assert_array_equal(withheld.vector_RD, np.tile(PRIOR, (5, 1)))
+    assert (withheld.num_prior, found.num_prior) == (5, 2)
+    assert withheld.counts == {"stale": 1, "missing": 1, "version_mismatch": 1, "withheld": 2}
+    assert (withheld.age_s, withheld.inactivity_s) == (found.age_s, found.inactivity_s)
+    answer = RankResponse.model_validate_json(respond("7", list("abcde"), np.float32([1, 2, 3, 4, 5]), {"item": withheld}))
+    assert (answer.embeddings["item"].prior, answer.embeddings["item"].statuses) == (5, withheld.counts)
+
+
 def test_candidates_are_taken_by_their_number_and_the_memory_stays_as_it_is():
     known = embeddings([row(), None, row(vector=np.float32([4, 5, 6]), as_of=NOW - timedelta(days=9)), "unread"])
     for _ in range(2):

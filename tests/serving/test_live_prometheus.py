@@ -39,6 +39,8 @@ EVALUATIONS = 8
 REQUESTS_PER_S = 25.0
 # One person in ten has no embedding.
 PEOPLE = ["much", "old", "old", "much", "old", "nobody", "much", "old", "much", "old"]
+ALIKE = {"salt": "live", "arms": [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5}]}
+"""An A/A test, so that panels by arm have something to show."""
 WATCHDOG = {"name": "watchdog", "rules": [{"alert": "Watchdog", "expr": "vector(1)"}]}
 
 
@@ -261,10 +263,12 @@ def live(tmp_path_factory, make_world, start_server, free_ports):
     try:
         world = make_world(folder, redis=f"127.0.0.1:{redis_port}")
         monitoring = world.cfg.monitoring.model_copy(update={"textfile_dir": str(folder / "textfiles")})
-        cfg = world.cfg.model_copy(update={"monitoring": monitoring})
+        serving = world.cfg.serving.model_copy(update={"log_share": 1.0, "log_path": str(folder / "requests")})
+        experiment = world.cfg.experiment.model_validate(ALIKE)
+        cfg = world.cfg.model_copy(update={"monitoring": monitoring, "serving": serving, "experiment": experiment})
         export_batch_metrics(cfg)
         assert world.registry.champion() is None  # creates the registry's tables
-        server = start_server(world.cfg, folder)
+        server = start_server(cfg, folder)
         options = [
             "--collector.disable-defaults",
             "--collector.textfile",

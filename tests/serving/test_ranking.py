@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limaml.config import ArmConfig
 from limaml.models.network import build_network
 from serving.api import RankResponse
 from serving.features import Fetched, ItemRow
@@ -86,6 +87,50 @@ def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loa
     assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], used, hour=3).values()), abs=1e-6)
     answer = answered(["i1"], scores, lookups).embeddings["user"]
     assert (answer.fallback, answer.stale, answer.age_s) == (fallback, True, 20 * 86400.0)
+
+
+def test_an_arm_may_withhold_the_embedding_and_says_so(loaded, world):
+    arm, row = (
+        ArmConfig(name="prior", share=0.5, personalise=False),
+        StoredEmbedding(VECTOR, "1", NOW - timedelta(days=9), None),
+    )
+    lookups = look_up(loaded, fetched(world, row), world.cfg, NOW, arm=arm)
+    assert lookups == {"user": Lookup("withheld", None, 15 * 3600.0, None)}
+    scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3), NOW)
+    assert scores == pytest.approx(list(world.expected("1", "much", ["i1"], hour=3).values()), abs=1e-6)
+    answer = RankResponse.model_validate_json(respond("1", ["i1"], scores, lookups, "prior"))
+    assert (answer.arm, answer.embeddings["user"].fallback) == ("prior", "withheld")
+
+
+@pytest.mark.parametrize(
+    ("row", "when_stale", "status"),
+    [
+        (None, None, "missing"),
+        (StoredEmbedding(VECTOR, "2", NOW, None), None, "version_mismatch"),
+        (StoredEmbedding(VECTOR, "1", NOW - timedelta(days=30), None), None, "stale"),
+        (StoredEmbedding(VECTOR, "1", NOW - timedelta(days=30), None), "use", "stale"),
+    ],
+)
+def test_what_is_not_fresh_keeps_its_own_reason(loaded, world, row, when_stale, status):
+    """A stale one is not used either, whatever else the arm says of it."""
+    arm = ArmConfig(name="prior", share=0.5, personalise=False, when_stale=when_stale)
+    found = look_up(loaded, fetched(world, row), world.cfg, NOW + timedelta(days=20), arm=arm)["user"]
+    assert (found.status, found.vector) == (status, None)
+
+
+@pytest.mark.parametrize(
+    ("of_kind", "of_arm", "is_used"), [("prior", "use", True), ("use", "prior", False), ("use", None, True)]
+)
+def test_an_arm_s_policy_for_stale_embeddings_comes_before_the_kind_s(loaded, world, of_kind, of_arm, is_used):
+    kind = world.cfg.task_kind.model_copy(update={"when_stale": of_kind})
+    cfg = world.cfg.model_copy(update={"task_kinds": (kind,)})
+    row, arm = StoredEmbedding(VECTOR, "1", NOW, None), ArmConfig(name="a", share=0.5, when_stale=of_arm)
+    found = look_up(loaded, fetched(world, row), cfg, NOW + timedelta(days=20), arm=arm)["user"]
+    assert (found.status, found.vector is not None) == ("stale", is_used)
+
+
+def test_without_arms_no_answer_has_one():
+    assert b"arm" not in respond("1", ["i1"], np.float32([0.5]), {"user": Lookup("missing")})
 
 
 def test_a_store_that_did_not_answer_is_a_store_error(loaded, world):

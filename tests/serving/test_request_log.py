@@ -36,6 +36,7 @@ def request(user_id="u1", at=AT, **changed):
         "items_at": [THROUGH, None],
         "embeddings": [LoggedEmbedding("user", "fresh", "3", THROUGH, [1.0, 0.1])],
         "scores": [0.75, 0.5],
+        "arm": "adapted",
     }
     return LoggedRequest(**values | changed)
 
@@ -73,6 +74,7 @@ def test_a_request_comes_back_as_it_was_recorded(cfg):
     assert Storage(cfg.serving.log_path).read_table(path).schema.equals(declared.REQUEST_LOG.arrow)
     [row] = logged(cfg)
     assert (row["logged_at"], row["user_id"], row["complete_through"]) == (AT, "u1", THROUGH)
+    assert row["arm"] == "adapted"
     assert row["user"] == {"event_timestamp": THROUGH, **USER}
     assert row["items"][0] == {
         "event_timestamp": THROUGH, "year": 1990, "genres": ["Drama"], "item_events": 4, "item_positive_rate": 0.25

@@ -49,7 +49,7 @@ def sample(name, **labels):
 
 def test_every_status_is_there_from_the_start_and_counted_by_kind(metrics, registry):
     total = "limaml_meta_embedding_lookups_total"
-    for status in ("fresh", "stale", "missing", "version_mismatch", "store_error"):
+    for status in ("fresh", "stale", "missing", "version_mismatch", "store_error", "withheld"):
         assert registry.get_sample_value(total, {"kind": "user", "status": status}) is not None
         assert moved_by(metrics, registry, lambda status=status: metrics.looked_up("user", Lookup(status))) == {
             sample(total, kind="user", status=status): 1.0
@@ -85,6 +85,26 @@ def test_requests_of_every_code_are_counted(metrics, registry):
         assert registry.get_sample_value("limaml_rank_requests_total", {"code": str(code)}) is not None
         moved = moved_by(metrics, registry, lambda code=code: metrics.answered(code))
         assert moved == {sample("limaml_rank_requests_total", code=str(code)): 1.0}
+
+
+def test_requests_of_an_arm_are_counted_by_what_answered_and_timed(registry):
+    metrics, total = Metrics(registry), "limaml_arm_requests_total"
+    metrics.start(["user"], arms=["a", "b"])
+    for arm in ("a", "b"):
+        for answer in ("personalised", "prior", "other_version"):
+            assert registry.get_sample_value(total, {"arm": arm, "answer": answer}) is not None
+
+    def ranked():
+        metrics.of_arm("a", "prior", 0.25)
+        metrics.of_arm("a", "prior", 0.5)
+        metrics.of_arm("b", "other_version", 0.125)
+
+    moved = moved_by(metrics, registry, ranked)
+    assert moved[sample(total, arm="a", answer="prior")] == 2.0
+    assert moved[sample(total, arm="b", answer="other_version")] == 1.0
+    assert moved[sample("limaml_arm_seconds_sum", arm="a")] == 0.75
+    assert moved[sample("limaml_arm_seconds_count", arm="b")] == 1.0
+    assert len([labels for name, labels in moved if name == total]) == 2
 
 
 def test_scores_candidates_and_stages(metrics, registry):

@@ -44,6 +44,18 @@ def test_contributions_have_the_difference_as_their_mean():
     assert found == pytest.approx(outcome[True] - outcome[False], abs=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.95])
+def test_nobody_can_go_bankrupt(share):
+    """The worst that users can do: always the other outcome than before, in the arm where that costs most."""
+    outcome = np.tile([1.0, 0.0], 500)
+    for treated in (outcome == 1.0, outcome == 0.0, np.ones(1000, bool), np.zeros(1000, bool)):
+        x = contributions(outcome, treated, share)
+        for m in (-1.0, 0.0, 1.0):
+            assert np.isfinite(log_evidence(x, m, share)).all()
+            # Half of it a user, at most.
+            assert np.diff(log_evidence(x, m, share)).min() >= np.log(0.5)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_the_interval_ends_where_the_evidence_reaches_its_bound(share):
     rng = np.random.default_rng(2)
