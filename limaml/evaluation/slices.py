@@ -12,6 +12,7 @@ from limaml import metrics, schema
 from limaml.config import Config
 from limaml.evaluation.tables import LIMAML
 from limaml.features.encoder import Encoder
+from limaml.governance.leakage import spaced
 from limaml.tasks.protocols import QueryRows
 from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import Split
@@ -43,7 +44,7 @@ def limits(cfg: Config, logged: pa.Table, split: Split, encoder: Encoder, querie
     """What the evaluation stands on, and how far its period is from training."""
     training = split.train_rows(logged)
     asked = logged.take(pa.array(rows.source_row[queries.rows]))
-    before, now = encoder.values(training), encoder.values(asked)
+    before, now = encoder.values(spaced(training)), encoder.values(spaced(asked))
     drift = {
         name: metrics.population_stability_index(_numbers(before[name]), _numbers(now[name]))
         for name in before

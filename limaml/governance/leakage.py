@@ -28,6 +28,7 @@ _PRIOR_ROWS = 10.0
 """What the label rate weighs in a bin's: a value of a few rows says little."""
 _MIN_ROWS = 10
 """Rows of either label that must validate: of fewer, chance alone tells many apart."""
+_MAX_ROWS = 500_000
 _SHOWN = 3
 _SEPARATOR = "\x1f"
 _log = telemetry.get_logger(__name__)
@@ -77,14 +78,20 @@ def single_feature_aucs(logged: pa.Table, split: Split, encoder: Encoder) -> dic
 
     Empty where fewer than `_MIN_ROWS` rows of either label validate.
     """
-    training, validating = split.train_rows(logged), split.validation_rows(logged)
-    from_us = split.validate_from_us or 0
+    validating, from_us = split.validation_rows(logged), split.validate_from_us or 0
     validating = validating.filter(pc.greater_equal(validating["timestamp"].cast(pa.int64()), from_us))
+    training, validating = spaced(split.train_rows(logged)), spaced(validating)
     train_labels, labels = (rows["label"].to_numpy().astype(np.float64) for rows in (training, validating))
     if min(labels.sum(), len(labels) - labels.sum()) < _MIN_ROWS:
         return {}
     before, now = encoder.values(training), encoder.values(validating)
     return {name: auc(labels, _rates(before[name], train_labels, now[name])) for name in before}
+
+
+def spaced(rows: pa.Table) -> pa.Table:
+    """At most `_MAX_ROWS` rows, evenly spaced: every feature of all rows at once would not fit."""
+    step = -(-rows.num_rows // _MAX_ROWS)
+    return rows.take(pa.array(np.arange(0, rows.num_rows, step))) if step > 1 else rows
 
 
 def _rates(before: pa.Array, labels: Floats, now: pa.Array) -> Floats:

@@ -97,3 +97,11 @@ def test_the_last_comparison_of_logged_and_offline_values_is_named(cfg, planted_
     findings = found(cfg, planted_logged)
     assert findings["offline_online"] == {"day": "2026-01-06", "requests": 7, "differing": {"user_features": 0.25}}
     assert leakage.summary(findings)["differing_views"] == 1
+
+
+def test_a_leak_is_found_in_a_sample_of_many_rows(cfg, planted_logged, monkeypatch):
+    monkeypatch.setattr(leakage, "_MAX_ROWS", 100)
+    assert 50 < leakage.spaced(planted_logged).num_rows <= 100
+    leaking = with_column(planted_logged, "year", [1990.0 + label for label in planted_logged["label"].to_pylist()])
+    with pytest.raises(GateError, match="got year"):
+        found(cfg, leaking)

@@ -192,7 +192,11 @@ def test_lists_of_numbers_of_one_width_are_a_vector_whose_encoder_only_its_owner
     written = (shop / "limaml.toml").read_text().splitlines()
     for name in ("encoder", "licence"):
         assert any(line.startswith(f'{name} = "unknown"  # correct it: ') for line in written)
-    assert check(cfg, TODAY).wrong == []
+    report = check(cfg, TODAY)
+    assert report.wrong == []
+    said = [line.split(" must say ")[0] for line in report.not_permitted]
+    assert said == ["source.licence", "features.meaning.licence"]
+    assert "Refused when a model is trained:" in report.lines()
 
 
 @pytest.mark.parametrize(
