@@ -189,7 +189,7 @@ def arms(found: Results) -> list[str]:
     }
     percent = "{:.1%}".format
     power = [
-        (f"{int(users):,}", f"{100 * float(effect):.0f} points", *_power(one))
+        (f"{int(users):,}", f"{100 * float(effect):.0f}", *_power(one))
         for users, effects in sorted(found["power"].items(), key=lambda item: int(item[0]))
         for effect, one in sorted(effects.items(), key=lambda item: float(item[0]))
     ]
@@ -202,7 +202,7 @@ def arms(found: Results) -> list[str]:
         *table(
             (
                 f"users, in halves, {power_runs} tests each",
-                f"effect, on {points(found['rate'])}",
+                f"points added to {points(found['rate'])}",
                 "found",
                 "by day",
                 "t-test once at the end",

@@ -90,10 +90,8 @@ def test_a_stale_embedding_is_used_or_not_as_configured_and_said_to_be_stale(loa
 
 
 def test_an_arm_may_withhold_the_embedding_and_says_so(loaded, world):
-    arm, row = (
-        ArmConfig(name="prior", share=0.5, personalise=False),
-        StoredEmbedding(VECTOR, "1", NOW - timedelta(days=9), None),
-    )
+    arm = ArmConfig(name="prior", share=0.5, personalise=False)
+    row = StoredEmbedding(VECTOR, "1", NOW - timedelta(days=9), None)
     lookups = look_up(loaded, fetched(world, row), world.cfg, NOW, arm=arm)
     assert lookups == {"user": Lookup("withheld", None, 15 * 3600.0, None)}
     scores = score(loaded, [0], fetched(world), lookups, at_hour(loaded, 3), NOW)
