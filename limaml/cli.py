@@ -3,7 +3,7 @@
 Every verb reads one configuration, does one thing and ends with an exit code of `limaml.errors`. With `--result PATH` it
 leaves a JSON of at most 4 KiB there (verb, status `ok`, `unchanged`, `refused` or `failed`, and what the next task needs:
 paths and names, never data); without, that JSON goes to standard output. Heavy packages are imported by the verb that needs
-them. Over 400 lines, because every verb stands here: the file is the list of what the system does.
+them. Over 400 lines, because one list of all verbs, with their help, is what a reader looks for.
 """
 
 import atexit

@@ -1,6 +1,6 @@
 """A BERT encoder of sentences (Reimers and Gurevych 2019) in plain torch, from its safetensors.
 
-N texts, L tokens of the longest one, H hidden width (the vector's), A heads
+N texts, L tokens of the longest one, H hidden width (the vector's)
 """
 
 import importlib.metadata
@@ -146,8 +146,8 @@ def hidden_states(weights: Mapping[str, Tensor], settings: Mapping[str, Any], id
     for number in range(int(settings["num_hidden_layers"])):
         layer = f"encoder.layer.{number}"
         query, key, value = (split(dense(x_NLH, f"{layer}.attention.self.{name}")) for name in ("query", "key", "value"))
-        seen_NALA = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_NL[:, None, None, :])
-        seen_NLH = dense(seen_NALA.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense")
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_NL[:, None, None, :])
+        seen_NLH = dense(seen.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense")
         x_NLH = norm(x_NLH + seen_NLH, f"{layer}.attention.output")
         grown = F.gelu(dense(x_NLH, f"{layer}.intermediate.dense"))
         x_NLH = norm(x_NLH + dense(grown, f"{layer}.output.dense"), f"{layer}.output")

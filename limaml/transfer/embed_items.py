@@ -55,14 +55,12 @@ def embed_items(cfg: Config, today: date) -> dict[str, Any]:
             require_declared(declared[each.feature], provider.origin)
         items = _items(cfg, today)
         done = {each.feature: _embed(cfg, lock, each, provider, items) for each, provider in opened}
-    if not any(counts["items"] for counts in done.values()):
-        kept = [
-            f"; {counts['changed']} keep their {name}, whose text changed since: {', '.join(counts['first_changed'])}"
-            for name, counts in done.items()
-            if counts["changed"]
-        ]
-        raise NothingToDo(f"all {items.num_rows} items have their vectors{''.join(kept)}")
-    return {"status": "embedded", "features": done}
+    named = [f"{item} ({name})" for name, (_, changed) in done.items() for item in changed][:_NAMED]
+    counts = {name: said for name, (said, _) in done.items()}
+    if not any(said["items"] for said in counts.values()):
+        kept = f"; texts that changed leave theirs as they are: {', '.join(named)}" if named else ""
+        raise NothingToDo(f"all {items.num_rows} items have their vectors{kept}")
+    return {"status": "embedded", "features": counts} | ({"first_changed": named} if named else {})
 
 
 def _items(cfg: Config, today: date) -> pa.Table:
@@ -82,8 +80,8 @@ def _items(cfg: Config, today: date) -> pa.Table:
 
 def _embed(
     cfg: Config, lock: Lock, transfer: TransferConfig, provider: TextEncoder | ItemVectors, items: pa.Table
-) -> dict[str, Any]:
-    """One feature's new items, a part at a time; returns what the verb says of it."""
+) -> tuple[dict[str, int], list[str]]:
+    """One feature's new items, a part at a time; returns counts, and which known items are made of something else now."""
     store = VectorStore(Storage(cfg.storage.root), transfer.feature, provider.origin)
     delivered = _delivered(transfer, provider, items)
     pairs = zip(delivered.ids, delivered.digests, strict=True)
@@ -112,7 +110,7 @@ def _embed(
         _log.warning("changed_items_keep_their_vectors", feature=transfer.feature, items=len(changed), first=changed[:_NAMED])
     if without:
         _log.warning("items_without_vector", feature=transfer.feature, items=len(without), first=without[:_NAMED])
-    return said | ({"first_changed": changed[:_NAMED]} if changed else {})
+    return said, changed[:_NAMED]
 
 
 def _delivered(transfer: TransferConfig, provider: TextEncoder | ItemVectors, items: pa.Table) -> _Delivered:

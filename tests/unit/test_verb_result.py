@@ -21,9 +21,11 @@ URL = "s3://a-bucket-with-a-long-name/some/folder/below/it/" + "x" * 120 + "?end
 DAY, INSTANT, VERSION = "2026-01-31", "2026-02-01T00:00:00+00:00", "123456"
 STEPS = {"version": VERSION, "days": 366, "as_of": INSTANT, "revision": 99, "corrected": False, "entities": 10**9}
 VIEW = dict.fromkeys(("view_of_a_long_name", "rows", "values", "mismatches", "missing", "max_difference"), 0.123456789012345)
+COUNTS = dict.fromkeys(("items", "encoded", "without", "changed"), 10**7)
 # What a verb of the DAGs leaves, at its largest: 256 shards (embeddings.num_shards), two versions kept up to date, two kinds.
 SHAPES = {
     "apply": {"status": "applied", "views": ["online_view_blue"] * 20, "services": ["service"] * 10},
+    "embed-items": {"features": dict.fromkeys((f"{n:040d}" for n in range(16)), COUNTS), "first_changed": ["i" * 299] * 5},
     "ingest": {"through": DAY, "days": 10**4, "rows": 10**9, "left_out": ["f" * 300] * 5, "num_left_out": 9, "report": URL},
     "train": {"candidate": URL, "fingerprint": "f" * 64, "run_id": "r" * 32, "through": DAY, "validation_auc": 1 / 3},
     "evaluate": {"version": VERSION, "decision": "passed", "through": DAY, "evaluation": URL, "report": URL},
