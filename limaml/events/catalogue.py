@@ -9,6 +9,7 @@ it, reads them for events of any age. Another vector, or one where there was non
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
@@ -22,7 +23,7 @@ from limaml import schema
 from limaml.config import FeatureConfig
 from limaml.errors import DataError
 from limaml.events.casting import with_types
-from limaml.events.day_store import partition_day
+from limaml.events.day_store import content_hash, partition_day
 from limaml.features.columns import vector_values
 from limaml.io.storage import Storage
 
@@ -86,6 +87,14 @@ def item_vectors(storage: Storage, tables: schema.Tables) -> pa.Table | None:
     return _vectors(storage, tables.item_vectors) if tables.vectors else None
 
 
+def vectors_digest(storage: Storage, tables: schema.Tables, through: date) -> str | None:
+    """SHA-256 (hex) of the vectors delivered through a day; None if no vector is declared."""
+    if not tables.vectors:
+        return None
+    names = [name for name in storage.list(_VECTORS) if partition_day(name) <= through]
+    return content_hash(_vectors(storage, tables.item_vectors, names))
+
+
 def require_same_vectors(storage: Storage, kind: Kind, delivered: pa.Table) -> None:
     """Raises DataError if an item that is known has another vector than it had, naming the first one."""
     names = _vector_names(kind)
@@ -111,8 +120,8 @@ def require_same_vectors(storage: Storage, kind: Kind, delivered: pa.Table) -> N
             )
 
 
-def _vectors(storage: Storage, table: schema.Table) -> pa.Table:
-    names = storage.list(_VECTORS)
+def _vectors(storage: Storage, table: schema.Table, names: Sequence[str] | None = None) -> pa.Table:
+    names = storage.list(_VECTORS) if names is None else names
     stored = [storage.read_table(f"{_VECTORS}/{name}").select(table.names).cast(table.arrow) for name in names]
     return pa.concat_tables([table.arrow.empty_table(), *stored])
 

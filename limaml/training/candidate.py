@@ -17,9 +17,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from limaml import telemetry
+from limaml import schema, telemetry
 from limaml.config import Config, require_permitted
 from limaml.errors import DataError, LimamlError, NothingToDo
+from limaml.events.catalogue import vectors_digest
 from limaml.events.day_store import EventStore
 from limaml.features.encoder import Encoder
 from limaml.governance import card, leakage
@@ -61,13 +62,16 @@ class Candidate:
 
 def fingerprint(cfg: Config, through: date) -> str:
     """SHA-256 (hex) of data, configuration and code: equal fingerprints would train the same model."""
-    days = {m.day.isoformat(): m.content for m in EventStore(Storage(cfg.storage.root)).manifests().values()}
-    parts = {
+    storage = Storage(cfg.storage.root)
+    days = {m.day.isoformat(): m.content for m in EventStore(storage).manifests().values()}
+    parts: dict[str, Any] = {
         "through": through.isoformat(),
         "days": {day: content for day, content in sorted(days.items()) if day <= through.isoformat()},
         "config": cfg.fingerprint(*_SECTIONS),
         "code": code_revision(),
     }
+    if (vectors := vectors_digest(storage, schema.tables(cfg.features), through)) is not None:
+        parts["vectors"] = vectors
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -161,6 +161,18 @@ def test_a_vector_of_a_known_item_does_not_change(tmp_path, vectors, found):
         catalogue.require_same_vectors(storage, KIND, _items(vectors))
 
 
+def test_other_vectors_have_another_digest_and_later_ones_do_not_count(tmp_path):
+    """What a model was trained with: the fingerprint of a training has it."""
+    one, other = Storage(str(tmp_path / "one")), Storage(str(tmp_path / "other"))
+    catalogue.record(one, KIND, _items({"a": [1.0, 2.0, 3.0], "b": None}), FIRST)
+    catalogue.record(other, KIND, _items({"a": [1.0, 2.0, 3.5], "b": None}), FIRST)
+    before = catalogue.vectors_digest(one, TABLES, FIRST)
+    assert before != catalogue.vectors_digest(other, TABLES, FIRST)
+    catalogue.record(one, KIND, _items({"c": [4.0, 5.0, 6.0]}), NEXT)
+    assert catalogue.vectors_digest(one, TABLES, FIRST) == before != catalogue.vectors_digest(one, TABLES, NEXT)
+    assert catalogue.vectors_digest(one, schema.tables(FEATURES[:1]), NEXT) is None
+
+
 def test_without_a_vector_nothing_of_it_is_there(tmp_path):
     tables = schema.tables(FEATURES[:1])
     kind, storage = catalogue.kinds(tables)["item"], Storage(str(tmp_path))
