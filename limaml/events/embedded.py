@@ -30,6 +30,12 @@ def encoder_path(feature: str) -> str:
     return f"embedded/{feature}/encoder.json"
 
 
+def encoder_digest(storage: Storage, feature: str) -> str | None:
+    """SHA-256 (hex) over the files of the encoder that makes a vector; None for one that is delivered."""
+    path = encoder_path(feature)
+    return str(storage.read_json(path)["digest"]) if storage.exists(path) else None
+
+
 def part_path(feature: str, number: int) -> str:
     return f"embedded/{feature}/part-{number:06d}.parquet"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from limaml.config import Config
 from limaml.config.governance import Terms, terms_of
+from limaml.events import embedded
 from limaml.events.day_store import DayManifest, EventStore
 from limaml.io.storage import Storage
 
@@ -27,12 +28,19 @@ _METRICS = ("pooled_auc", "per_user_auc")
 
 def of_training(cfg: Config, through: date, leakage: Mapping[str, Any]) -> Card:
     """What is known once a version is trained."""
-    manifests = EventStore(Storage(cfg.storage.root)).manifests().values()
+    storage = Storage(cfg.storage.root)
+    manifests = EventStore(storage).manifests().values()
     days = [manifest for manifest in manifests if manifest.status == "passed" and manifest.day <= through]
     source, *encoders = terms_of(cfg)
     vectors = [feature for feature in cfg.features if feature.type == "vector"]
     made_of = [
-        {"feature": feature.name, "encoder": feature.encoder, "width": feature.width, **_said(terms)}
+        {
+            "feature": feature.name,
+            "encoder": feature.encoder,
+            "width": feature.width,
+            "digest": embedded.encoder_digest(storage, feature.name),
+            **_said(terms),
+        }
         for feature, terms in zip(vectors, encoders, strict=True)
     ]
     features = [
@@ -87,6 +95,7 @@ def lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield "Encoders" if made_of["encoders"] else "Encoders: none"
     for one in made_of["encoders"]:
         yield f"  {one['feature']}: {one['encoder']}, {one['width']} wide"
+        yield f"    digest {one['digest'] or 'not known: it was delivered'}"
         yield from _terms_lines(one)
     yield "Features"
     for one in made_of["features"]:

@@ -18,6 +18,7 @@ from limaml.events.ingest import ingest_day, ingest_history
 from limaml.events.logged import read_logged
 from limaml.events.synthetic import SyntheticSource
 from limaml.features.feature_store import apply
+from limaml.governance import card
 from limaml.io.storage import Storage
 from limaml.models import bundle
 from limaml.training.candidate import BUNDLE
@@ -90,7 +91,10 @@ def test_what_is_trained_on_is_what_was_encoded(world):
     assert vectors.keys() == wanted.keys()
     assert max(np.abs(np.float32(vectors[item]) - wanted[item]).max() for item in wanted) < 1e-6
     assert "meaning" not in read_logged(world.storage, world.tables, through=world.days[-2]).column_names
-    trained = bundle.load(small_world.train(world.cfg, world.days[-2], world.folder / "candidate") / BUNDLE).refit
+    version = bundle.load(small_world.train(world.cfg, world.days[-2], world.folder / "candidate") / BUNDLE)
+    [said], trained = version.card["made_of"]["encoders"], version.refit
+    assert (said["encoder"], said["digest"], said["licence"]) == (VECTOR["encoder"], encoder.origin.digest, VECTOR["licence"])
+    assert f"    digest {encoder.origin.digest}" in list(card.lines(version.card))
     table = trained.encoder.with_items(catalogue.item_vectors(world.storage, world.tables)).item_table
     assert table.width >= 384
     numbers = table.encoded[table.rows(pa.array(["i0", "i1", "nobody"]))]
