@@ -26,9 +26,9 @@ from tests.e2e.installed import installed
 
 ROOT = Path(__file__).parents[2]
 TRAIN_TASKS = ["apply", "embed_items", "ingest", "train", "evaluate", "plan_fill", "fill[0]", "fill[1]", "cut_over"]
-DAILY_TASKS = ["embed_items", "ingest", "adapt", "publish", "consistency", "drift"]
-SKIPPED = {"embed_items", "consistency"}
-"""No request of a day was logged when the day is taken in."""
+DAILY_TASKS = ["embed_items", "ingest", "adapt", "publish", "consistency", "drift", "retain"]
+SKIPPED = {"embed_items", "consistency", "retain"}
+"""No vector is made here, no request of a day was logged when the day is taken in, and nothing is past its retention."""
 
 
 @dataclass
@@ -129,6 +129,7 @@ def test_the_verbs_left_their_metrics(world: World) -> None:
     shown = {path.stem: path.read_text() for path in Path(world.cfg.monitoring.textfile_dir).glob("*.prom")}
     verbs = (
         "apply",
+        "embed-items",
         "ingest",
         "train",
         "evaluate",
@@ -139,6 +140,7 @@ def test_the_verbs_left_their_metrics(world: World) -> None:
         "publish",
         "consistency",
         "drift",
+        "retain",
     )
     assert set(shown) == {f"limaml_{verb}" for verb in verbs}
     assert 'limaml_last_published_timestamp_seconds{kind="user"}' in shown["limaml_publish"]

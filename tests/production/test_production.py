@@ -42,6 +42,7 @@ DAILY_STATES = {
     "publish": "success",
     "consistency": "skipped",
     "drift": "success",
+    "retain": "skipped",
 }
 SWITCH_DEADLINE_S = 60.0
 FLUSH_DEADLINE_S = 90.0
