@@ -224,7 +224,7 @@ def ray_cluster(
     variables = {
         **inherited,
         **start_limits(300),
-        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "300",  # 30 s for the process that serves one `ray://` connection
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",  # 30 s for the process that serves one `ray://` connection
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",

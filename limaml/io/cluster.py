@@ -10,9 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from limaml import telemetry
 from limaml.config import Config
 from limaml.errors import ConfigError, LimamlError
 from limaml.io.ray_compat import start_limits
+
+_TRIES = 3
+_SERVER_FAILED = "Starting Ray client server failed"
+"""What a cluster says from elsewhere where the server that it forks for a connection, beside gRPC's threads, hangs at once.
+Another one mostly does not."""
+_log = telemetry.get_logger(__name__)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -39,10 +46,16 @@ def connected(cfg: Config) -> Iterator[None]:
     # Feast and duckdb read instants in the process's zone.
     environment = {"env_vars": {"TZ": "UTC", "OMP_NUM_THREADS": "1"}}
     with ours():
-        try:
-            ray.init(address(cfg), logging_level="warning", runtime_env=environment)
-        except (ConnectionError, RuntimeError) as error:
-            raise LimamlError(f"the Ray cluster at {address(cfg)} must answer, it does not: {error}; is it running?") from error
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                ray.init(address(cfg), logging_level="warning", runtime_env=environment)
+                break
+            except (ConnectionError, RuntimeError) as error:
+                if not tries_left or _SERVER_FAILED not in str(error):
+                    reason = f"the Ray cluster at {address(cfg)} must answer, it does not: {error}; is it running?"
+                    raise LimamlError(reason) from error
+                _log.warning("ray_client_server_not_started", tries_left=tries_left)
+                ray.shutdown()
         try:
             yield
         finally:

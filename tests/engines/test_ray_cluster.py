@@ -86,6 +86,27 @@ def test_a_fill_and_a_day_are_the_same_bytes_on_the_cluster(cluster, tmp_path):
     assert path.read_bytes() == expected
 
 
+def test_a_connection_whose_server_does_not_start_is_tried_again_and_then_named(tmp_path):
+    """The head gives the process that it starts for a connection no time at all."""
+    never = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "0"}
+    with ray_cluster(tmp_path, num_nodes=0, environment=never) as running:
+        cfg = on(running, planted(tmp_path), from_elsewhere=True)
+        script = tmp_path / "connect.py"
+        script.write_text(
+            "import sys\nfrom limaml.config import load\nfrom limaml.io.cluster import connected\n"
+            "with connected(load(sys.argv[1])):\n    pass\n"
+        )
+        config = tmp_path / "config.json"
+        config.write_text(cfg.model_dump_json())
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, script, config], env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert said.count("ray_client_server_not_started") == 2
+    assert f"the Ray cluster at {running.client_address} must answer, it does not" in said
+
+
 def test_parts_are_whole_batches_and_every_entity_is_in_one():
     entities = [f"e{number:03d}" for number in range(101)]
     for batch, most, tasks in ((10, 1000, 4), (10, 25, 4), (10, 5, 1), (7, 1000, 3), (200, 1000, 4)):
