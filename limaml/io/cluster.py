@@ -16,9 +16,9 @@ from limaml.errors import ConfigError, LimamlError
 from limaml.io.ray_compat import start_limits
 
 _TRIES = 3
-_SERVER_FAILED = "Starting Ray client server failed"
-"""What a cluster says from elsewhere where the server that it forks for a connection, beside gRPC's threads, hangs at once.
-Another one mostly does not."""
+_SERVER_FAILED = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
+"""What a cluster says where the server that it forks for a connection from elsewhere, beside gRPC's threads, ends or hangs at
+once. Another one mostly does not."""
 _log = telemetry.get_logger(__name__)
 
 Arguments = ParamSpec("Arguments")
@@ -51,7 +51,7 @@ def connected(cfg: Config) -> Iterator[None]:
                 ray.init(address(cfg), logging_level="warning", runtime_env=environment)
                 break
             except (ConnectionError, RuntimeError) as error:
-                if not tries_left or _SERVER_FAILED not in str(error):
+                if not tries_left or not any(said in str(error) for said in _SERVER_FAILED):
                     reason = f"the Ray cluster at {address(cfg)} must answer, it does not: {error}; is it running?"
                     raise LimamlError(reason) from error
                 _log.warning("ray_client_server_not_started", tries_left=tries_left)
