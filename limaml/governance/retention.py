@@ -48,7 +48,8 @@ def retain(cfg: Config, day: date) -> dict[str, Any]:
     if not features and not folders:
         raise NothingToDo(f"nothing is past its retention at the end of {day}")
     _log.info("retention_applied", day=day.isoformat(), values=features, folders=len(folders))
-    return {"day": day.isoformat(), "days_by_feature": features, "folders": len(folders)}
+    # A result holds 4 KiB, and there may be hundreds of features: they are in the log.
+    return {"day": day.isoformat(), "features": len(features), "feature_days": sum(features.values()), "folders": len(folders)}
 
 
 def last_day(days: int | None, day: date) -> date | None:

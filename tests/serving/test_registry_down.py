@@ -34,7 +34,7 @@ class MlflowServer:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(self.command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        wait_for(self._answers, "MLflow's health")
+        wait_for(self._answers, "MLflow's health", 180.0)
 
     def _answers(self):
         assert self.process.poll() is None, self.log_path.read_text()[-2000:]

@@ -35,6 +35,7 @@ SHAPES = {
     "adapt": {"day": DAY, "versions": [STEPS, {"version": VERSION, "error": "e" * 500}], "paths": [URL] * 4},
     "publish": {"day": DAY, "entities": 10**9, "features_written": 10**9, "versions": [STEPS] * 2},
     "consistency": {"day": DAY, "requests": 10**9, "views": [VIEW] * 12, "path": URL},
+    "retain": {"day": DAY, "features": 10**4, "feature_days": 10**7, "folders": 10**6},
     "drift": {"day": DAY, "version": VERSION, "measured": True, "score_psi": 1 / 3, "path": URL},
 }
 texts = st.text(max_size=20_000) | st.text('\x00"\\é订\U0001f600', max_size=9_000)

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from structlog.testing import capture_logs
 
 from limaml import schema
 from limaml.config import Config
@@ -72,7 +73,7 @@ def test_the_bound_is_a_setting(cfg, planted_logged):
     assert found(raised, with_column(planted_logged, "year", values))["highest_single_feature_auc"]["year"] == 1.0
 
 
-def test_changed_items_and_repeated_texts_are_counted_and_named(cfg, planted_logged, capsys):
+def test_changed_items_and_repeated_texts_are_counted_and_named(cfg, planted_logged):
     storage, kind = Storage(cfg.storage.root), catalogue.kinds(schema.tables(cfg.features))["item"]
     items = [
         {"item_id": f"i{n}", "title": "Twin" if n < 2 else f"Title {n}", "genres": ["Drama"], "year": 1990} for n in range(5)
@@ -80,11 +81,12 @@ def test_changed_items_and_repeated_texts_are_counted_and_named(cfg, planted_log
     catalogue.record(storage, kind, pa.Table.from_pylist(items, kind.catalogue.arrow), DAY)
     items[3]["year"] = 2001
     catalogue.record(storage, kind, pa.Table.from_pylist(items, kind.catalogue.arrow), date(2026, 1, 9))
-    findings = found(cfg, planted_logged)
+    with capture_logs() as lines:
+        findings = found(cfg, planted_logged)
     assert findings["changed_items"] == {"items": 1, "of": 5, "examples": ["i3"]}
     assert findings["texts_of_several_items"] == {"texts": 1, "items": 2, "examples": [["i0", "i1"]]}
     assert leakage.summary(findings)["changed_items"] == 1
-    assert capsys.readouterr().out.count("leakage_suspected") == 2
+    assert [line["event"] for line in lines].count("leakage_suspected") == 2
 
 
 def test_the_last_comparison_of_logged_and_offline_values_is_named(cfg, planted_logged):
