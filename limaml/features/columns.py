@@ -195,9 +195,7 @@ class VectorEncoder:
     def encode(self, column: pa.Array, out_RF: Floats) -> None:
         numbers, known = vector_values(column)
         if self.projection:
-            for start, part in enumerate(_pieces(numbers)):
-                piece = slice(start * _PIECE_ROWS, start * _PIECE_ROWS + len(part))
-                out_RF[piece, :-1] = (part - self._mean) @ self._matrix.T
+            out_RF[:, :-1] = (numbers - self._mean) @ self._matrix.T
         else:
             np.subtract(numbers, self._mean, out=out_RF[:, :-1])
             out_RF[:, :-1] /= np.float32(self.unit)
@@ -289,7 +287,10 @@ def _whitening(
     numbers: Floats, mean: npt.NDArray[np.float64], num_components: int, shrinkage: float
 ) -> npt.NDArray[np.float64]:
     """(components, width) what a centred vector is multiplied with; the sign of a component is that of its largest number."""
-    scatter = sum((np.asarray(part - mean).T @ (part - mean) for part in _pieces(numbers)), np.zeros((len(mean), len(mean))))
+    scatter = np.zeros((len(mean), len(mean)))
+    for part in _pieces(numbers):
+        centred = part - mean
+        scatter += centred.T @ centred
     variance, axes = np.linalg.eigh(scatter / len(numbers))
     variance, axes = variance[::-1][:num_components], axes[:, ::-1][:, :num_components].T
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]

@@ -33,8 +33,8 @@ from limaml.io import atomic
 from limaml.models import older_bundles
 from limaml.models.network import Network, build_network
 
-FORMAT_VERSION = 4
-_READS = (2, 3, FORMAT_VERSION)
+FORMAT_VERSION = 3
+_READS = (2, FORMAT_VERSION)
 REFIT = "refit"
 TWIN = "twin"
 _REMEDY = "download the version again or train a new one"
@@ -59,7 +59,7 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
-    """Empty of a bundle of format 2 or 3."""
+    """Empty of a bundle of format 2."""
 
     @property
     def network(self) -> Network:
@@ -126,7 +126,7 @@ def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
         twin=_read_model(files, TWIN, config, is_old=is_old) if TWIN in parts else None,
         metrics=files.json("metrics.json"),
         lineage=manifest.get("lineage", {}),
-        card=files.json("card.json") if manifest["format_version"] == FORMAT_VERSION else {},
+        card={} if is_old else files.json("card.json"),
     )
 
 

@@ -120,7 +120,7 @@ def _vectors(storage: Storage, bundle: "Bundle", before: list[str], now: list[st
     """Every declared vector with its statistic."""
     tables = schema.tables(bundle.config.features)
     items = item_vectors(storage, tables)
-    return {} if items is None else {each.name: vector_drift(each, items, before, now) for each in tables.vectors}
+    return {} if items is None else {each.name: vector_drift(each.name, items, before, now) for each in tables.vectors}
 
 
 def _scored_from(storage: Storage, days: list[date]) -> date:

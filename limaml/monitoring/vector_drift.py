@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from limaml.config import FeatureConfig
-from limaml.features.columns import Floats, fit_column
+from limaml.features.columns import Floats, vector_values
 
 MAX_VECTORS = 1000
 """Of a sample: chance then gives a coefficient of about 0.002."""
@@ -21,19 +20,15 @@ def sampled(column: pa.ChunkedArray | pa.Array) -> list[str]:
     return list(values[at])
 
 
-def vector_drift(feature: FeatureConfig, items: pa.Table, before: list[str], now: list[str]) -> float:
+def vector_drift(name: str, items: pa.Table, before: list[str], now: list[str]) -> float:
     """Energy coefficient of a vector between two samples of items; NaN where one of them has no vector.
 
     `items`: the known items' vectors (`schema.Tables.item_vectors`).
     """
-    column = items[feature.name]
-    encoder = fit_column(feature.model_copy(update={"project_to": None}), column)
-    encoded_IV = np.zeros((items.num_rows, encoder.width), np.float32)
-    encoder.encode(column.combine_chunks(), encoded_IV)
-    known = encoded_IV[:, -1] > 0
+    vector_IV, known = vector_values(items[name])
     row = {item: at for at, item in enumerate(items["item_id"].to_pylist()) if known[at]}
     x, y = ([row[item] for item in sample if item in row] for sample in (before, now))
-    return energy_coefficient(encoded_IV[x], encoded_IV[y])
+    return energy_coefficient(vector_IV[x], vector_IV[y])
 
 
 def energy_coefficient(x_NV: Floats, y_MV: Floats) -> float:

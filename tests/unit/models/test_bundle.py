@@ -156,20 +156,11 @@ def test_a_manifest_that_is_not_one_is_named(folder):
             bundles.load(folder)
 
 
-@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (5, "update limaml to read it")])
+@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (4, "update limaml to read it")])
 def test_another_format_is_refused_before_anything_else_is_read(folder, found, remedy):
     (folder / "manifest.json").write_text(json.dumps({"format_version": found, "sha256": {}}))
-    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3, 4\], got {found}; {remedy}"):
+    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3\], got {found}; {remedy}"):
         bundles.load(folder)
-
-
-def test_a_bundle_of_the_format_without_a_card_is_read(bundle, folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["sha256"]["card.json"]
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
-    (folder / "card.json").unlink()
-    again = bundles.load(folder)
-    assert (again.card, again.metrics) == ({}, bundle.metrics)
 
 
 def test_a_wrong_width_is_named(folder):

@@ -100,9 +100,12 @@ def test_a_folder_of_format_2_is_read_and_saved_as_what_is_written_now(block, tm
     _rewrite(tmp_path / "old", "config.json", json.dumps(values).encode())
     for part in ("refit", "twin"):
         _rewrite(tmp_path / "old", f"{part}.safetensors", save(old_weights(block, network)))
-    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
-    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text()) | {"format_version": 2}
+    del manifest["sha256"]["card.json"]
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "old" / "card.json").unlink()
     read = bundles.load(tmp_path / "old")
+    assert read.card == {}
     assert read.config == Config.model_validate(config(block).model_dump())
     bundles.save(read, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "manifest.json").read_text())["format_version"] == bundles.FORMAT_VERSION
