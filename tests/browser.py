@@ -31,8 +31,10 @@ def trigger(page: Page, parameters: dict[str, str]) -> None:
         field = form.locator(f"input[name=element_{name}]")
         field.fill(value)
         field.press("Tab")
-    form.get_by_role("button", name="Trigger", exact=True).click()
-    expect(form).to_be_hidden()
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/dagRuns")) as answered:
+        form.get_by_role("button", name="Trigger", exact=True).click()
+    if not answered.value.ok:
+        sys.exit(f"Airflow refused the run: {answered.value.status} {answered.value.text()}")
 
 
 def final_state(page: Page, url: str) -> str:

@@ -65,6 +65,9 @@ class ModelConfig(Section):
     inner steps through it cost half. Items are then known by their features only, unless both."""
     item_vectors: Literal["fitted", "learned"] = "fitted"
     """fitted: a factor model gives them before meta-training, and they stay. learned: trained with the rest from random."""
+    mlp_reads_vectors: bool = True
+    """Whether item vectors that are declared are inputs of the global block's MLP. If not, they reach a score through the
+    interaction alone: the factor model fits the prior of an item's vector to them."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the global block's hidden units that a training step drops."""
     profile_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -86,6 +89,11 @@ class ModelConfig(Section):
                 'start = "items" needs meta_block = "task_vector" or "posterior" and an interaction with item vectors (product '
                 "or both), got "
                 f'meta_block = "{self.meta_block}", interaction = "{self.interaction}"; set start = "prior"'
+            )
+        if self.interaction == "concat" and not self.mlp_reads_vectors:
+            raise ValueError(
+                "mlp_reads_vectors = false needs an interaction with item vectors (product or both), got "
+                'interaction = "concat", where nothing else reads them; set mlp_reads_vectors = true'
             )
         if self.interaction != "product" and not self.global_hidden:
             raise ValueError(

@@ -100,9 +100,11 @@ class EncoderDims:
     candidate: int = 0
     """Of `context`, last: what a request has for every candidate."""
     item_static: int = 0
-    """Of `item_dense`, first: what does not change with time, and so says what an item is; vectors are the last of it."""
+    """Of `item_dense`, first: what does not change with time, and so says what an item is."""
     item_sets: int = 0
     """Of `item_static`, first: places of sets of categories."""
+    vectors: int = 0
+    """Of `item_static`, last."""
 
     @property
     def num_features(self) -> int:
@@ -170,6 +172,7 @@ class Encoder:
             candidate=candidate.width,
             item_static=item.width_of(lambda feature: not feature.aggregate) + vectors,
             item_sets=item.width_of(lambda feature: feature.type == "categories"),
+            vectors=vectors,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,7 +45,9 @@ class GlobalBlock(nn.Module):
         self.items = items if with_product else None
         self.product = Product(kinds, num_beside, num_factors) if with_product and kinds else None
         concat = len(kinds) * cfg.embedding_dim if cfg.interaction in ("concat", "both") else 0
-        self.mlp = RowMlp(dims.item_dense + num_beside, cfg.global_hidden, concat)
+        unread = 0 if cfg.mlp_reads_vectors else dims.vectors
+        self.unread = slice(dims.item_static - unread, dims.item_static)
+        self.mlp = RowMlp(dims.item_dense - unread + num_beside, cfg.global_hidden, concat)
 
     def forward(self, rows: Rows, embeddings: Embeddings, keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (…, R) of `rows`. Padded rows get one too, which the caller masks."""
@@ -74,10 +76,17 @@ class GlobalBlock(nn.Module):
         if self.items is not None and self.product is not None:
             item = self.items(rows.item_index_TR, rows.item_dense_TRF)
             vectors = self.product.vectors(item, rows)
-        return RowState(self.mlp.encode(rows.dense, keep), vectors)
+        return RowState(self.mlp.encode(self._read(rows), keep), vectors)
 
     def score(self, state: RowState, embeddings: Embeddings, keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (…, R) of rows encoded with the same `keep`."""
         beside = side_by_side(self.kinds, embeddings) if self.mlp.num_beside else None
         logits = self.mlp.score(state.encoded, beside, keep)
         return logits if self.product is None else logits + self.product(state.vectors, embeddings)
+
+    def _read(self, rows: Rows) -> Tensor:
+        """(…, R, F) what the MLP reads: all features, or all but the vectors."""
+        if self.unread.start == self.unread.stop:
+            return rows.dense
+        item = rows.item_dense_TRF
+        return torch.cat([item[..., : self.unread.start], item[..., self.unread.stop :], rows.beside_item], dim=-1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,10 +45,12 @@ class ServingPlan:
             found: Floats = items(rows.item_index_TR, rows.item_dense_TRF)[0].numpy()
             return found
 
+        (first, bias), *rest = [_layer(layer) for layer in block.mlp.linears]
+        num_unread = block.unread.stop - block.unread.start
         others = {} if product is None else {kind: _layer(product.others[kind]) for kind in product.others}
         return cls(
             kinds=block.kinds,
-            layers=[_layer(layer) for layer in block.mlp.linears],
+            layers=[(np.insert(first, [block.unread.start] * num_unread, 0.0, axis=0), bias), *rest],
             activation="relu" if block.mlp.num_beside else "silu",
             num_beside=block.mlp.num_beside,
             item_vectors=None if product is None else item_vectors,

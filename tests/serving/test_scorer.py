@@ -156,8 +156,12 @@ def test_scoring_leaves_the_catalogue_as_it_was(world):
     np.testing.assert_array_equal(once, again)
 
 
-@pytest.mark.parametrize("interaction", ["product", "concat"])
-def test_vectors_are_scored_as_the_network_does_however_the_catalogue_is_cut(world, interaction, monkeypatch):
+@pytest.mark.parametrize(
+    "model",
+    [{"interaction": "product"}, {"interaction": "concat"}, {"interaction": "both", "mlp_reads_vectors": False}],
+    ids=["product", "concat", "outside the MLP"],
+)
+def test_vectors_are_scored_as_the_network_does_however_the_catalogue_is_cut(world, model, monkeypatch):
     vector = FeatureConfig(entity="item", name="text", type="vector", width=2, encoder="hashes-1", licence="MIT")
     cfg = world.cfg.model_copy(update={"features": (*world.cfg.features, vector)})
     # i1 has none, and i7, outside the vocabulary, has one.
@@ -165,7 +169,7 @@ def test_vectors_are_scored_as_the_network_does_however_the_catalogue_is_cut(wor
     items = pa.table({"item_id": list(values), "text": list(values.values())}, schema.tables(cfg.features).item_vectors.arrow)
     columns = {**world.encoder.columns, "text": VectorEncoder.fit(vector, items["text"])}
     encoder = Encoder(cfg.features, world.encoder.items, world.encoder.entities, columns).with_items(items)
-    network = make_network(world, 0.6, encoder, interaction=interaction)
+    network = make_network(world, 0.6, encoder, **model)
     user = encoder.encode_user(world.user_features[USER], NOON)
     catalogue = catalogue_of(world)
     columns = {**catalogue.values(world.items), **world.user_features[USER], "item_id": world.items, "hour": HOUR}

@@ -109,7 +109,7 @@ def test_embeddings_stand_side_by_side_in_the_kinds_order_whatever_their_shape()
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
-@pytest.mark.parametrize("per_row", [{"item"}, {"user"}, {"user", "item"}], ids="+".join)
+@pytest.mark.parametrize("per_row", [("item",), ("user",), ("user", "item")], ids="+".join)
 def test_an_embedding_of_every_row_scores_as_that_rows_task_alone(interaction, per_row):
     block, rows = make_block(interaction), _rows()
     embeddings = {kind: random(2, 4 if kind in per_row else 1, 3, seed=number) for number, kind in enumerate(("user", "item"))}
@@ -121,6 +121,28 @@ def test_an_embedding_of_every_row_scores_as_that_rows_task_alone(interaction, p
     for kind in KINDS:
         other = embeddings | {kind: embeddings[kind] + 1.0}
         assert ((block(rows, other) - found).abs() > 1e-4).any(), kind
+
+
+def test_vectors_that_the_mlp_does_not_read_reach_the_score_of_an_unknown_item_only():
+    """The second feature of an item is its vector; the items of the first two rows are known, those of the others are not."""
+    dims = replace(DIMS, item_sets=1, vectors=1)
+    block = _randomise(GlobalBlock(_config(mlp_reads_vectors=False).model, dims, KINDS))
+    assert block.mlp.num_features == DIMS.num_features - 1
+    rows = replace(_rows(), item_index_TR=torch.tensor([[3, 5, 0, 0]] * 2))
+    embeddings = {kind: random(2, 1, 3, seed=number) for number, kind in enumerate(KINDS)}
+    other_TRF = rows.item_dense_TRF.clone()
+    other_TRF[..., 1] += 1.0
+    moved = (block(replace(rows, item_dense_TRF=other_TRF), embeddings) - block(rows, embeddings)).abs() > 1e-4
+    assert moved.tolist() == [[False, False, True, True]] * 2
+    for feature in (0, 2):
+        other_TRF = rows.item_dense_TRF.clone()
+        other_TRF[..., feature] += 1.0
+        assert ((block(replace(rows, item_dense_TRF=other_TRF), embeddings) - block(rows, embeddings)).abs() > 1e-4).all()
+
+
+def test_vectors_that_nothing_would_read_are_refused():
+    with pytest.raises(ValueError, match='got interaction = "concat", where nothing else reads them'):
+        _config(interaction="concat", mlp_reads_vectors=False)
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
