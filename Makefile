@@ -13,6 +13,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
+# Files of tests run beside each other, but for those that compare times.
+TEST_WORKERS ?= 2
+PYTEST_BESIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments dashboards
 
@@ -28,10 +32,11 @@ stop:  ## End exactly what `make run` started
 	@if [ -x $(BIN)/limaml ]; then $(BIN)/limaml stop --config $(CONFIG) $(ARGS); else echo "nothing was set up, so nothing runs"; fi
 
 test: check tests/.deploy/installed  ## Lint, types, import rules, and every test that needs pip only
-	$(BIN)/python -m pytest -m "not services and not worlds and not images and not production"
+	$(PYTEST_BESIDE) -m "not timed and not services and not worlds and not images and not production"
+	$(BIN)/python -m pytest -m timed
 
 test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
-	$(BIN)/python -m pytest -m services
+	$(PYTEST_BESIDE) -m services
 
 test-production: .venv/installed tests/.venv/installed  ## configs/production.toml on Postgres, Redis with TLS, S3, MLflow and a Ray cluster: both DAGs, requests, a cut-over, a roll-back; at most 15 minutes
 	$(BIN)/python -m pytest -m production

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.timed
+
 NOW = datetime.now(UTC).replace(microsecond=0)
 ITEMS = ["i1", "i3", "i5", "i7"]
 USERS = ("much", "old", "nobody")
