@@ -71,7 +71,7 @@ def _embedding_view(kind: config.TaskKindConfig, slot: str) -> FeatureView:
     names = (kind.entity_column, *schema.EMBEDDING_FEATURE_NAMES)
     return FeatureView(
         name=schema.embedding_view(kind.name, slot),
-        entities=[_ENTITIES[kind.entity_column]],
+        entities=[_entity(kind.entity_column)],
         schema=[Field(name=name, dtype=types[name]) for name in names],
         source=_EMBEDDINGS[kind.name],
         ttl=timedelta(0),

@@ -24,7 +24,7 @@ from limaml.io.storage import Storage
 from limaml.models.network import Network
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
-from serving.item_embeddings import ItemEmbeddings, Stored
+from serving.item_embeddings import ItemEmbeddings, Stored, by_item
 from serving.items import Items
 from serving.loaded import Loaded
 from serving.metrics import Metrics
@@ -56,7 +56,7 @@ class Champion:
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
         self._items = Items(schema.tables(cfg.features).names("item"))
-        self._item_kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"]
+        self._candidate_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
         self._items_due = 0.0
         self._to_reopen: set[str] = set()
         """Slots whose reader may be of another file by now."""
@@ -247,14 +247,15 @@ class Champion:
             self._items = Items(self._items.names, catalogue, rows)
 
     def _item_embeddings(self, loaded: Loaded) -> dict[str, ItemEmbeddings]:
-        """Of every kind of items; what cannot be read stays as last read, with what it was complete through then."""
+        """Of every kind but users; what cannot be read stays as last read, with what it was complete through then."""
         found: dict[str, ItemEmbeddings] = {}
-        for kind in self._item_kinds:
+        for kind, column in self._candidate_kinds.items():
             before = loaded.item_embeddings.get(kind)
             known: tuple[Stored, datetime | None] = (before.stored, before.complete_through) if before else ({}, None)
             try:
-                rows = loaded.features.read_item_embeddings(kind, loaded.items.catalogue)
-                known = rows, loaded.others_complete.get(kind)
+                entities = loaded.items.entities(column)
+                rows = loaded.features.read_embeddings(kind, sorted({entity for entity in entities if entity is not None}))
+                known = by_item(loaded.items.catalogue, entities, rows), loaded.others_complete.get(kind)
                 self._last_errors.pop("item_embeddings_refresh_failed", None)
             except Exception as error:  # noqa: BLE001 - contract 6: items without their embeddings are scored with the prior
                 self._to_reopen, self._items_due = set(schema.SLOTS), 0.0

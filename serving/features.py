@@ -82,7 +82,7 @@ class OnlineFeatures:
             column.name: _FIELD[column.type] for affinity in self._tables.affinities for column in affinity.online
         }
         self._kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "user_id"]
-        self._item_kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"]
+        self._candidate_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
         self._key_header = b""
         self._reader: EntityReader | None = None
         self._last_garbage = ""
@@ -108,10 +108,10 @@ class OnlineFeatures:
             for kind in self._kinds
         ]
         items = store.get_feature_view(schema.ITEM_VIEW)
-        self._read_items = _item_reader(online, config, items, version, self._tables.names("item"))
+        self._read_items = _reader(online, config, items, version, "item_id", self._tables.names("item"))
         self._read_embeddings = {
-            kind: _item_reader(online, config, store.get_feature_view(schema.embedding_view(kind, self.slot)), version)
-            for kind in self._item_kinds
+            kind: _reader(online, config, store.get_feature_view(schema.embedding_view(kind, self.slot)), version, column)
+            for kind, column in self._candidate_kinds.items()
         }
         self._key_header = string_key_header("user_id", version)
         self.close()
@@ -155,17 +155,17 @@ class OnlineFeatures:
             for item, row in _read_by_part(self._read_items, item_ids)
         }
 
-    def read_item_embeddings(self, kind: str, item_ids: Sequence[str]) -> dict[str, StoredEmbedding | None]:
-        """Rows of an item kind, read some at a time; one that Feast would not have written is left out.
+    def read_embeddings(self, kind: str, entities: Sequence[str]) -> dict[str, StoredEmbedding | None]:
+        """Rows of a kind of what candidates are, read some at a time; one that Feast would not have written is left out.
 
         Raises whatever the store raises.
         """
         if kind not in self._read_embeddings:
             raise StoreError("the online store must be open before it is read; the poller tries again")
         found: dict[str, StoredEmbedding | None] = {}
-        for item, row in _read_by_part(self._read_embeddings[kind], item_ids):
+        for entity, row in _read_by_part(self._read_embeddings[kind], entities):
             try:
-                found[item] = _embedding(row)
+                found[entity] = _embedding(row)
             except StoreError as error:
                 self._say_garbage(error)
         return found
@@ -177,20 +177,20 @@ class OnlineFeatures:
         self._last_garbage = str(error)
 
 
-def _item_reader(
-    online: Any, config: Any, view: Any, key_version: int, names: Sequence[str] = schema.EMBEDDING_FEATURE_NAMES
+def _reader(
+    online: Any, config: Any, view: Any, key_version: int, column: str, names: Sequence[str] = schema.EMBEDDING_FEATURE_NAMES
 ) -> Callable[[Sequence[str]], list[Any]]:
-    def read(item_ids: Sequence[str]) -> list[Any]:
-        keys = string_keys("item_id", pa.chunked_array([pa.array(item_ids, pa.string())]), key_version)
+    def read(entities: Sequence[str]) -> list[Any]:
+        keys = string_keys(column, pa.chunked_array([pa.array(entities, pa.string())]), key_version)
         rows: list[Any] = online.read_rows(config, view, tuple(names), keys)
         return rows
 
     return read
 
 
-def _read_by_part(read: Callable[[Sequence[str]], list[Any]], item_ids: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    for start in range(0, len(item_ids), _READ_ITEMS):
-        part = item_ids[start : start + _READ_ITEMS]
+def _read_by_part(read: Callable[[Sequence[str]], list[Any]], entities: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for start in range(0, len(entities), _READ_ITEMS):
+        part = entities[start : start + _READ_ITEMS]
         yield from zip(part, read(part), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""The embeddings of all catalogue items of one kind, in memory, judged one by one as a user's is (contracts 3, 4 and 6).
+"""The embeddings of all catalogue items, or of their category, in memory, judged as a user's is (contracts 3, 4 and 6).
 
 I items, R candidates, D embedding width
 """
@@ -21,6 +21,13 @@ Stored = Mapping[str, StoredEmbedding | None]
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _UNKNOWN_US = np.iinfo(np.int64).min
 _CODES: dict[str, int] = {status: code for code, status in enumerate(telemetry.LOOKUP_STATUSES)}
+
+
+def by_item(catalogue: Sequence[str], entities: Sequence[str | None], rows: Stored) -> Stored:
+    """Rows of entities as rows of the items that belong to them; an item that belongs to none has no row."""
+    found: dict[str | None, StoredEmbedding | None] = {None: None}
+    found.update(rows)
+    return {item: found[entity] for item, entity in zip(catalogue, entities, strict=True) if entity in found}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ class Items:
         rows = [self._row(item) for item in item_ids]
         return {name: [row.values[at] for row in rows] for at, name in enumerate(self.names)}
 
+    def entities(self, column: str) -> list[str | None]:
+        """Of each item, in the catalogue's order, what it is or what category it has; None where it has none."""
+        if column == "item_id":
+            return list(self.catalogue)
+        at = self.names.index(column)
+        return [self._row(item).values[at] for item in self.catalogue]
+
     def event_timestamps(self, item_ids: Sequence[str]) -> list[datetime | None]:
         """Of each item's row."""
         return [self._row(item).at for item in item_ids]

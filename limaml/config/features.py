@@ -145,6 +145,11 @@ class FeatureConfig(Section):
         return self.type != "text" and self.entity != "event"
 
     @property
+    def is_item_category(self) -> bool:
+        """Whether it is one category of an item, which items can be put together by."""
+        return self.entity == "item" and self.type == "category"
+
+    @property
     def is_delivered(self) -> bool:
         """Whether a column of events holds it, and a request."""
         return self.entity in ("context", "event") and not self.clock

@@ -13,8 +13,9 @@ class TaskKindConfig(Section):
 
     name: Name = "user"
     """The kind's name, in views, partitions, metric labels and answers."""
-    entity_column: Literal["user_id", "item_id"] = "user_id"
-    """Column of events whose entities are the tasks."""
+    entity_column: str = "user_id"
+    """What the tasks are: user_id, item_id or, behind the kind of users, a category of items (an ad's advertiser). Rows of
+    items that have none are scored with the kind's prior."""
     active_days: PositiveCount = 365
     """The first fill takes entities with at least one event in this many days before its as-of."""
     max_lag_s: Positive = 3 * 86400.0

@@ -55,7 +55,14 @@ class Config(Section):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
         columns = [kind.entity_column for kind in self.task_kinds]
-        if len(columns) > 1 and (columns[0] != "user_id" or len(set(columns)) != len(columns)):
+        categories = [feature.name for feature in self.features if feature.is_item_category]
+        for kind in self.task_kinds:
+            if kind.entity_column not in ("user_id", "item_id", *categories):
+                raise ValueError(
+                    f"task_kinds: entity_column of {kind.name} must be user_id, item_id or a declared category of items, one "
+                    f"of {categories}, got {kind.entity_column!r}; declare it, or choose another"
+                )
+        if (len(columns) > 1 or columns[0] in categories) and (columns[0] != "user_id" or len(set(columns)) != len(columns)):
             raise ValueError(
                 f"task_kinds must hold the kind of user_id first, and one kind a column, got {columns}; tasks are drawn from "
                 "users, and their rows say which items are adapted beside them"
@@ -124,8 +131,8 @@ class Config(Section):
             )
         if not feature.by:
             return
-        if feature.by != "item_id" and (by is None or by.entity != "item" or by.type != "category"):
-            known = ["item_id", *(other.name for other in self.features if other.entity == "item" and other.type == "category")]
+        if feature.by != "item_id" and (by is None or not by.is_item_category):
+            known = ["item_id", *(other.name for other in self.features if other.is_item_category)]
             raise ValueError(
                 f"features: {feature.name} must be by item_id or a category of the item, one of {known}, got {feature.by!r}; "
                 "declare it, or name another"

@@ -31,7 +31,7 @@ def active_entities(storage: Storage, tables: schema.Tables, kind: TaskKindConfi
     require_logged(storage, files)
     query = (
         f"SELECT DISTINCT {kind.entity_column} FROM logged"  # noqa: S608  names come from the schema
-        " WHERE timestamp >= $first AND timestamp < $as_of ORDER BY 1"
+        f" WHERE timestamp >= $first AND timestamp < $as_of AND {kind.entity_column} IS NOT NULL ORDER BY 1"
     )
     columns = pa.schema([tables.logged_events.arrow.field(name) for name in (kind.entity_column, "timestamp")])
     with logged_rows(storage, files, columns) as connection:

@@ -54,6 +54,8 @@ class Step:
     """Of the day's events; 0 if the source has no such day."""
     covered: int
     """Revision that the version's online rows hold; 0 for a day that is not complete yet, whatever was written of it."""
+    categories: tuple[str, ...]
+    """Categories of items that task kinds hang on."""
     events: str
     """Digest of the revisions of all days that the rows are made from."""
 
@@ -68,8 +70,8 @@ class Step:
 
     @cached_property
     def changed(self) -> dict[str, pa.Array]:
-        """Users and items, by column, whose rows of the day differ from what the version's online rows hold; read once."""
-        return self.store.changed_entities(self.day, self.revision, since=self.covered)
+        """Entities, by column, whose rows of the day differ from what the version's online rows hold; read once."""
+        return self.store.changed_entities(self.day, self.revision, self.covered, self.categories)
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ def _step(
     revisions = {day.isoformat(): _revision(m) for day, m in manifests.items() if schema.day_start(day) < as_of}
     digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
     store = EventStore(context.storage, context.tables.events)
-    return Step(store, version, manifest.day, as_of, is_new, _revision(manifest), covered, digest)
+    columns = {kind.entity_column for kind in context.cfg.task_kinds} - {"user_id", "item_id"}
+    return Step(store, version, manifest.day, as_of, is_new, _revision(manifest), covered, tuple(sorted(columns)), digest)
 
 
 def _manifests(context: EmbeddingContext, day: date) -> Manifests:

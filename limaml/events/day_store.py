@@ -8,13 +8,14 @@ quarantine/dt=D/r0001/                       what was refused: events.parquet or
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from limaml import schema
 from limaml.errors import DataError
@@ -194,13 +195,14 @@ class EventStore:
                 return int(name.removeprefix("r")), f"{base}/{name}"
         return len(attempts) + 1, f"{base}/r{len(attempts) + 1:04d}"
 
-    def changed_entities(self, day: date, revision: int, since: int) -> dict[str, pa.Array]:
-        """Users and items, by column, whose rows of `day` differ between its current revision and `since`, sorted.
+    def changed_entities(self, day: date, revision: int, since: int, categories: Sequence[str] = ()) -> dict[str, pa.Array]:
+        """Users and items, by column, whose rows of `day` differ between its current revision and `since`, sorted; and of these
+        rows' items the `categories` that they were logged with.
 
         Revision 0 has no rows: since then all of the day's entities have changed, and until then none.
         """
         if revision in (0, since):
-            return {column: pa.array([], pa.string()) for column in _ENTITIES}
+            return {column: pa.array([], pa.string()) for column in (*_ENTITIES, *categories)}
         rows = self.read([day])
         if since > 0:
             path = f"events_superseded/{partition(day)}/events-r{since:04d}.parquet"
@@ -208,7 +210,20 @@ class EventStore:
             old, new = ({tuple(row.values()): row for row in table.to_pylist()} for table in (before, rows))
             differing = [row for key, row in (old | new).items() if (key in old) != (key in new)]
             rows = pa.Table.from_pylist(differing, rows.schema)
-        return {column: pa.array(sorted(pc.unique(rows[column]).to_pylist()), pa.string()) for column in _ENTITIES}
+        found = {column: rows[column] for column in _ENTITIES}
+        if categories:
+            found |= self._logged_with(day, revision, since, rows["event_id"], categories)
+        return {column: pa.array(sorted(pc.unique(values).to_pylist()), pa.string()) for column, values in found.items()}
+
+    def _logged_with(
+        self, day: date, revision: int, since: int, event_ids: pa.ChunkedArray, names: Sequence[str]
+    ) -> dict[str, pa.ChunkedArray]:
+        files = [f"logged/{partition(day)}/logged-r{revision:04d}.parquet"]
+        if since > 0:
+            files.append(f"logged_superseded/{partition(day)}/logged-r{since:04d}.parquet")
+        columns = pa.schema([("event_id", pa.string()), *((name, pa.string()) for name in names)])
+        rows = self._storage.dataset(files, columns).to_table(filter=ds.field("event_id").isin(pc.unique(event_ids)))
+        return {name: rows[name].drop_null() for name in names}
 
 
 def partition_files(storage: Storage, folder: str, *, first: date | None = None, through: date | None = None) -> list[str]:

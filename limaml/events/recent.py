@@ -134,7 +134,7 @@ class Recent:
         """The last `rows` rows of every entity, by bucket, then by (entity, timestamp, event id)."""
         entity, names = self.entity_column, ", ".join(self.columns.names)
         with logged_rows(self.storage, files, pa.schema([self.columns.field(entity)])) as connection:
-            found = connection.sql(f"SELECT DISTINCT {entity} FROM logged").to_arrow_table()[entity]  # noqa: S608  the schema's
+            found = connection.sql(f"SELECT DISTINCT {entity} FROM logged").to_arrow_table()[entity].drop_null()  # noqa: S608
         buckets = pa.array([shard_of(each, NUM_BUCKETS) for each in found.to_pylist()], pa.int64())
         query = (
             f"SELECT bucket, {names} FROM logged JOIN bucket_of USING ({entity})"  # noqa: S608  names of the schema

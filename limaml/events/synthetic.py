@@ -65,6 +65,8 @@ class SyntheticSource:
             "title": [f"Title {n}" for n in range(num_items)],
             "year": rng.integers(1950, 2000, num_items).tolist(),
             "genres": [["sunny"] if factor > 0 else ["gloomy"] for factor in told],
+            # Nobody's taste depends on it, and some items have none.
+            "studio": [None if n % 9 == 8 else f"studio {n % 5}" for n in range(num_items)],
         }
         if self._cfg.synthetic_vector_scale:
             items["taste_vector"] = self._vectors.tolist()

@@ -100,7 +100,8 @@ class CategoryEncoder:
         return len(self.values)
 
     @cached_property
-    def _index(self) -> dict[str, int]:
+    def index(self) -> dict[str, int]:
+        """Category -> its number from 1 on."""
         return index_of(self.values)
 
     def encode(self, column: pa.Array, out_RF: Floats) -> None:
@@ -108,21 +109,21 @@ class CategoryEncoder:
             row_N, column = pc.list_parent_indices(column).to_numpy(zero_copy_only=False), pc.list_flatten(column)
         else:
             row_N = np.arange(len(column))
-        index_N = look_up(column, self._index)
+        index_N = look_up(column, self.index)
         if (index_N == UNKNOWN).any():
             row_N, index_N = row_N[index_N != UNKNOWN], index_N[index_N != UNKNOWN]
         out_RF[row_N, index_N - 1] = 1.0
 
     def encode_one(self, value: Any, out_F: list[float], at: int) -> None:
         for one in (value or ()) if not isinstance(value, str) else (value,):
-            index = self._index.get(one, UNKNOWN)
+            index = self.index.get(one, UNKNOWN)
             if index != UNKNOWN:
                 out_F[at + index - 1] = 1.0
 
     def num_unknown(self, given: Any) -> int:
         """Values, of one or of several, that are none of those seen; what is not there is none."""
         values = (given,) if isinstance(given, str) else given or ()
-        return sum(value is not None and value not in self._index for value in values)
+        return sum(value is not None and value not in self.index for value in values)
 
     def to_dict(self) -> dict[str, Any]:
         return {"values": list(self.values)}

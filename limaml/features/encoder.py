@@ -105,6 +105,8 @@ class EncoderDims:
     """Of `item_static`, first: places of sets of categories."""
     vectors: int = 0
     """Of `item_static`, last."""
+    categories: Mapping[str, int] = field(default_factory=dict)
+    """Category of items -> values that training saw."""
 
     @property
     def num_features(self) -> int:
@@ -113,7 +115,7 @@ class EncoderDims:
 
     def num_entities_of(self, column: str) -> int:
         """Entities of a column that training saw."""
-        return self.num_items if column == "item_id" else self.num_entities
+        return self.categories.get(column, self.num_items if column == "item_id" else self.num_entities)
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class Encoder:
             item_static=item.width_of(lambda feature: not feature.aggregate) + vectors,
             item_sets=item.width_of(lambda feature: feature.type == "categories"),
             vectors=vectors,
+            categories={name: len(index) for name, index in self._categories.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,6 +206,12 @@ class Encoder:
         return index_of(self.entities)
 
     @cached_property
+    def _categories(self) -> dict[str, dict[str, int]]:
+        """Category of items -> the index of its values."""
+        names = [feature.name for feature in self.features if feature.is_item_category]
+        return {name: cast(CategoryEncoder, self.columns[name]).index for name in names}
+
+    @cached_property
     def _parts(self) -> dict[str, "_Parts"]:
         return {part: _Parts.of(_features_of(self._tables, part), self.columns) for part in PARTS}
 
@@ -216,7 +225,8 @@ class Encoder:
 
     def entity_index(self, entities: Sequence[str] | pa.Array | pa.ChunkedArray, column: str | None = None) -> Indices:
         """(R,) index of each entity of a column, by default the first kind's; 0 where training never saw it."""
-        return look_up(_strings(entities), self._item_index if column == "item_id" else self._entity_index)
+        index = self._item_index if column == "item_id" else self._categories.get(column or "", self._entity_index)
+        return look_up(_strings(entities), index)
 
     def encode(self, columns: Mapping[str, Any], num_rows: int, day: Indices | int | None = None) -> EncodedRows:
         """Encode `num_rows` rows of `columns`: item_id and the declared features, as they are stored.

@@ -220,13 +220,14 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table, kinds: Sequence[TaskKindConfig]) -> None:
     columns, of = {kind.name: kind.entity_column for kind in kinds}, ("logged_at", "model_version", "complete_through")
     by_partition: dict[tuple[str, str], list[_LoggedEmbedding]] = defaultdict(list)
-    for request in part.select([*of, "user_id", "item_ids", "embeddings"]).to_pylist():
+    for request in part.select([*of, "user_id", "item_ids", "items", "embeddings"]).to_pylist():
         seen: dict[str, int] = defaultdict(int)
         for one in request["embeddings"]:
-            kind, of_item = one["kind"], columns.get(one["kind"]) == "item_id"
-            entity = request["item_ids"][seen[kind]] if of_item else request["user_id"]
+            kind, column = one["kind"], columns.get(one["kind"], "user_id")
+            of_item = column != "user_id"
+            entity = _candidate(request, seen[kind], column) if of_item else request["user_id"]
             seen[kind] += 1
-            if one["status"] == "store_error" and one["embedding"] is None:
+            if entity is None or (one["status"] == "store_error" and one["embedding"] is None):
                 continue
             due = request["complete_through"]
             # Items' embeddings are held in memory as their features are, and may be as late.
@@ -242,6 +243,12 @@ def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Ta
         for one in logged:
             where = {"view": view, "entity": one.entity, "compared_at": one.at}
             compare_vector(tallies[view], where, one.vector, _newest(known[one.entity], one.at))
+
+
+def _candidate(request: Mapping[str, Any], at: int, column: str) -> str | None:
+    """What a candidate is, or the category that it was served with."""
+    found: str | None = request["item_ids"][at] if column == "item_id" else request["items"][at][column]
+    return found
 
 
 class _LoggedEmbedding(NamedTuple):

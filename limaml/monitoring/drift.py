@@ -144,7 +144,7 @@ def _scores(storage: Storage, bundle: "Bundle", first: date, through: date) -> p
     entities = pc.unique(asked[kind.entity_column]).to_pylist()
     known = read_logged(storage, tables, through=through, entities=(kind.entity_column, entities))
     for other in bundle.config.task_kinds[1:]:
-        wanted, num_rows = pc.unique(asked[other.entity_column]), bundle.config.support_rows_of(other.name)
+        wanted, num_rows = pc.unique(asked[other.entity_column].drop_null()), bundle.config.support_rows_of(other.name)
         beside = _last_rows(storage, tables, other.entity_column, wanted, num_rows, first, through)
         known = pa.concat_tables([known, beside.filter(pc.invert(pc.is_in(beside["event_id"], value_set=known["event_id"])))])
     day = first

@@ -127,12 +127,12 @@ class TaskSpec:
 
 
 def _ranked(column: pa.ChunkedArray) -> tuple[list[str], Indices]:
-    """The distinct strings in order, and each row's place among them."""
+    """The distinct strings in order, and each row's place among them; `NOBODY` where it has none."""
     coded = column.combine_chunks().dictionary_encode()
     names = np.array(coded.dictionary.to_pylist(), dtype=object)
     order = np.argsort(names, kind="stable")
     rank = np.argsort(order, kind="stable")
-    return names[order].tolist(), rank[coded.indices.to_numpy(zero_copy_only=False)] if len(names) else _NO_ROWS
+    return names[order].tolist(), np.append(rank, NOBODY)[coded.indices.fill_null(-1).to_numpy()]
 
 
 def microseconds(instant: datetime) -> int:

@@ -17,6 +17,7 @@ from limaml.config import (
     Config,
     EmbeddingsConfig,
     FeastConfig,
+    FeatureConfig,
     MetaConfig,
     ModelConfig,
     RegistryConfig,
@@ -41,6 +42,7 @@ HISTORY_DAYS = 5
 TODAY = date(2026, 6, 1)
 USERS = [f"u{number:02}" for number in range(14)]
 ITEMS = [f"i{number}" for number in range(10)]
+STUDIO: dict[str, str | None] = {item: None if number % 5 == 4 else f"s{number % 3}" for number, item in enumerate(ITEMS)}
 SILENT = USERS[-1]
 """Has rows on the first day only, and so is not active in a window of four days."""
 ONE_DAY = timedelta(days=1)
@@ -72,10 +74,13 @@ class World:
     """A source that delivers day after day, and the installation that follows it."""
 
     def __init__(self, root: Path, redis: str = "", *others: TaskKindConfig) -> None:
-        """`others`: task kinds beside users."""
+        """`others`: task kinds beside users; where one hangs on the items' studio, that is declared and delivered."""
+        features = declared.FEATURES
+        if any(kind.entity_column == "studio" for kind in others):
+            features += (FeatureConfig(entity="item", name="studio", type="category"),)
         self.delivered = root / "source"
         self.cfg = Config(
-            features=declared.FEATURES,
+            features=features,
             source=SourceConfig(kind="parquet", path=str(self.delivered), licence="CC0-1.0"),
             storage=StorageConfig(root=str(root / "data")),
             task_kinds=(TaskKindConfig(active_days=4), *others),
@@ -103,10 +108,13 @@ class World:
         """Days that a daily run published, as they were delivered first."""
         self.root = root
         users = [{"user_id": u, "age_band": "25_34", "gender": "F", "occupation": "writer"} for u in USERS]
-        items = [{"item_id": i, "title": f"Title {i}", "year": 1995, "genres": ["Drama"]} for i in ITEMS]
+        items = [{"item_id": i, "title": f"Title {i}", "year": 1995, "genres": ["Drama"], "studio": STUDIO[i]} for i in ITEMS]
+        self.tables = schema.tables(features)
         self.delivered.mkdir()
         pq.write_table(pa.Table.from_pylist(users, schema=declared.USERS.arrow), self.delivered / "users.parquet")
-        pq.write_table(pa.Table.from_pylist(items, schema=declared.ITEMS.arrow), self.delivered / "items.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(items, schema=self.tables.catalogue("item").arrow), self.delivered / "items.parquet"
+        )
         for offset in range(HISTORY_DAYS):
             self.deliver(FIRST + offset * ONE_DAY)
         apply(self.cfg)
@@ -144,7 +152,7 @@ class World:
             self.uncorrected.remove(day)
 
     def new_version(self, seed: int) -> str:
-        logged = read_logged(self.storage, declared.TABLES, through=FIRST + ONE_DAY)
+        logged = read_logged(self.storage, self.tables, through=FIRST + ONE_DAY)
         encoder = Encoder.fit(logged, self.cfg)
         model = Model(build_network(self.cfg, encoder.dims, seed), encoder)
         folder = self.root / f"bundle-{seed}"

@@ -1,5 +1,5 @@
-"""Contract 7 with two kinds: published through day D, the service scores every row of day D+1 with the embeddings of its user
-and of its item, as the as-served evaluation does; on two days, over HTTP.
+"""Contract 7 with three kinds: published through day D, the service scores every row of day D+1 with the embeddings of its
+user, of its item and of the item's studio, as the as-served evaluation does; on two days, over HTTP.
 """
 
 from datetime import UTC, date, datetime
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limaml.config import Config
+from limaml.config import Config, FeatureConfig
 from limaml.events.logged import read_logged
 from limaml.events.sources import week_shift
 from limaml.events.synthetic import SyntheticSource
@@ -16,18 +16,19 @@ from limaml.monitoring.consistency import compare_day
 from limaml.monitoring.export import Gauges
 from limaml.tasks.protocols import as_served
 from limaml.tasks.sampling import TaskRows
-from limaml.training.scoring import embed_specs, score_with_embeddings
+from limaml.training.scoring import embed_others, embed_specs, score_with_embeddings
 from tests import declared
 from tests.contracts.served_days import TOLERANCE, Chain, Day, scores
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
+STUDIO = FeatureConfig(entity="item", name="studio", type="category")
 
 
 def make_config(folder):
     return Config.model_validate(
         {
-            "features": declared.FEATURES,
+            "features": (*declared.FEATURES, STUDIO),
             "source": {
                 "kind": "synthetic",
                 "synthetic_users": 60,
@@ -46,6 +47,7 @@ def make_config(folder):
                     "meta_block": "row_mlp",
                     "support_rows": 10,
                 },
+                {"name": "maker", "entity_column": "studio", "max_lag_s": 1e10, "support_rows": 12},
             ],
             # With the rows' ages an embedding would change while no row comes, which is when a daily run leaves it alone.
             "model": {"embedding_dim": 6, "meta_hidden": [8], "global_hidden": [16, 8], "row_age": False},
@@ -97,20 +99,22 @@ def test_every_row_of_the_next_day_is_scored_alike(chain, asked):
         assert day.offline.std() > 0.03
 
 
-def test_the_items_embeddings_matter_and_are_those_of_the_day(chain, asked):
+def test_each_kinds_embeddings_matter_and_are_those_of_the_day(chain, asked):
     for day in asked:
         _, behind, _ = chain.offline(day.next_day, support_through=chain.day_before)
         assert np.abs(scores(day.answers) - behind).max() > 100 * TOLERANCE
-        assert np.abs(scores(day.answers) - without_items(chain, day)).max() > 100 * TOLERANCE
+        for kind in ("item", "maker"):
+            assert np.abs(scores(day.answers) - without(chain, day, kind)).max() > 100 * TOLERANCE
 
 
-def without_items(chain, day):
-    """As-served scores with every item's prior."""
+def without(chain, day, kind):
+    """As-served scores with the prior of every entity of a kind."""
     logged = read_logged(chain.storage, chain.tables, through=day.next_day)
     rows = TaskRows.of(logged, chain.model.encoder, chain.cfg)
     start_us = int(datetime(day.next_day.year, day.next_day.month, day.next_day.day, tzinfo=UTC).timestamp() * 1e6)
     specs = as_served(rows, from_us=start_us, support_rows=16)
-    return score_with_embeddings(chain.model.network, rows, specs, embed_specs(chain.model.network, rows, specs), {})
+    others = {name: found for name, found in embed_others(chain.model.network, rows, specs).items() if name != kind}
+    return score_with_embeddings(chain.model.network, rows, specs, embed_specs(chain.model.network, rows, specs), others)
 
 
 def test_the_service_says_by_kind_what_the_scores_rest_on(chain, asked):
@@ -119,9 +123,10 @@ def test_the_service_says_by_kind_what_the_scores_rest_on(chain, asked):
     for answer, size in zip(day.answers, day.support_sizes, strict=True):
         used = answer["embeddings"]
         assert used["user"]["fallback"] == ("missing" if size == 0 else None)
-        assert sum(used["item"]["statuses"].values()) == 1
-        assert used["item"]["prior"] == used["item"]["statuses"].get("missing", 0)
-        assert (used["item"]["age_s"] is None) == (used["item"]["prior"] == 1)
+        for kind in ("item", "maker"):
+            assert sum(used[kind]["statuses"].values()) == 1
+            assert used[kind]["prior"] == used[kind]["statuses"].get("missing", 0)
+            assert (used[kind]["age_s"] is None) == (used[kind]["prior"] == 1)
     catalogue = sorted(item for item in chain.model.encoder.items)
     answer = chain.server.ranked(day.rows[0]["user_id"], catalogue)
     found = answer["embeddings"]["item"]
@@ -129,6 +134,11 @@ def test_the_service_says_by_kind_what_the_scores_rest_on(chain, asked):
     assert set(found["statuses"]) <= {"fresh", "missing"}
     assert found["statuses"]["fresh"] >= len(seen & set(catalogue)) - 3
     assert found["inactivity_s"] >= found["age_s"]
+    # Every ninth item is of no studio; each of the five has rows.
+    assert answer["embeddings"]["maker"]["statuses"] == {
+        "fresh": sum(int(item[1:]) % 9 != 8 for item in catalogue),
+        "missing": sum(int(item[1:]) % 9 == 8 for item in catalogue),
+    }
 
 
 def test_candidates_together_are_scored_as_each_alone(chain, asked):
@@ -158,7 +168,8 @@ def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain,
     chain.server.stop()
     result = compare_day(chain.cfg, datetime.now(UTC).date(), Gauges())
     views = {view["view"]: view for view in result["views"]}
-    assert views.keys() == {"user_features", "item_features", "meta_embedding_user", "meta_embedding_item"}
+    embeddings = {f"meta_embedding_{kind.name}" for kind in chain.cfg.task_kinds}
+    assert views.keys() == {"user_features", "item_features"} | embeddings
     for view in views.values():
         assert (view["mismatch_ratio"], view["missing_ratio"], view["max_difference"]) == (0.0, 0.0, 0.0)
     # Of the items that were asked about together, too.

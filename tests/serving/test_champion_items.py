@@ -99,7 +99,7 @@ def test_a_store_that_fails_leaves_what_was_read_with_the_day_it_was_of(world, c
         def fails(*_):
             raise StoreError("the disk is gone")
 
-        broken.setattr(OnlineFeatures, "read_item_embeddings", fails)
+        broken.setattr(OnlineFeatures, "read_embeddings", fails)
         world.registry.set_tags(world.version, {ITEM_TAG: (NOW + DAY).isoformat()})
         for _ in range(3):
             champion.poll()
@@ -117,7 +117,7 @@ def test_a_version_that_loads_without_the_store_serves_the_prior(world, champion
         def fails(*_):
             raise StoreError("the disk is gone")
 
-        broken.setattr(OnlineFeatures, "read_item_embeddings", fails)
+        broken.setattr(OnlineFeatures, "read_embeddings", fails)
         champion.poll()
         assert looked_up(champion).counts == {"store_error": 8}
     champion.poll()
