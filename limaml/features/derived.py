@@ -6,6 +6,7 @@ Most are the same. Days since an event count from the moment of use, and what a 
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import pyarrow as pa
 from limaml import schema
 from limaml.config import FeatureConfig
 from limaml.features.columns import Indices
+
+_CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
+"""Microseconds a step, steps from 1970 to the cycle's 0 (1970-01-01 was a Thursday), period."""
 
 
 class Derived:
@@ -95,3 +99,26 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
 def _is_coded(kind: pa.DataType) -> bool:
     """Whether a column is dictionary-encoded strings, or lists of them; other columns are cast to their type."""
     return bool(pa.types.is_dictionary(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+def with_clocks(tables: schema.Tables, logged: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], Indices]:
+    """Columns of logged events, what their timestamps say among them, and the day of each."""
+    time_us = timestamps_us(logged)
+    columns = {name: logged[name] for name in logged.schema.names}
+    for feature in tables.of("context"):
+        if feature.clock:
+            step_us, ahead, period = _CLOCKS[feature.clock]
+            columns[feature.name] = pa.array((time_us // step_us + ahead) % period)
+    return columns, time_us // _CLOCKS["weekday"][0]
+
+
+def day_of(at: datetime) -> int:
+    """Days since 1970-01-01."""
+    return int(at.timestamp() // 86_400)
+
+
+def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None) -> Indices:
+    """(R,) microseconds since 1970 (UTC); `missing` for a null, if one is given."""
+    column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
+    return values

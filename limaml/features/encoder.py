@@ -36,12 +36,9 @@ from limaml.features.columns import (
     index_of,
     look_up,
 )
-from limaml.features.derived import Derived, column_of, one_array
+from limaml.features.derived import Derived, column_of, day_of, one_array, with_clocks
 from limaml.features.item_table import ItemTable
 from limaml.features.shared import SharedRows, Sharing
-
-_CLOCKS = {"hour": (3_600_000_000, 0, 24), "weekday": (86_400_000_000, 3, 7)}
-"""Microseconds a step, steps from 1970 to the cycle's 0 (1970-01-01 was a Thursday), period."""
 
 _PART_ROWS = 65_536
 """Rows encoded at a time, where not all are held as they are encoded."""
@@ -250,7 +247,7 @@ class Encoder:
 
     def encode_table(self, logged: pa.Table | pa.RecordBatch) -> EncodedRows:
         """Encode logged events; the context is the timestamp's. Strings may be dictionary-encoded."""
-        columns, day = _with_clocks(self._tables, logged)
+        columns, day = with_clocks(self._tables, logged)
         return self.encode(columns, logged.num_rows, day)
 
     def encode_ordered(self, logged: pa.Table, order: Indices) -> EncodedRows:
@@ -284,12 +281,12 @@ class Encoder:
 
     def values_of(self, feature: FeatureConfig, logged: pa.Table) -> pa.Array:
         """As `values` of one feature."""
-        columns, day = _with_clocks(self._tables, logged)
+        columns, day = with_clocks(self._tables, logged)
         return self._derived.values(feature, columns, logged.num_rows, day)
 
     def encode_user(self, user: Mapping[str, Any], at: datetime) -> Floats:
         """(F,) what `encode` makes of one user's features, without a column for each: 6 us of a request instead of 400."""
-        return self._one("user", user, _day(at))
+        return self._one("user", user, day_of(at))
 
     def encode_context(self, given: Mapping[str, Any], at: datetime) -> tuple[dict[str, Any], Floats]:
         """What a request has once: its values, those of the clock where it gives none, and (F,) what `encode` makes of them."""
@@ -299,7 +296,7 @@ class Encoder:
             else given.get(feature.name)
             for feature, _, _ in self._parts["context"].places
         }
-        return context, self._one("context", context, _day(at))
+        return context, self._one("context", context, day_of(at))
 
     def unknown(self, given: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         """Of features with values that training never saw, the name and how many; `given` has one value each, or several."""
@@ -315,7 +312,7 @@ class Encoder:
 
     def encode_candidates(self, columns: Mapping[str, Any], num_rows: int, at: datetime) -> Floats:
         """(R, F) what `encode` makes of a request's candidates, behind its context."""
-        return self._dense(("candidate",), columns, num_rows, _day(at))
+        return self._dense(("candidate",), columns, num_rows, day_of(at))
 
     def _one(self, part: str, values: Mapping[str, Any], day: int) -> Floats:
         parts = self._parts[part]
@@ -372,33 +369,10 @@ def _features_of(tables: schema.Tables, part: str) -> tuple[FeatureConfig, ...]:
 
 def _values(tables: schema.Tables, logged: pa.Table | pa.RecordBatch) -> Iterator[tuple[FeatureConfig, pa.Array]]:
     """Every feature of logged events with its values."""
-    derived, (columns, day) = Derived(tables), _with_clocks(tables, logged)
+    derived, (columns, day) = Derived(tables), with_clocks(tables, logged)
     for part in PARTS:
         for feature in _features_of(tables, part):
             yield feature, derived.values(feature, columns, logged.num_rows, day)
-
-
-def _with_clocks(tables: schema.Tables, logged: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], Indices]:
-    """Columns of logged events, what their timestamps say among them, and the day of each."""
-    time_us = timestamps_us(logged)
-    columns = {name: logged[name] for name in logged.schema.names}
-    for feature in tables.of("context"):
-        if feature.clock:
-            step_us, ahead, period = _CLOCKS[feature.clock]
-            columns[feature.name] = pa.array((time_us // step_us + ahead) % period)
-    return columns, time_us // _CLOCKS["weekday"][0]
-
-
-def _day(at: datetime) -> int:
-    """Days since 1970-01-01."""
-    return int(at.timestamp() // 86_400)
-
-
-def timestamps_us(logged: pa.Table | pa.RecordBatch, missing: int | None = None) -> Indices:
-    """(R,) microseconds since 1970 (UTC); `missing` for a null, if one is given."""
-    column = logged["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-    values: Indices = (column.fill_null(missing) if missing is not None else column).to_numpy()
-    return values
 
 
 def _declared_items(items: pa.Table | None) -> pa.Table:

@@ -21,7 +21,8 @@ import torch
 from limaml.config import Config, TaskKindConfig
 from limaml.errors import DataError
 from limaml.features.columns import UNKNOWN, Indices
-from limaml.features.encoder import EncodedRows, Encoder, timestamps_us
+from limaml.features.derived import timestamps_us
+from limaml.features.encoder import EncodedRows, Encoder
 from limaml.tasks.other_entities import NOBODY, OtherEntities, distinct_tasks
 from limaml.tasks.rows import OtherTasks, Rows, TaskBatch
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from limaml.errors import DataError
 from limaml.features.columns import UNKNOWN, Floats, Indices
-from limaml.features.encoder import EncodedRows, Encoder, timestamps_us
+from limaml.features.derived import timestamps_us
+from limaml.features.encoder import EncodedRows, Encoder
 from limaml.tasks.rows import Rows
 
 MAX_TASKS = 256
