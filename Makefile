@@ -18,7 +18,7 @@ TEST_WORKERS ?= 2
 PYTEST_BESIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments experiments-transfer dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -79,6 +79,9 @@ bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end
 
 experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)
+
+experiments-transfer: .venv/installed  ## What vectors of text give new items, with intervals, on films and groceries; 30 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.transfer --out experiments/results/transfer.json $(ARGS)
 
 dashboards: .venv/installed  ## Write the Grafana dashboards into the chart (helm/limaml/files/dashboards)
 	$(BIN)/python -m helm.dashboards

@@ -219,3 +219,31 @@ def _split(shares: list[float]) -> str:
 def _power(one: Results) -> tuple[str, str, str]:
     day = DASH if one["median_day"] is None else f"{one['median_day']:.0f}"
     return f"{one['sequential']['share']:.0%}", day, f"{one['t_test_of_users_once']['share']:.0%}"
+
+
+def transfer(found: Results) -> list[str]:
+    """World by world, what vectors of text add for items by how many rows they had before the day."""
+    groups = {"unseen": "none", "few": "1 to 5", "rare": "6 to 50", "warm": "more", "all": "any"}
+    metrics = {"pooled_auc": "AUC, pooled", "per_user_auc": "AUC, per user", "ndcg10": "NDCG@10 of a user's day"}
+    places = {"outside": "read by the factor model alone", "inside": "an input of the MLP, too"}
+    lines = []
+    for world, one in sorted(found["worlds"].items(), reverse=True):
+        for arm in (name for name in one["arms"] if name != "none"):
+            place, width = arm.split("_")
+            over = one["arms"][arm]["over_none"]
+            rows = [
+                [label, f"{one['rows'][group]:,}", *(_over(over[group][metric]) for metric in metrics)]
+                for group, label in groups.items()
+            ]
+            said = "chosen on the validation items" if arm == one["chosen"] else "beside it"
+            lines += [f"**{world}**, {places[place]}, {width} components ({said}):", ""]
+            lines += table(("rows of the item before the day", "judged rows", *metrics.values()), rows)
+        of_lists = ("diversity", "novelty", "coverage", "exposure_gini", "unseen_share")
+        rows = [[name.replace("_", ", "), *(f"{arm[key]:.3f}" for key in of_lists)] for name, arm in one["arms"].items()]
+        lines += table(("the ten best of a user's day", *(key.replace("_", " ") for key in of_lists)), rows)
+    return lines
+
+
+def _over(found: Results) -> str:
+    text = f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text

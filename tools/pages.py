@@ -40,6 +40,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
         "carried": lambda: scale.carried(results("benchmarks/results/scale.json")),
         "ray": lambda: scale.ray(results("benchmarks/results/scale.json")),
     },
+    "docs/transfer.md": {"gains": lambda: figures.transfer(results("experiments/results/transfer.json"))},
     "docs/ab.md": {"arms": lambda: figures.arms(results("experiments/results/arms.json"))},
     "docs/configuration.md": {"settings": configuration.settings},
     "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
