@@ -56,12 +56,12 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     for name, (table, make) in makers.items():
         if not results.get(table):
             continue
-        _save(make(results), folder / name)
+        save(make(results), folder / name)
         written.append(folder / name)
     return written
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """With a palette: true colours take three times the bytes, and the file is committed."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_DPI)
