@@ -57,7 +57,7 @@ class Films:
     """The catalogue's films with events; one row a film."""
 
     titles: list[str]
-    genres: list[set[str]]
+    sets: list[set[str]]
     left_out_I: Mask
     num_rows_I: npt.NDArray[np.int64]
     text_IW: Floats
@@ -94,12 +94,16 @@ def films(cfg: Config, root: Path) -> Films:
     text, _ = vector_values(vectors[_FEATURE].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
     return Films(
         items["title"].to_pylist(),
-        [set(values or ()) for values in items["genres"].to_pylist()],
+        [set(values or ()) for values in items[_categories(cfg)].to_pylist()],
         left_out_I,
         np.bincount(pc.index_in(logged["item_id"], value_set=ids).to_numpy()),
         text,
         (content @ fitted.content_weights_CK.numpy() + fitted.bias_K.numpy()).astype(np.float32),
     )
+
+
+def _categories(cfg: Config) -> str:
+    return next(feature.name for feature in cfg.features if feature.entity == "item" and feature.type == "categories")
 
 
 def neighbours(x_IW: Floats, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
@@ -114,7 +118,7 @@ def neighbours(x_IW: Floats, items: npt.NDArray[np.int64], count: int) -> npt.ND
 
 def draw(found: Films) -> "Figure":
     """Both spaces by PCA and by t-SNE, and below them neighbours."""
-    figure = plt.figure(figsize=(9, 10.5), layout="constrained")
+    figure: Figure = plt.figure(figsize=(9, 10.5), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.75))
     spaces = {"text": found.text_IW, "after the fit, from content alone": found.content_IK}
     for column, (name, x_IW) in enumerate(spaces.items()):
@@ -124,7 +128,7 @@ def draw(found: Films) -> "Figure":
         }
         for row, (method, at_I2) in enumerate(flat.items()):
             axis = figure.add_subplot(grid[row, column])
-            _scatter(axis, at_I2, found.genres)
+            _scatter(axis, at_I2, found.sets)
             axis.set_title(f"{name}, {method}", fontsize=10)
             if row == column == 0:
                 axis.legend(fontsize=7, markerscale=2)
@@ -132,13 +136,13 @@ def draw(found: Films) -> "Figure":
     return figure
 
 
-def _scatter(axis: "Axes", at_I2: Floats, genres: list[set[str]]) -> None:
+def _scatter(axis: "Axes", at_I2: Floats, sets: list[set[str]]) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.scatter(*at_I2.T, s=3, color="lightgray")
+    axis.scatter(at_I2[:, 0], at_I2[:, 1], s=3, color="lightgray")
     for place, genre in enumerate(_GENRES):
-        mine = np.array([own & set(_GENRES) == {genre} for own in genres])
-        axis.scatter(*at_I2[mine].T, s=7, color=f"C{place}", label=genre)
+        mine = np.array([own & set(_GENRES) == {genre} for own in sets])
+        axis.scatter(at_I2[mine, 0], at_I2[mine, 1], s=7, color=f"C{place}", label=genre)
 
 
 def _table(axis: "Axes", found: Films) -> None:
@@ -156,7 +160,7 @@ def _table(axis: "Axes", found: Films) -> None:
     table.set_fontsize(7)
     for (row, _), cell in table.get_celld().items():
         cell.set_height(0.08 if row == 0 else 0.23)
-        cell.get_text().set_ha("left")
+        cell.get_text().set_horizontalalignment("left")
         cell.PAD = 0.02
 
 
@@ -165,7 +169,7 @@ def genre_share(found: Films, x_IW: Floats) -> float:
     items = np.flatnonzero(found.left_out_I)
     near = neighbours(x_IW, items, 10)
     pairs = zip(items, near, strict=True)
-    return float(np.mean([bool(found.genres[item] & found.genres[at]) for item, row in pairs for at in row]))
+    return float(np.mean([bool(found.sets[item] & found.sets[at]) for item, row in pairs for at in row]))
 
 
 def main(out: Annotated[Path, typer.Option(help="File of the picture.")]) -> None:

@@ -15,11 +15,11 @@ def test_neighbours_are_the_nearest_by_angle_from_the_mean_and_never_the_item_it
 
 def test_films_left_out_of_the_fit_have_vectors_by_content(tmp_path):
     found = pictures.films(load("configs/movielens.toml"), tmp_path)
-    assert len(found.titles) == len(found.genres) == len(found.text_IW) == len(found.content_IK) == 1682
+    assert len(found.titles) == len(found.sets) == len(found.text_IW) == len(found.content_IK) == 1682
     assert found.num_rows_I.sum() == 100_000
     assert 0.15 < found.left_out_I.mean() < 0.25
     assert np.isfinite(found.content_IK).all()
     assert found.content_IK[found.left_out_I].std(axis=0).min() > 0.0
-    random = np.mean([bool(a & b) for a, b in zip(found.genres, found.genres[::-1], strict=True)])
+    random = np.mean([bool(a & b) for a, b in zip(found.sets, found.sets[::-1], strict=True)])
     for x_IW in (found.text_IW, found.content_IK):
         assert pictures.genre_share(found, x_IW) > random + 0.1
