@@ -33,21 +33,22 @@ from experiments.intervals import AUC, PERUSER_AUC, Measured, TaskSetRows, diffe
 from experiments.intervals import measure as measure_rows
 from limaml import metrics
 from limaml.config import Config, MetaConfig, ModelConfig, TrainingConfig, load
-from limaml.embeddings.agreement import agreement
+from limaml.evaluation.agreement import versions_agree
 from limaml.events.catalogue import item_vectors
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
 from limaml.features.encoder import Encoder, timestamps_us
 from limaml.io.storage import Storage
+from limaml.models.bundle import Model
 from limaml.models.network import Network, build_network
 from limaml.schema import tables
 from limaml.tasks.protocols import as_served, query_rows
-from limaml.tasks.sampling import TaskRows, TaskSpec, support_spec
+from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import split_events
 from limaml.training.champion import pull
 from limaml.training.fit import fit
 from limaml.training.prepare import read_history
-from limaml.training.scoring import embed_specs, score_specs
+from limaml.training.scoring import score_specs
 from limaml.training.step import Workers, backward
 from limaml.training.twin_and_refit import network_objective
 from limaml.training.warm_start import start_from_champion, take_weights, warm_start
@@ -67,8 +68,8 @@ class Arm:
     steps: float = 1.0
     """Share of the steps from scratch."""
     start: Literal["scratch", "champion"] = "champion"
-    vectors: Literal["refitted", "kept"] = "refitted"
-    """Item vectors from the champion's on; kept: as they were, new items by their content."""
+    rounds: int = 1
+    """Of the factor model, from the champion's item vectors on; 0: they are kept, and new items have them by their content."""
     pull: float = 0.0
     """Strength of L2 towards the champion."""
     ewc: float = 0.0
@@ -80,11 +81,12 @@ ARMS = {
     "scratch_quarter": Arm(0.25, start="scratch"),
     "champion": Arm(),
     "champion_quarter": Arm(0.25),
-    "champion_quarter_kept": Arm(0.25, vectors="kept"),
-    "champion_quarter_pull_0.1": Arm(0.25, pull=0.1),
+    "champion_quarter_kept": Arm(0.25, rounds=0),
+    "champion_quarter_15_rounds": Arm(0.25, rounds=15),
     "champion_quarter_pull_1": Arm(0.25, pull=1.0),
-    "champion_quarter_ewc_0.1": Arm(0.25, ewc=0.1),
+    "champion_quarter_pull_10": Arm(0.25, pull=10.0),
     "champion_quarter_ewc_1": Arm(0.25, ewc=1.0),
+    "champion_quarter_ewc_10": Arm(0.25, ewc=10.0),
 }
 
 
@@ -160,10 +162,10 @@ def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Vers
     penalty: Penalty | None = None
     if start is None:
         warm_start(network, rows, cfg)
-    elif arm.vectors == "kept":
+    elif not arm.rounds:
         take_weights(network, start.network, rows)
     else:
-        start_from_champion(network, start.network, rows, cfg)
+        start_from_champion(network, start.network, rows, cfg, arm.rounds)
     if start is not None and arm.pull:
         penalty = pull(start.network, arm.pull)
     if start is not None and arm.ewc:
@@ -220,22 +222,10 @@ def judge(world: World, version: Version, users: frozenset[str] | None, from_us:
 
 
 def drift(world: World, before: Version, after: Version, at_us: int) -> dict[str, Any]:
-    """Agreement of two versions' embeddings of the same users as of one instant, and of the same items' vectors."""
-    num_rows = world.cfg.support_rows_of(world.cfg.task_kind.name)
+    """How far two versions' embeddings of the same users as of one instant agree, and the same items' vectors."""
     until = world.logged.filter(pa.array(timestamps_us(world.logged) < at_us))
-    found = []
-    for version in (before, after):
-        rows = TaskRows.of(until, version.encoder, world.cfg)
-        specs: list[TaskSpec] = [support_spec(rows, entity, at_us, num_rows) for entity in range(rows.num_entities)]
-        found.append(embed_specs(version.network, rows, specs).detach().numpy())
-    shared = sorted(set(before.encoder.items) & set(after.encoder.items))
-    vectors = []
-    for version in (before, after):
-        table = version.network.global_block.items
-        assert table is not None
-        place = {item: at for at, item in enumerate(version.encoder.items, start=1)}
-        vectors.append(table.item.detach().numpy()[[place[item] for item in shared]])
-    return {"embeddings": agreement(*found), "items": agreement(*vectors)}
+    old, new = ((world.cfg, Model(each.network, each.encoder)) for each in (before, after))
+    return versions_agree(old, new, until, at_us)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from limaml.meta.inner_loop import Labels, jacobian
 from limaml.models.blocks import Support
 from limaml.models.global_block import RowState
 from limaml.models.inner_step import NewtonStep
-from limaml.models.item_vectors import RATE_PRIOR, ItemVectors, fit_item_vectors
+from limaml.models.item_vectors import RATE_PRIOR, ROUNDS, ItemVectors, fit_item_vectors
 from limaml.models.network import Network
 from limaml.schema import rate_feature
 from limaml.tasks.rows import Rows
@@ -27,6 +27,8 @@ from limaml.tasks.sampling import TaskRows, build_batch, sample_tasks
 
 _NUM_TASKS = 256
 """Tasks that gains are measured on."""
+_CHAMPION_ROUNDS = 1
+"""Of the factor model, from the champion's vectors on (experiments/LOG.md)."""
 
 
 def warm_start(network: Network, rows: TaskRows, cfg: Config) -> None:
@@ -47,16 +49,18 @@ def warm_start(network: Network, rows: TaskRows, cfg: Config) -> None:
             measure_gains(network, kind, tasks.support, tasks.entity_index_U)
 
 
-def start_from_champion(network: Network, champion: Network, rows: TaskRows, cfg: Config) -> None:
+def start_from_champion(
+    network: Network, champion: Network, rows: TaskRows, cfg: Config, rounds: int = _CHAMPION_ROUNDS
+) -> None:
     """Let a new network, whose vocabularies are the champion's with more behind them, begin where the champion is.
 
-    Fitted item vectors are fitted to the rows, from the champion's on, so that they stay in its space.
+    Fitted item vectors go on from the champion's for so many rounds, and so stay in its space.
     """
     take_weights(network, champion, rows)
     items = network.global_block.items
     if items is not None and cfg.model.item_vectors == "fitted":
         begin = ItemVectors(*(part.detach().clone() for part in (items.item[1:], items.content, items.unknown_item)))
-        found = fit_items(rows, cfg, network.dims, begin)
+        found = fit_items(rows, cfg, network.dims, begin, rounds)
         # An item whose rows are gone keeps its vector.
         has_rows_I = torch.from_numpy(np.isin(np.arange(network.dims.num_items) + 1, rows.encoded.item_index)).unsqueeze(1)
         items.put(replace(found, vectors_IK=torch.where(has_rows_I, found.vectors_IK, begin.vectors_IK)))
@@ -88,13 +92,16 @@ def _base_logit(rows: TaskRows) -> float:
     return math.log((positive + 1.0) / (len(rows.label) - positive + 1.0))
 
 
-def fit_items(rows: TaskRows, cfg: Config, dims: EncoderDims, start: ItemVectors | None = None) -> ItemVectors:
-    """Item vectors fitted to the rows, as wide as the configured embedding's factors; `start` as of `fit_item_vectors`."""
+def fit_items(
+    rows: TaskRows, cfg: Config, dims: EncoderDims, start: ItemVectors | None = None, rounds: int = ROUNDS
+) -> ItemVectors:
+    """Item vectors fitted to the rows, as wide as the configured embedding's factors; `start` and `rounds` as of
+    `fit_item_vectors`."""
     rate = rate_feature(cfg.features, "item")
     prior = (rate.prior, rate.prior_rows) if rate else RATE_PRIOR
     num_factors = cfg.model.embedding_dim - 1
     return fit_item_vectors(
-        rows, num_factors, num_items=dims.num_items, num_content=dims.item_static, rate_prior=prior, start=start
+        rows, num_factors, num_items=dims.num_items, num_content=dims.item_static, rate_prior=prior, start=start, rounds=rounds
     )
 
 
