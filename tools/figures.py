@@ -244,9 +244,13 @@ def _started(world: Results, key: str) -> list[str]:
     cells = [f"{arm['seconds']:.1f}"]
     for days in ("new", "old"):
         parts = [arm["judged_on"][days][metric] for metric in ("pooled", "per_user")]
-        cells.append(" / ".join(f"{one['auc']:.2f}" if key == "scratch" else change(one["over_scratch"]) for one in parts))
+        cells.append(" / ".join(f"{one['auc']:.2f}" if key == "scratch" else _points(one["over_scratch"]) for one in parts))
     drifts = [arm["drift"][what] for what in ("embeddings", "items")]
     return cells + [f"{one['cosine']:.3f} / {one['rotated_cosine']:.3f}" for one in drifts]
+
+
+def _points(over: Results) -> str:
+    return change({key: value / 100 for key, value in over.items()}, digits=2)
 
 
 def _split(shares: list[float]) -> str:

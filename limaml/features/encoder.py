@@ -151,11 +151,8 @@ class Encoder:
         """The encoder with the items and entities of `logged` that it does not know, behind those it knows; constants and
         categories stay, so that what it encoded is encoded as before.
         """
-        return replace(
-            self,
-            items=_with_new(self.items, logged["item_id"]),
-            entities=_with_new(self.entities, logged[cfg.task_kind.entity_column]),
-        )
+        items, entities = distinct(logged["item_id"]), distinct(logged[cfg.task_kind.entity_column])
+        return replace(self, items=_with_new(self.items, items), entities=_with_new(self.entities, entities))
 
     def with_items(self, items: pa.Table | None) -> Self:
         """The encoder with the vectors of `items` (`schema.Tables.item_vectors`): rows are encoded with these and no other.
@@ -407,9 +404,8 @@ def _declared_items(items: pa.Table | None) -> pa.Table:
     return items
 
 
-def _with_new(known: tuple[str, ...], column: pa.ChunkedArray) -> tuple[str, ...]:
-    there = set(known)
-    return (*known, *(value for value in distinct(column) if value not in there))
+def _with_new(known: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*known, *found)))
 
 
 def _strings(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
