@@ -41,7 +41,7 @@ from limaml.training.scoring import embed_specs, score_with_embeddings
 from limaml.training.twin_and_refit import fit_twin
 
 TODAY = date(2026, 11, 28)
-_RETURNING = {
+RETURNING = {
     "synthetic_users": 600,
     "synthetic_items": 150,
     "synthetic_days": 40,
@@ -69,10 +69,10 @@ def worlds(kuairand: str) -> dict[str, Config]:
         found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *_KUAIRAND])
     for rate in (0.01, 0.1, 0.5):
         for scale in (0.1, 1.0, 10.0):
-            own = _RETURNING | {"synthetic_label_rate": rate, "synthetic_vector_scale": scale}
+            own = RETURNING | {"synthetic_label_rate": rate, "synthetic_vector_scale": scale}
             overrides = [f"source.{key}={value}" for key, value in own.items()]
             cfg = load("configs/synthetic.toml", [*overrides, "evaluation.held_out=hash"])
-            found[f"synthetic_{rate:g}_{scale:g}"] = _with_vector(cfg)
+            found[f"synthetic_{rate:g}_{scale:g}"] = with_vector(cfg)
     return found
 
 
@@ -139,7 +139,7 @@ def _aucs(labels: Floats, prior: Floats, adapted: Floats, task_R: Any, num_tasks
     yield "within_task", 100 * before, 100 * after
 
 
-def _with_vector(cfg: Config) -> Config:
+def with_vector(cfg: Config) -> Config:
     declared = {"entity": "item", "name": "taste_vector", "type": "vector", "encoder": "generated-1", "licence": "none"}
     vector = FeatureConfig.model_validate(declared | {"width": cfg.source.synthetic_factors})
     return cfg.model_copy(update={"features": (*cfg.features, vector)})

@@ -212,6 +212,47 @@ def arms(found: Results) -> list[str]:
     ]
 
 
+_WORLDS = {"movielens": "MovieLens", "drifting": "generated, drifting tastes", "kuairand": "KuaiRand, 14 days"}
+_STARTS = {
+    "scratch": "scratch",
+    "scratch_quarter": "scratch, a quarter of the steps",
+    "champion": "champion",
+    "champion_quarter": "champion, a quarter",
+    "champion_quarter_kept": "the same, item vectors kept",
+    "champion_quarter_15_rounds": "the same, 15 rounds of item vectors",
+    "champion_quarter_pull_1": "a quarter, L2 of 1",
+    "champion_quarter_pull_10": "a quarter, L2 of 10",
+    "champion_quarter_ewc_1": "a quarter, EWC of 1",
+    "champion_quarter_ewc_10": "a quarter, EWC of 10",
+}
+
+
+def continual(found: Results) -> list[str]:
+    """Starts from the champion against starts from scratch, a table a world."""
+    lines = []
+    for name in sorted(found, key=list(_WORLDS).index):
+        world = found[name]
+        rows = [(title, *_started(world, key)) for key, title in _STARTS.items()]
+        what = ("seconds", "new days", "old days", "embeddings", "item vectors")
+        lines += [*table((f"{_WORLDS[name]}, {world['steps']} steps from scratch", *what), rows), ""]
+    return lines
+
+
+def _started(world: Results, key: str) -> list[str]:
+    """Seconds, AUC pooled / per-user of scratch or what is over it, mean cosine and the one after the best rotation."""
+    arm = world["arms"][key]
+    cells = [f"{arm['seconds']:.1f}"]
+    for days in ("new", "old"):
+        parts = [arm["judged_on"][days][metric] for metric in ("pooled", "per_user")]
+        cells.append(" / ".join(f"{one['auc']:.2f}" if key == "scratch" else _points(one["over_scratch"]) for one in parts))
+    drifts = [arm["drift"][what] for what in ("embeddings", "items")]
+    return cells + [f"{one['cosine']:.3f} / {one['rotated_cosine']:.3f}" for one in drifts]
+
+
+def _points(over: Results) -> str:
+    return change({key: value / 100 for key, value in over.items()}, digits=2)
+
+
 def _split(shares: list[float]) -> str:
     return " / ".join(f"{100 * share:.0f} %" for share in shares)
 

@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/transfer.md": {"gains": lambda: figures.transfer(results("experiments/results/transfer.json"))},
     "docs/ab.md": {"arms": lambda: figures.arms(results("experiments/results/arms.json"))},
+    "docs/retraining.md": {"continual": lambda: figures.continual(results("experiments/results/continual.json"))},
     "docs/configuration.md": {"settings": configuration.settings},
     "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
     "docs/faults.md": {"faults": faults.rows},

@@ -19,6 +19,14 @@ class TrainingConfig(Section):
     """A GPU for each worker."""
     max_steps: PositiveCount = 200
     """Outer steps at most."""
+    start_from: Literal["scratch", "champion"] = "scratch"
+    """champion: a training begins with the weights, item vectors and encoders of the version that serves, and takes
+    `champion_steps`. Where there is none, or it was made with other features, task kinds, model or split, it begins from
+    scratch, and the log, the result and the bundle's lineage say why."""
+    champion_steps: PositiveCount = 50
+    """champion: outer steps at most, in place of max_steps."""
+    champion_pull: Annotated[float, Field(ge=0.0)] = 0.0
+    """champion: the loss has half of this times the squared distance from the champion's weights added; 0: none."""
     tasks_per_step: PositiveCount = 64
     """Over all workers; must be divisible by num_workers."""
     outer_lr: Positive = 3e-3

@@ -20,6 +20,7 @@ import torch
 from limaml import schema, telemetry
 from limaml.config import Config, PromotionConfig
 from limaml.evaluation import report, slices
+from limaml.evaluation.agreement import versions_agree
 from limaml.evaluation.baselines import fit_baselines
 from limaml.evaluation.promotion import ChampionEvidence, Decision, Evidence, PerUserEvidence, decide
 from limaml.evaluation.scoring_method import MethodInput, MethodValidator, ScoringMethod
@@ -114,6 +115,7 @@ def _measure(
         "limits": slices.limits(cfg, logged, split, encoder, queries, inputs.rows),
         "calibration": curves | {"as served": calibration(queries, scores)},
         "refit_psi": None if np.isnan(psi) else psi,
+        "agreement": _agreement(champion, cfg, bundle, logged, split),
     }
 
 
@@ -194,6 +196,20 @@ def _compare(
         champion_auc=auc(theirs_later.labels, score_specs(theirs.twin.network, their_rows, their_served)),
         rows_from=_iso(from_us),
     )
+
+
+def _agreement(
+    champion: ChampionBundle | None, cfg: Config, bundle: bundles.Bundle, logged: pa.Table, split: Split
+) -> dict[str, Any] | None:
+    """Of the two networks that serve, of entities with rows from T2 on, as of the last row."""
+    if champion is None:
+        return None
+    theirs = bundles.load(champion.bundle_dir, parts=(bundles.REFIT,)).with_items(_item_vectors(cfg))
+    column, stamps = cfg.task_kind.entity_column, logged["timestamp"].cast(pa.int64())
+    late = pc.unique(logged.filter(pc.greater_equal(stamps, split.validation_end_us))[column])
+    mine = logged.filter(pc.is_in(logged[column], value_set=late))
+    found = versions_agree((theirs.config, theirs.refit), (cfg, bundle.refit), mine, pc.max(stamps).as_py() + 1)
+    return {"champion": champion.version, **found}
 
 
 def _describe(split: Split, logged: pa.Table) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _evaluate(cfg: Config, candidates: Storage, place: Path) -> dict[str, Any]:
 
 
 def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Plain values under names for MLflow: `first_k.20.limaml.pooled_auc`, `as_served.known.limaml.pooled_auc`, …"""
+    """Plain values under names for MLflow: `first_k.20.limaml.pooled_auc`, `agreement.items.cosine`, …"""
     for protocol in ("first_k", "as_served"):
         for group, table in result[protocol].items():
             for method, values in table["methods"].items():
@@ -65,6 +65,9 @@ def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield from ((f"{prefix}.{method}.{key}", value) for key, value in values.items() if isinstance(value, float))
     if result["refit_psi"] is not None:
         yield "refit_psi", result["refit_psi"]
+    for what in ("embeddings", "items"):
+        found = (result["agreement"] or {}).get(what) or {}
+        yield from ((f"agreement.{what}.{key}", float(value)) for key, value in found.items())
 
 
 def _register(registry: Registry, folder: Path, run_id: str, tags: dict[str, str]) -> str:

@@ -146,6 +146,13 @@ class Encoder:
             columns |= {feature.name: fit_column(feature, seen[feature.name]) for feature in tables.vectors}
         return cls(cfg.features, ids, distinct(logged[cfg.task_kind.entity_column]), columns)
 
+    def grown(self, logged: pa.Table, cfg: Config) -> Self:
+        """The encoder with the items and entities of `logged` that it does not know, behind those it knows; constants and
+        categories stay, so that what it encoded is encoded as before.
+        """
+        items, entities = distinct(logged["item_id"]), distinct(logged[cfg.task_kind.entity_column])
+        return replace(self, items=_with_new(self.items, items), entities=_with_new(self.entities, entities))
+
     def with_items(self, items: pa.Table | None) -> Self:
         """The encoder with the vectors of `items` (`schema.Tables.item_vectors`): rows are encoded with these and no other.
 
@@ -379,6 +386,10 @@ def _declared_items(items: pa.Table | None) -> pa.Table:
     if items is None:
         raise ValueError("items must hold the declared vectors, got none; read them with events.catalogue.item_vectors")
     return items
+
+
+def _with_new(known: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*known, *found)))
 
 
 def _strings(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -63,6 +63,7 @@ def judged(card: Mapping[str, Any], result: Mapping[str, Any]) -> Card:
     groups = {name: _row(table) for name, table in result["as_served"].items()} | result["by_category"]
     first = {f"first {k} rows": _row(table) for k, table in result["first_k"].items()}
     evaluation = {"decision": result["decision"], "reasons": result["reasons"], "as_served": groups, "held_out_users": first}
+    evaluation["agreement"] = result["agreement"]
     return {**card, "evaluation": evaluation, "limits": result["limits"]}
 
 
@@ -80,6 +81,8 @@ def headline(card: Mapping[str, Any]) -> dict[str, str]:
         served, limits = card["evaluation"]["as_served"]["all"], card["limits"]
         auc = f"pooled AUC {_shown(served['limaml']['pooled_auc'])} as served, of {served['users']} users"
         tags[f"{SHOWN}.limits"] = f"{auc}; {limits['share_of_rows_without_support']:.0%} of their rows without support"
+        if lines := list(_agreement_lines(card["evaluation"])):
+            tags[f"{SHOWN}.agreement"] = "; ".join(" ".join(line.split()) for line in lines)
     return tags
 
 
@@ -117,8 +120,17 @@ def _evaluation_lines(evaluation: Mapping[str, Any], limits: Mapping[str, Any]) 
             aucs = [_with_interval(row["limaml"], metric) for metric in _METRICS]
             rival = "/".join(_shown(row["global_mlp"][metric]) for metric in _METRICS)
             yield f"  {name:<28} {row['rows']:>8,} {row['users']:>7,}  {'  '.join(aucs)}  {rival}"
+    yield from _agreement_lines(evaluation)
     yield "Known limits"
     yield from (f"  {name.replace('_', ' ')}: {json.dumps(value)}" for name, value in limits.items())
+
+
+def _agreement_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    if against := evaluation.get("agreement"):
+        yield f"Mean cosine with champion {against['champion']}, and after the best rotation"
+        for what in ("embeddings", "items"):
+            if found := against[what]:
+                yield f"  {what} {found['cosine']:.3f}, {found['rotated_cosine']:.3f} of {found['number']:,}"
 
 
 def _terms_lines(part: Mapping[str, Any]) -> Iterator[str]:

@@ -26,7 +26,7 @@ from limaml.tasks.sampling import TaskRows
 _LEVEL_VARIANCE = 0.03
 _PRECISION = 500.0
 _CONTENT_RIDGE = 3.0
-_ROUNDS = 15
+ROUNDS = 15
 _START_STD = 0.05
 RATE_PRIOR = 0.5, 10.0
 """Of the items' rates where none is declared."""
@@ -45,12 +45,19 @@ class ItemVectors:
 
 
 def fit_item_vectors(
-    rows: TaskRows, num_factors: int, *, num_items: int, num_content: int, rate_prior: tuple[float, float] = RATE_PRIOR
+    rows: TaskRows,
+    num_factors: int,
+    *,
+    num_items: int,
+    num_content: int,
+    rate_prior: tuple[float, float] = RATE_PRIOR,
+    start: ItemVectors | None = None,
+    rounds: int = ROUNDS,
 ) -> ItemVectors:
     """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `num_items`).
 
     Content is the first `num_content` of a row's item features. An item's rate starts at `rate_prior`: its value, and the rows
-    that it is worth.
+    that it is worth. With `start` the fit begins with these vectors, and so stays in their space.
     """
     item_R = torch.from_numpy(rows.encoded.item_index) - 1
     user_R = torch.repeat_interleave(torch.arange(rows.num_entities), torch.from_numpy(rows.offsets).diff())
@@ -64,7 +71,11 @@ def fit_item_vectors(
     content_IC = torch.ones(num_items, num_content + 1, dtype=torch.float64)
     _fill_content(content_IC, rows.encoded, known_R)
     pairs = _Pairs(user_R, item_R, label_R - rate_I[item_R], rows.num_entities, num_items)
-    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, noise=slope)
+    begin = None
+    if start is not None:
+        weights_CK = torch.cat([start.content_weights_CK, start.bias_K.unsqueeze(0)])
+        begin = start.vectors_IK.double() * slope, weights_CK.double() * slope
+    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, slope, rounds, begin)
     # A small residual is a change of slope = rate * (1 - rate) a logit.
     vectors_IK, weights_CK = (vectors_IK / slope).float(), (weights_CK / slope).float()
     return ItemVectors(vectors_IK, weights_CK[:-1], weights_CK[-1])
@@ -101,15 +112,19 @@ class _Pairs:
         self.residuals_IU = self.residuals_UI.t().coalesce()
 
 
-def _fit(pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float) -> tuple[Tensor, Tensor]:
+def _fit(
+    pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float, rounds: int, start: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Posterior means of the item vectors (I, K) and the content weights (C, K), on the scale of residuals."""
     generator = torch.Generator().manual_seed(0)
     num_items, eye_KK = len(content_IC), torch.eye(num_factors, dtype=torch.float64)
     mean_IK = torch.randn(num_items, num_factors, generator=generator, dtype=torch.float64) * _START_STD
     cov_IKK = eye_KK.expand(num_items, -1, -1) / _PRECISION
     weights_CK = torch.zeros(content_IC.shape[1], num_factors, dtype=torch.float64)
+    if start is not None:
+        mean_IK, weights_CK = start
     ridge_CC = content_IC.T @ content_IC + _CONTENT_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         user_UL, user_cov_ULL = _users(pairs, mean_IK, cov_IKK, noise)
         factor_UK, level_U1 = user_UL[:, :-1], user_UL[:, -1:]
         second_UKK = _outer(factor_UK) + user_cov_ULL[:, :-1, :-1]

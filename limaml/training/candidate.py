@@ -1,6 +1,6 @@
 """From logged rows to a candidate: a folder under `storage.root` that `evaluate` judges and the registry takes.
 
-candidate.json   fingerprint, MLflow run, split; written last, so that a folder that has it is complete
+candidate.json   fingerprint, start, MLflow run, split; written last, so that a folder that has it is complete
 history.json     training curves of both fits
 bundle/          the model version (limaml.models.bundle), with twin and refit
 
@@ -29,6 +29,7 @@ from limaml.models import bundle as bundles
 from limaml.models.network import build_network
 from limaml.registry import FINGERPRINT, Registry
 from limaml.tasks.splits import Split, split_events
+from limaml.training.champion import read_champion, start_of, why_not
 from limaml.training.checkpoint import TrainState, Weights
 from limaml.training.prepare import fit_encoders, read_history
 from limaml.training.ray_entry import train_on_ray
@@ -36,6 +37,7 @@ from limaml.training.ray_job import train_as_job
 from limaml.training.revision import code_revision
 
 BUNDLE = "bundle"
+_CHAMPION = "champion"
 _FOLDER = "candidates"
 _KEPT = 5
 """So many candidates stay, the newest: one that was judged is in the registry, too, and needs no folder any more."""
@@ -56,6 +58,8 @@ class Candidate:
     best_step: int
     validation_auc: float
     seconds: float
+    started_from: dict[str, str] = field(default_factory=dict)
+    """Version and digest of the champion that it began with (`training.start_from`), or under `scratch` why not."""
     leakage: dict[str, Any] = field(default_factory=dict)
     """What the checks before training found; the card in the bundle has all of it."""
 
@@ -78,9 +82,9 @@ def fingerprint(cfg: Config, through: date) -> str:
 def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     """Train twin and refit on the logged rows up to `through` and leave a candidate folder; returns the verb's result.
 
-    A complete folder of the same fingerprint is returned as it is. Raises NothingToDo if the champion was trained on the
-    same data, configuration and code; ConfigError if the data may not be used for what models are for; GateError if a feature
-    tells the label too well alone; TrainingError as the loop does.
+    A complete folder of the same fingerprint and start is returned as it is. Raises NothingToDo if the champion was trained on
+    the same data, configuration and code; ConfigError if the data may not be used for what models are for; GateError if a
+    feature tells the label too well alone; TrainingError as the loop does.
     """
     require_permitted(cfg)
     mark = fingerprint(cfg, through)
@@ -89,21 +93,41 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
     if champion is not None and champion.tags.get(FINGERPRINT) == mark:
         raise NothingToDo(f"champion version {champion.version} was trained on the same data, configuration and code")
     storage = Storage(cfg.storage.root)
-    folder = f"{_FOLDER}/{through}-{mark[:12]}"
-    location = storage.path(folder)
-    if (found := _complete(location)) is not None and found.fingerprint == mark:
-        return {"candidate": location, **asdict(found)}
-    if cfg.ray.job_template:
-        train_as_job(cfg, through, mark)
-        return {"candidate": location, **asdict(read_candidate(location))}
+    with tempfile.TemporaryDirectory(prefix="limaml-champion-") as temporary:
+        start = start_of(cfg, registry, champion, Path(temporary))
+        folder = f"{_FOLDER}/{through}-{_name(mark, start)[:12]}"
+        location = storage.path(folder)
+        if (found := _complete(location)) is not None and found.fingerprint == mark:
+            return {"candidate": location, **asdict(found)}
+        if cfg.ray.job_template:
+            train_as_job(cfg, through, _name(mark, start))
+            return {"candidate": location, **asdict(read_candidate(location))}
+        if start:
+            _upload_champion(Path(temporary), storage, folder)
+    found = _train(cfg, through, mark, start, folder)
+    _keep_newest(storage, folder)
+    _log.info("candidate_trained", folder=location, **asdict(found))
+    return {"candidate": location, **asdict(found)}
+
+
+def _train(cfg: Config, through: date, mark: str, start: dict[str, str], folder: str) -> Candidate:
+    """Train, from the bundle that lies below `folder` if `start` names one and it fits, and leave the candidate there."""
+    storage, registry = Storage(cfg.storage.root), Registry(cfg.registry)
     started = time.monotonic()
     logged = read_history(cfg, through)
     split = split_events(logged, cfg.evaluation)
-    encoders = fit_encoders(cfg, logged, split)
+    champion, bundle, started_from = None, f"{storage.path(folder)}/{_CHAMPION}", start
+    if start:
+        champion = read_champion(bundle)
+        if (reason := why_not(champion, cfg, split)) is not None:
+            champion, started_from = None, {"scratch": reason}
+            _log.warning("training_starts_from_scratch", champion=start["version"], reason=reason)
+    encoders = fit_encoders(cfg, logged, split, champion)
     findings = leakage.check(cfg, logged, split, encoders[0])
     run_id = registry.start_run(f"train-{through}", _flat(cfg), {FINGERPRINT: mark, "limaml.through": through.isoformat()})
     try:
-        state = train_on_ray(cfg, through, *encoders, name=f"train-{mark[:16]}")
+        begin = bundle if champion is not None else None
+        state = train_on_ray(cfg, through, *encoders, name=f"train-{_name(mark, start)[:16]}", champion=begin)
         assert state.twin_progress is not None
         found = Candidate(
             fingerprint=mark,
@@ -112,10 +136,11 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
             best_step=state.twin_progress.best_step,
             validation_auc=float(state.twin_progress.best_value or "nan"),
             seconds=round(time.monotonic() - started, 1),
+            started_from=started_from,
             leakage=leakage.summary(findings),
         )
         with tempfile.TemporaryDirectory(prefix="limaml-") as temporary:
-            lineage = lineage_of(cfg, through, mark, split)
+            lineage = lineage_of(cfg, through, mark, split) | {"started_from": started_from}
             save_candidate(cfg, Path(temporary), state, encoders, lineage, found, findings)
             _upload(Path(temporary), storage, folder)
     except LimamlError:
@@ -123,9 +148,24 @@ def fit_candidate(cfg: Config, through: date) -> dict[str, Any]:
         raise
     registry.log_history(run_id, _mlflow_history(state))
     registry.end_run(run_id)
-    _keep_newest(storage, folder)
-    _log.info("candidate_trained", folder=location, **asdict(found))
-    return {"candidate": location, **asdict(found)}
+    if start:
+        storage.delete_dir(f"{folder}/{_CHAMPION}")
+    return found
+
+
+def _name(mark: str, start: Mapping[str, str]) -> str:
+    """SHA-256 (hex) of the fingerprint and of what it starts from: what a run and a folder are named by.
+
+    The fingerprint itself is without the start, or a promoted candidate would call for training again from itself.
+    """
+    return hashlib.sha256(json.dumps([mark, dict(start)], sort_keys=True).encode()).hexdigest() if start else mark
+
+
+def _upload_champion(source: Path, storage: Storage, folder: str) -> None:
+    """Put the bundle that training starts from where workers on other machines read it, for the time of the training."""
+    [manifest] = source.rglob("manifest.json")
+    for path in sorted(manifest.parent.iterdir()):
+        storage.write_bytes(f"{folder}/{_CHAMPION}/{path.name}", path.read_bytes())
 
 
 def read_candidate(location: str | Path) -> Candidate:
@@ -212,7 +252,11 @@ def save_candidate(
     assert state.twin_progress is not None
     folder.mkdir(parents=True, exist_ok=True)
     twin, refit = (_model(cfg, w, e) for w, e in zip((state.twin, state.network), encoders, strict=True))
-    training = {"best_step": found.best_step, "validation_auc": found.validation_auc}
+    training = {
+        "best_step": found.best_step,
+        "validation_auc": found.validation_auc,
+        "shrinkage": state.twin_progress.shrinkage,
+    }
     said = card.of_training(cfg, date.fromisoformat(found.through), findings)
     bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage, said), folder / BUNDLE)
     history = {"twin": state.twin_progress.history, "refit": state.progress.history}

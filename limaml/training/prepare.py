@@ -13,6 +13,7 @@ from limaml.io.storage import Storage
 from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import Split, split_events
+from limaml.training.champion import Champion
 from limaml.training.twin_and_refit import TrainingData
 from limaml.training.validation import Validator
 
@@ -25,8 +26,12 @@ def read_history(cfg: Config, through: date) -> pa.Table:
     return logged
 
 
-def fit_encoders(cfg: Config, logged: pa.Table, split: Split) -> tuple[Encoder, Encoder]:
-    """The twin's encoder, from the split's training rows alone, and the refit's, from all rows."""
+def fit_encoders(cfg: Config, logged: pa.Table, split: Split, champion: Champion | None = None) -> tuple[Encoder, Encoder]:
+    """The twin's encoder, from the split's training rows alone, and the refit's, from all rows; with `champion` its own, grown
+    by what is new in those rows.
+    """
+    if champion is not None:
+        return champion.twin.encoder.grown(split.train_rows(logged), cfg), champion.refit.encoder.grown(logged, cfg)
     items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
     return Encoder.fit(split.train_rows(logged), cfg, items), Encoder.fit(logged, cfg, items)
 

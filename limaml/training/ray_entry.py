@@ -40,8 +40,11 @@ _LISTEN_S = 1.0
 _log = telemetry.get_logger(__name__)
 
 
-def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, name: str) -> TrainState:
-    """Train on the logged rows up to `through` and return the final state; `name` identifies what is trained.
+def train_on_ray(
+    cfg: Config, through: date, twin: Encoder, refit: Encoder, *, name: str, champion: str | None = None
+) -> TrainState:
+    """Train on the logged rows up to `through` and return the final state; `name` identifies what is trained, and `champion` is
+    the folder or URL of the bundle that it starts from.
 
     Raises TrainingError for a loss that is not finite, LimamlError for workers that failed more often than configured: a full
     disk or a lost node may be put right, and the next run goes on from the last checkpoint.
@@ -60,6 +63,7 @@ def train_on_ray(cfg: Config, through: date, twin: Encoder, refit: Encoder, *, n
         "twin_encoder": twin.to_dict(),
         "refit_encoder": refit.to_dict(),
         "name": name,
+        "champion": champion and absolute(champion),
     }
     with _cluster(cfg), _heard(name):
         return cluster.call_inside(_fit, cfg, job, name)
@@ -115,6 +119,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
     import torch
 
+    from limaml.training.champion import read_champion
     from limaml.training.prepare import load_training_data
     from limaml.training.step import Workers
     from limaml.training.twin_and_refit import train_twin_and_refit
@@ -126,6 +131,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     encoders = [Encoder.from_dict(job[name]) for name in ("twin_encoder", "refit_encoder")]
     data = load_training_data(cfg, date.fromisoformat(job["through"]), *encoders)
     device = ray.train.torch.get_device() if cfg.training.use_gpu else torch.device("cpu")
+    champion = read_champion(job["champion"]) if job["champion"] else None
     resume, outcome = None, {}
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
@@ -146,7 +152,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
             tell(job["name"], json.dumps(how_far).encode())
 
     try:
-        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save, say=say)
+        train_twin_and_refit(cfg, data, workers, device, resume=resume, save=save, say=say, champion=champion)
     except TrainingError as error:
         return {"error": str(error)}
     return outcome

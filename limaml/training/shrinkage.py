@@ -46,6 +46,11 @@ def apply(network: Network, factors: Mapping[str, float]) -> None:
         step.widen(tensor, factor)
 
 
+def undo(network: Network, factors: Mapping[str, float]) -> None:
+    """Inverse of `apply`: what is chosen next is again of the widths as trained."""
+    apply(network, {name: 1.0 / factor for name, factor in factors.items()})
+
+
 def _groups(network: Network) -> list[list[str]]:
     groups: list[list[str]] = []
     for kind in network.kinds:

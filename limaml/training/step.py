@@ -44,6 +44,8 @@ class OuterObjective:
     """(model, batch, *, generator, num_tasks), as `limaml.meta.engine.outer_loss`."""
     generator: torch.Generator | None = None
     """Draws dropout for the whole run; by default each step has its own, so that a resumed run draws the same."""
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    """Of the weights, added to the loss of a step."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ def backward(
         torch.autograd.backward(found.loss)
         total += found.loss.detach()
         losses += zip(entities, found.per_task_T, strict=True)
+    if objective.penalty is not None and workers.rank == 0:
+        # Losses and gradients are summed over workers.
+        penalty = objective.penalty(model)
+        torch.autograd.backward(penalty)
+        total += penalty.detach()
     return losses, reduce_gradients(model, total, workers)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.continual import ARMS, known_worlds
 from experiments.designs import read_designs
 from experiments.inner_loop import worlds
 from experiments.origin_data import CADENCES, CONFIG, KS, NEVER
@@ -84,3 +85,21 @@ def test_arms_that_are_alike_are_called_different_at_most_as_often_as_the_level_
         shares = [effects[effect]["sequential"]["share"] for effect in sorted(effects, key=float)]
         assert shares == sorted(shares)
         assert shares[-1] > 0.9
+
+
+def test_a_start_from_the_champion_is_as_the_page_says():
+    """As good on new days as from scratch, in a third of the seconds at most, in the champion's space; a pull adds nothing."""
+    found = json.loads((RESULTS / "continual.json").read_text())
+    assert set(found) == set(known_worlds(""))
+    for name, world in found.items():
+        assert world["arms"].keys() == ARMS.keys(), name
+        scratch, champion = world["arms"]["scratch"], world["arms"]["champion_quarter"]
+        assert champion["seconds"] < scratch["seconds"] / 3
+        assert all(part["over_scratch"]["high"] > 0.0 for part in champion["judged_on"]["new"].values())
+        assert any(part["over_scratch"]["high"] < 0.0 for part in world["arms"]["scratch_quarter"]["judged_on"]["new"].values())
+        for what in ("embeddings", "items"):
+            assert champion["drift"][what]["cosine"] > scratch["drift"][what]["rotated_cosine"]
+        for rival in ("pull_1", "pull_10", "ewc_1", "ewc_10"):
+            other = world["arms"][f"champion_quarter_{rival}"]["judged_on"]["new"]
+            for metric, part in champion["judged_on"]["new"].items():
+                assert abs(other[metric]["auc"] - part["auc"]) < 0.2, (name, rival)

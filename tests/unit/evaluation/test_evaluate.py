@@ -16,7 +16,8 @@ from limaml.evaluation import evaluate
 from limaml.evaluation.console_table import console_table
 from limaml.evaluation.daily_replay import score_as_served
 from limaml.evaluation.evaluate import ChampionBundle, evaluate_candidate
-from limaml.evaluation.evaluate_verb import evaluate_and_register
+from limaml.evaluation.evaluate_verb import evaluate_and_register, flat_metrics
+from limaml.governance import card
 from limaml.metrics import auc
 from limaml.models import bundle as bundles
 from limaml.registry import DECISION, Registry
@@ -120,8 +121,18 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
         return pc.sum(pc.and_(pc.greater_equal(stamps, pa.scalar(first).cast(schema.TIMESTAMP)), before)).as_py()
 
     # An older champion: what the candidate itself was chosen on ends last, and decides.
-    check = champion_check(evaluate_candidate(cfg, new, ChampionBundle("7", old / "bundle")))
+    result = evaluate_candidate(cfg, new, ChampionBundle("7", old / "bundle"))
+    check = champion_check(result)
     assert check["outcome"] in ("passed", "failed")
+    # How far the two that serve agree stands in the result, among MLflow's figures, on the card and in its headline.
+    agreement = result["agreement"]
+    assert agreement["champion"] == "7"
+    assert agreement["items"]["cosine"] < agreement["items"]["rotated_cosine"] < 1.0
+    assert dict(flat_metrics(result))["agreement.embeddings.rotated_cosine"] == agreement["embeddings"]["rotated_cosine"]
+    said = json.loads((new / "card.json").read_text())
+    shown = f"{agreement['embeddings']['cosine']:.3f}, {agreement['embeddings']['rotated_cosine']:.3f} of"
+    assert any(shown in line for line in card.lines(said))
+    assert shown in card.headline(said)["limaml.card.agreement"]
     assert "champion 7's twin" in check["reason"]
     assert re.search(
         rf"on the {rows_between(ends[1], through)} rows of all \d+ users from {re.escape(ends[1])}", check["reason"]
@@ -141,7 +152,10 @@ def test_a_champion_is_compared_on_rows_that_neither_twin_has_seen(make_candidat
     assert f"from {ends[1]}" in seen["reason"]
     assert str(count) in seen["reason"]
     # The same twin twice is exactly as good as itself.
-    assert "(+0.0000)" in champion_check(evaluate_candidate(cfg, new, ChampionBundle("9", new / "bundle")))["reason"]
+    same = evaluate_candidate(cfg, new, ChampionBundle("9", new / "bundle"))
+    assert "(+0.0000)" in champion_check(same)["reason"]
+    assert same["agreement"]["embeddings"]["cosine"] == pytest.approx(1.0)
+    assert evaluate_candidate(cfg, new)["agreement"] is None
 
 
 def test_too_few_later_rows_skip_the_champion(make_candidate):

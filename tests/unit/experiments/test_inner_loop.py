@@ -6,7 +6,7 @@ from limaml.config import TrainingConfig, load
 
 def test_a_returning_worlds_tastes_are_found_with_the_defaults(tmp_path):
     """Planted tastes that the features do not tell: adapted scores order a user's day better than the prior does."""
-    own = inner_loop._RETURNING | {"synthetic_users": 120, "synthetic_items": 40, "synthetic_days": 20}
+    own = inner_loop.RETURNING | {"synthetic_users": 120, "synthetic_items": 40, "synthetic_days": 20}
     cfg = load("configs/synthetic.toml", [*(f"source.{key}={value}" for key, value in own.items()), "evaluation.held_out=hash"])
     steps = TrainingConfig(num_workers=1, max_steps=40, validate_every=20, tasks_per_step=16)
     found = inner_loop.measure(cfg, str(tmp_path), steps)

@@ -7,7 +7,7 @@ from limaml.config import load
 
 
 def test_arms_share_rows_and_are_held_against_users_alone(tmp_path):
-    own = inner_loop._RETURNING | {
+    own = inner_loop.RETURNING | {
         "synthetic_users": 60,
         "synthetic_items": 20,
         "synthetic_days": 12,
