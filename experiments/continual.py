@@ -37,7 +37,8 @@ from limaml.evaluation.agreement import versions_agree
 from limaml.events.catalogue import item_vectors
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
-from limaml.features.encoder import Encoder, timestamps_us
+from limaml.features.derived import timestamps_us
+from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.models.bundle import Model
 from limaml.models.network import Network, build_network
