@@ -76,17 +76,10 @@ class GlobalBlock(nn.Module):
         if self.items is not None and self.product is not None:
             item = self.items(rows.item_index_TR, rows.item_dense_TRF)
             vectors = self.product.vectors(item, rows)
-        return RowState(self.mlp.encode(self._read(rows), keep), vectors)
+        return RowState(self.mlp.encode(rows.dense_without(self.unread), keep), vectors)
 
     def score(self, state: RowState, embeddings: Embeddings, keep: Sequence[Tensor] = ()) -> Tensor:
         """Logits (…, R) of rows encoded with the same `keep`."""
         beside = side_by_side(self.kinds, embeddings) if self.mlp.num_beside else None
         logits = self.mlp.score(state.encoded, beside, keep)
         return logits if self.product is None else logits + self.product(state.vectors, embeddings)
-
-    def _read(self, rows: Rows) -> Tensor:
-        """(…, R, F) what the MLP reads: all features, or all but the vectors."""
-        if self.unread.start == self.unread.stop:
-            return rows.dense
-        item = rows.item_dense_TRF
-        return torch.cat([item[..., : self.unread.start], item[..., self.unread.stop :], rows.beside_item], dim=-1)

@@ -52,6 +52,13 @@ class Rows:
         """(T, R, F) features of item, user and context side by side."""
         return torch.cat([self.item_dense_TRF, self.user_dense_TRF, self.context_TRF], dim=-1)
 
+    def dense_without(self, left_out: slice) -> Tensor:
+        """(T, R, F) `dense` but for a range of the item's features."""
+        if left_out.start == left_out.stop:
+            return self.dense
+        item = self.item_dense_TRF
+        return torch.cat([item[..., : left_out.start], item[..., left_out.stop :], self.beside_item], dim=-1)
+
     @property
     def beside_item(self) -> Tensor:
         """(T, R, F) features of user and context side by side."""

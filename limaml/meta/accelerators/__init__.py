@@ -6,6 +6,7 @@ ships runs on it in `make bench` and is at least 1.5 times as fast as the engine
     T tasks, D embedding width
 """
 
+import functools
 from typing import Protocol
 
 import torch
@@ -48,8 +49,6 @@ ACCELERATORS: list[Accelerator] = []
 """Another one is one more entry here."""
 
 _log = telemetry.get_logger(__name__)
-_said: set[tuple[str, tuple[str, ...]]] = set()
-"""What was logged in this process."""
 
 
 def choose(network: Network, batch: TaskBatch | Rows, kind: str) -> Accelerator | None:
@@ -58,15 +57,15 @@ def choose(network: Network, batch: TaskBatch | Rows, kind: str) -> Accelerator 
     for accelerator in ACCELERATORS:
         why_not = accelerator.applies(network, batch, kind)
         if why_not is None:
-            _say(accelerator.name, reasons)
+            _say(accelerator.name, *reasons)
             return accelerator
         reasons.append(f"{accelerator.name}: {why_not}")
     if reasons:
-        _say("engine", reasons)
+        _say("engine", *reasons)
     return None
 
 
-def _say(ran: str, why_not: list[str]) -> None:
-    if (said := (ran, tuple(why_not))) not in _said:
-        _said.add(said)
-        _log.info("inner_loop", runs_on=ran, why_not=why_not)
+@functools.cache
+def _say(ran: str, *why_not: str) -> None:
+    """Once in a process."""
+    _log.info("inner_loop", runs_on=ran, why_not=list(why_not))

@@ -11,23 +11,7 @@ from limaml.models.blocks.sequence import Sequence
 from limaml.models.blocks.support_set import Hybrid, SupportSet
 from limaml.models.blocks.task_vector import FACTORS, LEVEL, Posterior, TaskVector
 
-__all__ = [
-    "BLOCKS",
-    "FACTORS",
-    "LEVEL",
-    "Hybrid",
-    "IdMlp",
-    "MetaBlock",
-    "Params",
-    "Posterior",
-    "Sequence",
-    "Support",
-    "SupportMlp",
-    "SupportSet",
-    "TaskVector",
-    "build_block",
-    "register",
-]
+__all__ = ["FACTORS", "LEVEL", "MetaBlock", "Params", "Support", "SupportMlp", "TaskVector"]
 
 Build = Callable[[ModelConfig, EncoderDims], MetaBlock]
 
