@@ -41,6 +41,7 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
         "ray": lambda: scale.ray(results("benchmarks/results/scale.json")),
     },
     "docs/ab.md": {"arms": lambda: figures.arms(results("experiments/results/arms.json"))},
+    "docs/transfer.md": {"encoders": lambda: figures.encoders(results("experiments/results/encoders.json"))},
     "docs/configuration.md": {"settings": configuration.settings},
     "helm/limaml/README.md": {"values": lambda: chart.values(ROOT / "helm" / "limaml" / "values.yaml")},
     "docs/faults.md": {"faults": faults.rows},
