@@ -420,6 +420,19 @@ def distil_encoder(
     raise typer.Exit(_run("distil-encoder", functools.partial(distil_encoder, out, teacher), None, [], result, spoken=True))
 
 
+@verb(YOUR_DATA, spoken=True)
+def tune_encoder(
+    cfg: "Config",
+    out: Annotated[Path, typer.Option(help='Folder to write, for `provider = "folder"` of [[transfer]].')],
+    through: Through,
+    today: Today = None,
+) -> dict[str, Any]:
+    """Adapt the encoder of [tuning] to the training rows, offline; nothing gained on held-out items: exit code 99."""
+    from limaml.transfer.tune_encoder import tune_encoder
+
+    return tune_encoder(cfg, out, through, _today(today))
+
+
 @app.command("init", rich_help_panel=YOUR_DATA)
 def init(
     table: Annotated[str, typer.Argument(help="Events: Parquet, CSV or JSON files, or what else `source.events` may name.")],

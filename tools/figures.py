@@ -177,6 +177,26 @@ def _pair(found: Results, metric: str, name: str) -> str:
     return shown + (f" ({' / '.join(f'{ratios[at]:.2f}x' for at in ('1', '8'))})" if ratios else "")
 
 
+def encoders(found: Results) -> list[str]:
+    """What text says of items that nothing else was learned of, by encoder, and what serving it costs."""
+
+    def row(name: str, one: Results) -> tuple[str, ...]:
+        shown = []
+        for metric, form in (("r2", "{:.3f}"), ("pooled_auc", "{:.2f}"), ("per_user_auc", "{:.2f}")):
+            text, over = form.format(one["value"][metric]), one["over_minilm"].get(metric)
+            signed = form.replace(":", ":+")
+            spread = ", ".join(signed.format(over[end]) for end in ("low", "high")) if over else ""
+            shown.append(f"{text} ({signed.format(over['value'])} [{spread}])" if over else text)
+        return name, *shown, f"{one['bytes_an_item']:,}", f"{one['encoder_bytes'] / 1e6:.1f}", f"{one['items_per_s']:,.0f}"
+
+    lines = list[str]()
+    for world, one in found["worlds"].items():
+        about = f"{world}: {one['judged_items']} judged items, {one['judged_rows']:,} rows"
+        columns = (about, "R² of vectors", "pooled AUC", "per-user AUC", "bytes an item", "encoder, MB", "items/s")
+        lines += table(columns, [row(name, each) for name, each in one["encoders"].items()])
+    return lines
+
+
 def arms(found: Results) -> list[str]:
     """How often a comparison of arms is wrong, and what it finds."""
     wrong, splits = found["false_positives"], found["splits"]

@@ -40,7 +40,10 @@ PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
         "carried": lambda: scale.carried(results("benchmarks/results/scale.json")),
         "ray": lambda: scale.ray(results("benchmarks/results/scale.json")),
     },
-    "docs/transfer.md": {"gains": lambda: figures.transfer(results("experiments/results/transfer.json"))},
+    "docs/transfer.md": {
+        "gains": lambda: figures.transfer(results("experiments/results/transfer.json")),
+        "encoders": lambda: figures.encoders(results("experiments/results/encoders.json")),
+    },
     "docs/ab.md": {"arms": lambda: figures.arms(results("experiments/results/arms.json"))},
     "docs/retraining.md": {"continual": lambda: figures.continual(results("experiments/results/continual.json"))},
     "docs/configuration.md": {"settings": configuration.settings},

@@ -13,7 +13,7 @@ from limaml.config.model import MetaConfig, ModelConfig, TaskKindConfig
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
 from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
-from limaml.config.transfer import TransferConfig
+from limaml.config.transfer import TransferConfig, TuningConfig
 from limaml.config.whole import Config, load, require_features
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "TaskKindConfig",
     "TrainingConfig",
     "TransferConfig",
+    "TuningConfig",
     "load",
     "not_permitted",
     "require_features",

@@ -18,7 +18,7 @@ from limaml.config.section import Section
 from limaml.config.services import LocalConfig, MonitoringConfig, ServingConfig
 from limaml.config.stores import EmbeddingsConfig, FeastConfig, RegistryConfig
 from limaml.config.training import EvaluationConfig, PromotionConfig, RayConfig, TrainingConfig
-from limaml.config.transfer import TransferConfig
+from limaml.config.transfer import TransferConfig, TuningConfig
 from limaml.errors import ConfigError
 
 _NOT_COMPUTED: Any = {"training": {"ray_start_timeout_s"}, "features": {"__all__": set(SAID)}}
@@ -33,6 +33,7 @@ class Config(Section):
     source: SourceConfig
     features: tuple[FeatureConfig, ...] = DEFAULT_FEATURES
     transfer: tuple[TransferConfig, ...] = ()
+    tuning: TuningConfig = TuningConfig()
     task_kinds: tuple[TaskKindConfig, ...] = (TaskKindConfig(),)
     model: ModelConfig = ModelConfig()
     meta: MetaConfig = MetaConfig()

@@ -54,32 +54,40 @@ class BertEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = require_files(folder, (WEIGHTS, TOKENS, SETTINGS))
+        self.files = require_files(folder, (WEIGHTS, TOKENS, SETTINGS))
         self._settings = read_settings(folder, SETTINGS)
         pooling = read_settings(folder, "1_Pooling/config.json") or {_POOLED[0]: True}
         self._require_known(pooling)
         self._first_token = bool(pooling.get("pooling_mode_cls_token"))
         self._normalised = "Normalize" in self._modules
         parts = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
-        files += [folder / name for name in parts if (folder / name).is_file()]
-        self.origin: Origin = origin_of(folder, files, int(self._settings["hidden_size"]))
+        self.files += [folder / name for name in parts if (folder / name).is_file()]
+        self.origin: Origin = origin_of(folder, self.files, int(self._settings["hidden_size"]))
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        return self.encode_tokens([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))])
+        return self.encode_tokens(self.tokens_of(texts))
+
+    def tokens_of(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def encode_tokens(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         """(N, H) of texts that are tokens already, with those that mark both ends."""
         if not tokens:
             return torch.zeros(0, self.origin.width).numpy()
+        weights = self.weights  # Read here: what is made in inference mode has no derivative.
+        with torch.inference_mode():
+            vectors: Vectors = self.vectors_by(weights, tokens).numpy()
+        return vectors
+
+    def vectors_by(self, weights: Mapping[str, Tensor], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """(N, H) as `encode_tokens`, of other weights of the same names, differentiable in them."""
         ids_NL = torch.full((len(tokens), max(map(len, tokens))), int(self._settings.get("pad_token_id") or 0))
         mask_NL = torch.zeros(ids_NL.shape, dtype=torch.bool)
         for row, ids in enumerate(tokens):
             ids_NL[row, : len(ids)] = torch.tensor(ids)
             mask_NL[row, : len(ids)] = True
-        with torch.inference_mode():
-            pooled_NH = self._pool(hidden_states(self._weights, self._settings, ids_NL, mask_NL), mask_NL)
-            vectors: Vectors = (F.normalize(pooled_NH, dim=1) if self._normalised else pooled_NH).numpy()
-        return vectors
+        pooled_NH = self._pool(hidden_states(weights, self._settings, ids_NL, mask_NL), mask_NL)
+        return F.normalize(pooled_NH, dim=1) if self._normalised else pooled_NH
 
     def each_token(self) -> list[list[int]]:
         """Every token of the vocabulary as a text of its own, in the order of their ids."""
@@ -91,8 +99,13 @@ class BertEncoder:
             return hidden_NLH[:, 0]
         return (hidden_NLH * mask_NL[..., None]).sum(1) / mask_NL.sum(1, keepdim=True).clamp(min=1)
 
+    @property
+    def num_layers(self) -> int:
+        return int(self._settings["num_hidden_layers"])
+
     @cached_property
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
+        """As single precision, by their names without the prefix `bert.`."""
         from safetensors.torch import load_file
 
         found = load_file(self.folder / WEIGHTS)

@@ -53,7 +53,7 @@ def embed_items(cfg: Config, today: date) -> dict[str, Any]:
         opened = [(each, open_provider(each, declared[each.feature])) for each in cfg.transfer]
         for each, provider in opened:
             require_declared(declared[each.feature], provider.origin)
-        items = _items(cfg, today)
+        items = delivered_items(cfg, today)
         done = {each.feature: _embed(cfg, lock, each, provider, items) for each, provider in opened}
     named = [f"{item} ({name})" for name, (_, changed) in done.items() for item in changed][:_NAMED]
     counts = {name: said for name, (said, _) in done.items()}
@@ -63,7 +63,7 @@ def embed_items(cfg: Config, today: date) -> dict[str, Any]:
     return {"status": "embedded", "features": counts} | ({"first_changed": named} if named else {})
 
 
-def _items(cfg: Config, today: date) -> pa.Table:
+def delivered_items(cfg: Config, today: date) -> pa.Table:
     """Every item of the source once, by id. A replayed source notes its shift under the lock of ingestion."""
     with exclusive(cfg, "ingest", _LOCK_WAIT_S):
         _, items = open_source(cfg, today).catalogue()

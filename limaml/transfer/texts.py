@@ -4,11 +4,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from limaml.config import TransferConfig
+from limaml.config import TransferConfig, TuningConfig
 from limaml.errors import ConfigError
 
 
-def texts_of(cfg: TransferConfig, items: pa.Table) -> list[str | None]:
+def texts_of(cfg: TransferConfig | TuningConfig, items: pa.Table) -> list[str | None]:
     """The text of every item; None where all columns that the template names are missing or empty.
 
     Raises ConfigError if the template names a column that the delivered catalogue does not have.
@@ -16,7 +16,7 @@ def texts_of(cfg: TransferConfig, items: pa.Table) -> list[str | None]:
     unknown = [name for name in cfg.columns if name not in items.column_names]
     if unknown:
         raise ConfigError(
-            f"transfer.template of {cfg.feature} must name columns of the delivered items, got {unknown[0]!r}; there are: "
+            f"{cfg.place} must name columns of the delivered items, got {unknown[0]!r}; there are: "
             f"{', '.join(sorted(set(items.column_names) - {'item_id'}))}"
         )
     columns = [[_text(value) for value in items[name].to_pylist()] for name in cfg.columns]

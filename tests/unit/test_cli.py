@@ -21,7 +21,7 @@ HELP_LIMIT_S = 0.5
 VERBS = [
     "apply", "embed-items", "ingest", "train", "evaluate", "plan-fill", "fill", "cut-over", "adapt", "publish", "rollback",
     "consistency", "drift", "compare-arms", "up", "stop", "status",
-    "check", "init", "distil-encoder",
+    "check", "init", "distil-encoder", "tune-encoder",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ TOLERANCE = 1e-6
 
 def plain(encoder, text):
     """(H,) of one text by `nn.TransformerEncoderLayer`, without padding."""
-    weights, settings = encoder._weights, encoder._settings
+    weights, settings = encoder.weights, encoder._settings
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     ids = torch.tensor(encoder._tokenizer.encode(text).ids)
     x = weights["embeddings.word_embeddings.weight"][ids] + weights["embeddings.position_embeddings.weight"][: len(ids)]
