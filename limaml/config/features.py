@@ -87,7 +87,8 @@ class FeatureConfig(Section):
     consent: str = ""
     """On what basis it may be used (consent, contract, public record); there as well."""
     retention_days: Count = 0
-    """So many days rows keep its values, then `limaml retain` drops them; 0: as long as the rows."""
+    """So many days rows keep its values, then `limaml retain` drops them; as long after the last event an aggregate is null.
+    0: as long as the rows."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

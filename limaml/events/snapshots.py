@@ -2,9 +2,9 @@
 
 `snapshots/<subject>/dt=D/part.parquet` holds a row for everything that changed on day D, stamped with the end of D. A subject
 is `user`, `item`, or an affinity: a user and one key. An entity changes with an event, with one that leaves a window (a user
-also with one that leaves that of an entry), with a catalogue row that is new or different, and with events that a correction
-took away, so that what they left online is replaced. The catalogue as first delivered is stamped with the start of the first
-day, that is the end of the day before it.
+also with one that leaves that of an entry), when so many days without an event end an aggregate's retention, with a catalogue
+row that is new or different, and with events that a correction took away, so that what they left online is replaced. The
+catalogue as first delivered is stamped with the start of the first day, that is the end of the day before it.
 
 A day's rows follow from the state at the end of the day before and from the day's events (limaml.events.state); from wherever
 one starts, they are the same, to the byte. Of an affinity the keys with the newest events stay, so many a user (of one day the
@@ -44,7 +44,8 @@ WITH known AS (
 ), lives AS (
     {lives}
 ), without_step AS (
-    SELECT DISTINCT * FROM (SELECT {keys}, day, -1 AS life FROM touched{leaving}) ANTI JOIN lives USING ({keys}, day, life)
+    SELECT DISTINCT * FROM (SELECT {keys}, day, -1 AS life FROM touched{leaving}{lapsing})
+    ANTI JOIN lives USING ({keys}, day, life)
     WHERE day BETWEEN $first AND $through
 ), due AS (
     SELECT {keys}, life, day, {sums} FROM lives WHERE day >= $first
@@ -112,7 +113,7 @@ def subjects(tables: schema.Tables) -> dict[str, Subject]:
 
 def has_windows(tables: schema.Tables) -> bool:
     """Whether something changes on days without an event of its own, as one leaves a window."""
-    return any(subject.leaving for subject in subjects(tables).values())
+    return any(subject.leaving or subject.lapses for subject in subjects(tables).values())
 
 
 def write(storage: Storage, tables: schema.Tables, span: Span, rows: Mapping[str, pa.Table]) -> None:
@@ -238,6 +239,15 @@ def _query(subject: Subject) -> str:
         f" ON {same('gone', 'dropped')} AND gone.day > dropped.day WHERE coalesce(dropped.day, -1) = gone.life"
         for days in subject.leaving
     )
+    # A key's last event before so many days without one; where a retention was declared later, the first of the days.
+    lapsing = "".join(
+        f" UNION ALL SELECT {', '.join(keys)}, greatest(day + {days}, $first), -1 FROM"
+        f" (SELECT {', '.join(keys)}, day, lead(day) OVER (PARTITION BY {', '.join(keys)} ORDER BY day) AS next FROM"
+        f" (SELECT {', '.join(keys)}, day FROM steps WHERE day >= $first UNION ALL"
+        f" SELECT {', '.join(keys)}, last_day FROM base WHERE day < last_day + {days}))"
+        f" WHERE coalesce(next > greatest(day + {days}, $first), true)"
+        for days in subject.lapses
+    )
     lives = "SELECT *, -1 AS life FROM known"
     if subject.affinity:
         lives = (
@@ -255,6 +265,7 @@ def _query(subject: Subject) -> str:
         same_base=same("running", "base"),
         running_keys=", ".join(f"running.{key}" for key in keys),
         leaving=leaving,
+        lapsing=lapsing,
         sums=", ".join(subject.sums),
         zeros=", ".join(f"0 AS {name}" for name in subject.sums),
         running=running,

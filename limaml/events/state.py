@@ -72,6 +72,11 @@ class Subject:
         return tuple(sorted(windows - {0}))
 
     @cached_property
+    def lapses(self) -> tuple[int, ...]:
+        """Days after a key's last event on which an aggregate is past its retention, so that a row is due."""
+        return tuple(sorted({feature.retention_days for feature in self.aggregates if feature.retention_days}))
+
+    @cached_property
     def sums(self) -> dict[str, str]:
         """Sum -> SQL of a day's: events, positive ones, and of each number that there is a mean of its total and its count."""
         numbers = dict.fromkeys(feature.of for feature in self.aggregates if feature.of)
@@ -132,6 +137,8 @@ class Subject:
             value = f"({total}::DOUBLE / 1000000 / nullif({count}, 0))::FLOAT"
         else:
             value = _last_day(feature.positive)
+        if feature.retention_days:
+            value = f"CASE WHEN last_day IS NULL OR day - last_day < {feature.retention_days} THEN {value} END"
         return f"{value} AS {feature.name}"
 
 
@@ -172,6 +179,14 @@ def forget(storage: Storage, first: date) -> None:
         for file in storage.list(f"state/{name}"):
             if partition_day(file) >= first:
                 storage.delete(f"state/{name}/{file}")
+
+
+def drop(storage: Storage, subject: str, through: date) -> int:
+    """Let go of a subject's states up to a day, but for the newest that there is; returns how many."""
+    past = [file for file in storage.list(f"state/{subject}")[:-1] if partition_day(file) <= through]
+    for file in past:
+        storage.delete(f"state/{subject}/{file}")
+    return len(past)
 
 
 def _folder(subject: Subject) -> str:

@@ -11,7 +11,12 @@ revision; its manifest names what was dropped (contract 1).
 What holds requests or rows whole goes with the first of its values that is past, a day at a time: the request log (also after
 `governance.request_log_days`), the values in which a comparison of it differed (consistency/), and quarantined deliveries.
 
-A catalogue is kept as its source delivers it, and with it the snapshots: they say what is known now, not what a row was told.
+Of the snapshots, values that are made of events are dropped likewise; so many days after an entity's last event a row without
+them takes their place, in the online store, too (limaml.events.state). Values of a catalogue are kept as long as the source
+delivers them; of what another delivery has replaced, the rows that are past are dropped.
+
+    snapshots/, catalogue_history/    of users and of items
+    state/                            days that are past; a correction of a day before the oldest that is left reads all events
 """
 
 from collections.abc import Sequence
@@ -20,10 +25,13 @@ from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from limaml import schema, telemetry
-from limaml.config import Config
+from limaml.config import Config, FeatureConfig
 from limaml.errors import NothingToDo
+from limaml.events import catalogue, state
+from limaml.events.catalogue import Kind
 from limaml.events.day_store import EventStore, partition_day, partition_files
 from limaml.io.locks import Lock, exclusive
 from limaml.io.storage import Storage
@@ -42,14 +50,16 @@ def retain(cfg: Config, day: date) -> dict[str, Any]:
     storage = Storage(cfg.storage.root)
     with exclusive(cfg, "ingest", _LOCK_WAIT_S) as lock:
         features = _drop_values(cfg, storage, day, lock)
+        files = sum(_drop_known(storage, kind, day, lock) for kind in catalogue.kinds(schema.tables(cfg.features)).values())
         folders = _delete_days(Storage(cfg.serving.log_path), "", last_day(request_log_days(cfg), day), lock)
         folders += _delete_days(storage, "consistency", last_day(request_log_days(cfg), day), lock)
         folders += _delete_days(storage, "quarantine", last_day(quarantine_days(cfg), day), lock)
-    if not features and not folders:
+    if not features and not files and not folders:
         raise NothingToDo(f"nothing is past its retention at the end of {day}")
-    _log.info("retention_applied", day=day.isoformat(), values=features, folders=len(folders))
+    _log.info("retention_applied", day=day.isoformat(), values=features, files=files, folders=len(folders))
     # A result holds 4 KiB, and there may be hundreds of features: they are in the log.
-    return {"day": day.isoformat(), "features": len(features), "feature_days": sum(features.values()), "folders": len(folders)}
+    counts = {"features": len(features), "feature_days": sum(features.values()), "files": files, "folders": len(folders)}
+    return {"day": day.isoformat(), **counts}
 
 
 def last_day(days: int | None, day: date) -> date | None:
@@ -98,6 +108,44 @@ def _write_without(storage: Storage, path: str, names: Sequence[str]) -> None:
         table = table.set_column(table.column_names.index(name), field, pa.nulls(table.num_rows, field.type))
     if mine:
         storage.write_table(path, table)
+
+
+def _drop_known(storage: Storage, kind: Kind, day: date, lock: Lock) -> int:
+    """Drop what is past of what was known of users or items at the end of earlier days; returns the number of files changed."""
+    limits = {feature: last for feature in kind.features if (last := last_day(feature.retention_days, day)) is not None}
+    if not limits:
+        return 0
+    changed = 0
+    for folder in (f"snapshots/{kind.name}", f"catalogue_history/{kind.name}"):
+        replaced = set[str]()
+        for path in reversed([path for path in storage.walk(folder) if _day_of(path) <= day]):
+            past = [feature for feature, last in limits.items() if _day_of(path) <= last]
+            known = storage.read_columns(path, [kind.key, *(feature.name for feature in past)])
+            if any(known[name].null_count < len(known) for name in known.column_names[1:]):
+                table = storage.read_table(path)
+                without = _without_known(table, kind.key, past, replaced)
+                if not without.equals(table):
+                    lock.check()
+                    storage.write_table(path, without)
+                    changed += 1
+            replaced.update(known[kind.key].to_pylist())
+    return changed + state.drop(storage, kind.name, max(limits.values()))
+
+
+def _without_known(table: pa.Table, key: str, past: Sequence[FeatureConfig], replaced: set[str]) -> pa.Table:
+    """Rows of known entities without the values in `past`: made of events all, delivered ones of entities in `replaced`."""
+    is_replaced = pa.array([entity in replaced for entity in table[key].to_pylist()], pa.bool_())
+    for feature in past:
+        if feature.name in table.column_names:
+            field, values = table.schema.field(feature.name), table[feature.name]
+            goes = pa.scalar(True) if feature.aggregate else is_replaced
+            kept = pc.if_else(goes, pa.scalar(None, field.type), values)
+            table = table.set_column(table.column_names.index(feature.name), field, kept)
+    return table
+
+
+def _day_of(path: str) -> date:
+    return partition_day(next(part for part in path.split("/") if part.startswith("dt=")))
 
 
 def _delete_days(storage: Storage, folder: str, last: date | None, lock: Lock) -> list[str]:

@@ -16,14 +16,14 @@ PLACES = ("shelf", "door", None)
 MAX_KEYS = 3
 FEATURES = [
     {"entity": "user", "name": "region", "type": "category"},
-    {"entity": "user", "name": "seen", "type": "number", "aggregate": "count"},
+    {"entity": "user", "name": "seen", "type": "number", "aggregate": "count", "retention_days": 1},
     {"entity": "user", "name": "bought_of_two", "type": "number", "aggregate": "rate", "window_days": 2, "prior": 0.2},
     {"entity": "user", "name": "paid", "type": "number", "aggregate": "mean", "of": "price"},
     {"entity": "user", "name": "paid_of_two", "type": "number", "aggregate": "mean", "of": "price", "window_days": 2},
     {"entity": "user", "name": "away", "type": "number", "aggregate": "days_since"},
     {"entity": "item", "name": "sort", "type": "category", "column": "kind"},
     {"entity": "item", "name": "popular", "type": "number", "aggregate": "rate", "prior": 0.3, "prior_rows": 4.0},
-    {"entity": "item", "name": "unsold", "type": "number", "aggregate": "days_since"},
+    {"entity": "item", "name": "unsold", "type": "number", "aggregate": "days_since", "retention_days": 1},
     {"entity": "user", "name": "same", "type": "number", "aggregate": "count", "by": "item_id", "max_keys": MAX_KEYS},
     {
         "entity": "user",

@@ -43,14 +43,16 @@ def test_logged_features_are_those_of_feasts_join_row_for_row(shop, tables):
 
 
 def test_features_are_what_plain_python_counts(shop, tables):
-    history, now = [], {}
+    history, now, past = [], {}, set()
     for day in DAYS:
         for row in read_logged(shop.storage, tables, first=day, through=day).to_pylist():
             now[row["event_id"]] = row
         for row in now.values():
             if row["timestamp"].date() == day:
                 expect(row, day, history)
+                past |= {(name, day) for name in ("seen", "unsold") if row[name] is None and day > DAYS[1]}
         history += [(row["timestamp"].date(), row) for row in now.values() if row["timestamp"].date() == day]
+    assert {name for name, _ in past} == {"seen", "unsold"}, "of both some value was past its retention"
 
 
 def expect(row, day, history):
@@ -62,7 +64,9 @@ def expect(row, day, history):
 
     mine = [(at, r) for at, r in history if r["user_id"] == row["user_id"]]
     of_item = [(at, r) for at, r in history if r["item_id"] == row["item_id"]]
-    assert row["seen"] == len(mine)
+    # Kept a day: an event of the day before is needed.
+    yesterday = day - timedelta(days=1)
+    assert row["seen"] == (len(mine) if not mine or mine[-1][0] == yesterday else None)
     two = last(2, mine)
     assert row["bought_of_two"] == pytest.approx((sum(r["label"] for r in two) + 2.0) / (len(two) + 10.0), rel=1e-6)
     for name, rows in (("paid", last(0, mine)), ("paid_of_two", two)):
@@ -71,7 +75,7 @@ def expect(row, day, history):
     assert row["away"] == (number(max(at for at, _ in mine)) if mine else None)
     bought = [at for at, r in mine if r["label"]]
     assert row["bought"] == (number(max(bought)) if bought else None)
-    assert row["unsold"] == (number(max(at for at, _ in of_item)) if of_item else None)
+    assert row["unsold"] == (number(yesterday) if of_item and of_item[-1][0] == yesterday else None)
     assert row["popular"] == pytest.approx((sum(r["label"] for _, r in of_item) + 1.2) / (len(of_item) + 4.0), rel=1e-6)
     kind = KINDS[int(row["item_id"][1:]) % len(KINDS)]
     for by, key, most in (("item_id", row["item_id"], MAX_KEYS), ("sort", kind, 2)):

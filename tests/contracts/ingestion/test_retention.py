@@ -1,6 +1,7 @@
 """What is past its retention is dropped, everywhere rows hold it; the day keeps its rows, its revision and its place."""
 
 import copy
+import random
 import shutil
 from datetime import date, timedelta
 
@@ -11,18 +12,18 @@ from pydantic import ValidationError
 from limaml import schema
 from limaml.config import Config
 from limaml.errors import NothingToDo
-from limaml.events import ingest
+from limaml.events import catalogue, ingest, snapshots
 from limaml.events.day_store import EventStore
 from limaml.events.logged import read_logged
 from limaml.events.recent import Recent
 from limaml.governance.retention import retain
 from limaml.io.storage import Storage
 from limaml.training.candidate import fingerprint
-from tests.contracts.ingestion.rich import FEATURES, Shop
+from tests.contracts.ingestion.rich import FEATURES, Shop, day_of_events
 
 FIRST = date(2026, 5, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(8)]
-KEPT = {"region": 5, "temperature": 3, "price": 4, "paid": 6}
+KEPT = {"region": 5, "temperature": 3, "price": 4, "paid": 6, "seen": 3}
 FOLDERS = ("events", "events_superseded", "logged", "logged_superseded", "recent")
 
 
@@ -75,13 +76,13 @@ def test_values_go_day_by_day_and_rows_stay(shop):
     rows = shop.storage.num_rows(f"logged/dt={DAYS[1]}/logged-r0002.parquet")
     assert days_with(shop, "temperature") == DAYS[:-1]
     result = retain(shop.cfg, today)
-    assert (result["features"], result["feature_days"]) == (4, 1 + 3 + 2 + 4), "paid, price, region, temperature"
+    assert (result["features"], result["feature_days"]) == (5, 1 + 3 + 2 + 4 + 4), "paid, price, region, seen, temperature"
     for name, kept in KEPT.items():
         assert days_with(shop, name) == [day for day in DAYS[:-1] if day > today - timedelta(days=kept)]
     assert shop.storage.num_rows(f"logged/dt={DAYS[1]}/logged-r0002.parquet") == rows
     after = EventStore(shop.storage).manifests()
     assert [(m.revision, m.rows, m.sha256) for m in after.values()] == [(m.revision, m.rows, m.sha256) for m in before.values()]
-    assert after[FIRST].dropped == ("paid", "price", "region", "temperature")
+    assert after[FIRST].dropped == ("paid", "price", "region", "seen", "temperature")
     assert after[DAYS[-2]] == before[DAYS[-2]]
     with pytest.raises(NothingToDo, match=rf"nothing is past its retention at the end of {today}"):
         retain(shop.cfg, today)
@@ -101,14 +102,14 @@ def test_a_correction_brings_values_back_until_the_next_run(shop):
     assert ingest.ingest_day(shop.cfg, DAYS[0], shop.today)["status"] == "corrected"
     assert DAYS[0] in days_with(shop, "price")
     assert EventStore(shop.storage).manifests()[DAYS[0]].dropped == ()
-    assert retain(shop.cfg, DAYS[-2])["feature_days"] == 4, "of the corrected day alone"
+    assert retain(shop.cfg, DAYS[-2])["feature_days"] == 5, "of the corrected day alone"
     assert DAYS[0] not in days_with(shop, "price")
 
 
 def test_what_is_counted_of_later_days_does_not_change(shop, tmp_path):
     """Aggregates go on from their running sums; windows are shorter than what is kept."""
     other = Shop(tmp_path / "other", DAYS)
-    other.events = shop.events
+    other.cfg, other.events = limited(other.cfg), shop.events
     for day in DAYS[:-1]:
         other.deliver(day)
     ingest.ingest_history(other.cfg, DAYS[-2], other.today)
@@ -119,6 +120,54 @@ def test_what_is_counted_of_later_days_does_not_change(shop, tmp_path):
     one, two = (read_logged(s.storage, schema.tables(s.cfg.features), first=DAYS[-1], through=DAYS[-1]) for s in (shop, other))
     assert one["paid"].null_count < one.num_rows
     assert one.equals(two)
+
+
+def test_of_what_was_known_the_newest_row_stays(shop):
+    """Of users: `seen` is made of events and kept 3 days, `region` is delivered and kept 5."""
+    users = catalogue.kinds(schema.tables(shop.cfg.features))["user"]
+    shop.write("users.parquet", pa.table({"user_id": [f"u{n}" for n in range(5)], "region": ["n", "w", None, "n", "e"]}))
+    shop.deliver(DAYS[-1])
+    ingest.ingest_day(shop.cfg, DAYS[-1], shop.today)
+    before = snapshots.between(shop.storage, users, FIRST, DAYS[-1])
+    newest = snapshots.latest(shop.storage, users, DAYS[-1])
+    assert retain(shop.cfg, DAYS[-1])["files"] > 0
+    after = {
+        (row["user_id"], row["event_timestamp"]): row
+        for row in snapshots.between(shop.storage, users, FIRST, DAYS[-1]).to_pylist()
+    }
+    for row in before.to_pylist():
+        day = (row["event_timestamp"] - timedelta(days=1)).date()
+        expected = row | {name: None for name in ("seen", "region", "paid") if day <= DAYS[-1] - timedelta(days=KEPT[name])}
+        assert after[row["user_id"], row["event_timestamp"]] == expected
+    assert len(after) == before.num_rows
+    assert snapshots.latest(shop.storage, users, DAYS[-1]).equals(newest)
+    delivered = {
+        row["user_id"]: row["region"]
+        for row in catalogue.history(shop.storage, users).to_pylist()
+        if row["day"] < day_number(FIRST)
+    }
+    assert delivered == {"u0": "n", "u1": None, "u2": None, "u3": "n", "u4": "e"}, "what u1 had before is gone"
+    assert min(shop.storage.list("state/user")) > f"dt={DAYS[-1] - timedelta(days=3)}"
+    with pytest.raises(NothingToDo):
+        retain(shop.cfg, DAYS[-1])
+
+
+def test_a_retention_that_is_declared_later_ends_what_is_past_already(shop):
+    """The next day has a row for everyone whose last event is so many days old, or older."""
+    users = catalogue.kinds(schema.tables(shop.cfg.features))["user"]
+    for day in (DAYS[-1], DAYS[-1] + timedelta(days=1)):
+        shop.events[day] = day_of_events(day, random.Random(0), num_users=1)
+        shop.deliver(day)
+        ingest.ingest_day(shop.cfg, day, shop.today)
+        shop.cfg = limited(shop.cfg, KEPT | {"seen": 1})
+    rows = {row["user_id"]: row["seen"] for row in snapshots.changed(shop.storage, users, day).to_pylist()}
+    assert set(rows) == {f"u{n}" for n in range(5)}
+    assert rows.pop("u0") is not None
+    assert set(rows.values()) == {None}
+
+
+def day_number(day: date) -> int:
+    return (day - date(1970, 1, 1)).days
 
 
 def test_a_model_of_the_rows_as_they_are_now_is_another_one(shop):
@@ -133,7 +182,7 @@ def test_a_run_that_dies_is_done_again(shop, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         retain(shop.cfg, DAYS[-2])
     monkeypatch.setattr(EventStore, "commit", written)
-    assert retain(shop.cfg, DAYS[-2])["feature_days"] == 1 + 3 + 2 + 4
+    assert retain(shop.cfg, DAYS[-2])["feature_days"] == 1 + 3 + 2 + 4 + 4
     assert FIRST not in days_with(shop, "temperature")
 
 
