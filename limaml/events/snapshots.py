@@ -163,7 +163,9 @@ def latest(storage: Storage, kind: Kind, through: date, entities: Sequence[str] 
             f"SELECT * FROM snapshots {semi_join} QUALIFY row_number() OVER"
             f" (PARTITION BY {key} ORDER BY event_timestamp DESC) = 1 ORDER BY {key}"
         ).to_arrow_table()
-    return rows.cast(kind.snapshots.arrow)
+    # A count is null once it is past its retention, also where that is no longer declared.
+    expected = kind.snapshots.arrow
+    return pa.table({field.name: rows[field.name].cast(field.type) for field in expected}, schema=expected)
 
 
 def _advance(storage: Storage, tables: schema.Tables, before: Mapping[str, pa.Table], first: date, through: date) -> Span:

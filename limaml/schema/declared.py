@@ -116,7 +116,8 @@ class Tables:
 
     def snapshots(self, entity: Literal["user", "item"]) -> Table:
         """An entity's state at the end of a day: its catalogue columns and its aggregates."""
-        columns = [_column(feature, nullable=True) for feature in self.of(entity)]
+        counts = ("count", "rate")
+        columns = [_column(f, nullable=f.aggregate not in counts or f.retention_days > 0) for f in self.of(entity)]
         return Table(_VIEWS[entity], (Column(f"{entity}_id", pa.string()), _STAMP, *columns), key=f"{entity}_id")
 
     @property

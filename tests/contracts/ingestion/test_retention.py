@@ -164,6 +164,8 @@ def test_a_retention_that_is_declared_later_ends_what_is_past_already(shop):
     assert set(rows) == {f"u{n}" for n in range(5)}
     assert rows.pop("u0") is not None
     assert set(rows.values()) == {None}
+    unlimited = catalogue.kinds(schema.tables(limited(shop.cfg, {}).features))["user"]
+    assert snapshots.latest(shop.storage, unlimited, day)["seen"].null_count == 4, "also where it is no longer declared"
 
 
 def day_number(day: date) -> int:
