@@ -32,13 +32,13 @@ import pyarrow.dataset as ds
 
 from limaml import schema, telemetry
 from limaml.config import Config, TaskKindConfig
+from limaml.embeddings.published import published_files
 from limaml.errors import GateError, NothingToDo
 from limaml.events.day_store import partition
 from limaml.features.feature_store import historical, open_store
 from limaml.io.storage import Storage
 from limaml.monitoring.comparison import EXAMPLES, PRESENT, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
-from limaml.monitoring.published import published_files
 from limaml.monitoring.request_files import request_files
 
 if TYPE_CHECKING:
@@ -220,18 +220,18 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table, kinds: Sequence[TaskKindConfig]) -> None:
     columns, of = {kind.name: kind.entity_column for kind in kinds}, ("logged_at", "model_version", "complete_through")
     by_partition: dict[tuple[str, str], list[_LoggedEmbedding]] = defaultdict(list)
-    for request in part.select([*of, "user_id", "item_ids", "items", "embeddings"]).to_pylist():
+    keys = [name for name in ("user_id", "item_ids", "items", "context", "candidates") if name in part.column_names]
+    for request in part.select([*of, *keys, "embeddings"]).to_pylist():
         seen: dict[str, int] = defaultdict(int)
         for one in request["embeddings"]:
             kind, column = one["kind"], columns.get(one["kind"], "user_id")
-            of_item = column != "user_id"
-            entity = _candidate(request, seen[kind], column) if of_item else request["user_id"]
+            entity = _entity(request, seen[kind], column)
             seen[kind] += 1
             if entity is None or (one["status"] == "store_error" and one["embedding"] is None):
                 continue
             due = request["complete_through"]
-            # Items' embeddings are held in memory as their features are, and may be as late.
-            due = due - _ITEMS_MAY_LAG if due and of_item else due
+            # What is held in memory may be as late as items' features are.
+            due = due - _ITEMS_MAY_LAG if due and column != "user_id" else due
             instants = [at for at in (one["as_of"], due) if at] or [request["logged_at"]]
             # A row of another version counts as missing (contract 3).
             mine = one["embedding"] if one["model_version"] == request["model_version"] else None
@@ -245,9 +245,17 @@ def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Ta
             compare_vector(tallies[view], where, one.vector, _newest(known[one.entity], one.at))
 
 
-def _candidate(request: Mapping[str, Any], at: int, column: str) -> str | None:
-    """What a candidate is, or the category that it was served with."""
-    found: str | None = request["item_ids"][at] if column == "item_id" else request["items"][at][column]
+def _entity(request: Mapping[str, Any], at: int, column: str) -> str | None:
+    """What a request, or a candidate of it, was served with in the column that a kind hangs on."""
+    found: str | None
+    if column == "user_id":
+        found = request["user_id"]
+    elif column == "item_id":
+        found = request["item_ids"][at]
+    elif column in request["context"]:
+        found = request["context"][column]
+    else:
+        found = request["items" if column in request["items"][at] else "candidates"][at][column]
     return found
 
 

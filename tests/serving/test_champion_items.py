@@ -58,7 +58,7 @@ def champion(world):
 
 def looked_up(champion):
     loaded = champion.loaded
-    return loaded.item_embeddings["item"].look_up(
+    return loaded.held["item"].look_up(
         range(len(loaded.items.catalogue)), max_lag_s=30 * DAY.total_seconds(), use_stale=False, now=NOW
     )
 
@@ -103,12 +103,12 @@ def test_a_store_that_fails_leaves_what_was_read_with_the_day_it_was_of(world, c
         world.registry.set_tags(world.version, {ITEM_TAG: (NOW + DAY).isoformat()})
         for _ in range(3):
             champion.poll()
-    assert [line["event"] for line in said].count("item_embeddings_refresh_failed") == 1
-    kept = champion.loaded.item_embeddings["item"]
+    assert [line["event"] for line in said].count("embeddings_refresh_failed") == 1
+    kept = champion.loaded.held["item"]
     assert kept.complete_through == through
     np.testing.assert_array_equal(looked_up(champion).vector_RD, before.vector_RD)
     champion.poll()
-    assert champion.loaded.item_embeddings["item"].complete_through == NOW + DAY
+    assert champion.loaded.held["item"].complete_through == NOW + DAY
 
 
 def test_a_version_that_loads_without_the_store_serves_the_prior(world, champion, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks, outer_loss, task_gradients
 from limaml.metrics import mean_per_user_auc
 from limaml.models.network import build_network
+from limaml.tasks.other_entities import NOBODY
 from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, build_batch, meta_batch
@@ -186,6 +188,30 @@ def test_an_item_kind_s_id_block_knows_the_items(planted_logged, small_config):
     network, rows = build_network(cfg, encoder.dims), TaskRows.of(planted_logged, encoder, cfg)
     assert network.block("item").table.shape[0] == len(encoder.items) + 1
     assert rows.others["item"].entity_index.tolist() == list(range(1, len(encoder.items) + 1))
+
+
+@pytest.mark.parametrize("per_candidate", [False, True])
+def test_a_kind_of_the_context_knows_its_values_and_rows_that_have_none(planted_logged, small_config, per_candidate):
+    place = {"entity": "context", "name": "place", "type": "category", "per_candidate": per_candidate}
+    kinds = [{"name": "user"}, {"name": "where", "entity_column": "place", "meta_block": "id_mlp"}]
+    cfg = small_config(features=[*declared.FEATURES, place], task_kinds=kinds, meta={"zero_support_probability": 0.0})
+    places = pa.array([[None, "north", "south"][at % 3] for at in range(planted_logged.num_rows)], pa.string())
+    logged = planted_logged.append_column("place", places)
+    encoder = Encoder.fit(logged, cfg)
+    network, rows = build_network(cfg, encoder.dims), TaskRows.of(logged, encoder, cfg)
+    assert network.block("where").table.shape[0] == 3
+    assert (rows.others["where"].entities, rows.others["where"].entity_index.tolist()) == (("north", "south"), [1, 2])
+    # One for all candidates of a request would only shift their scores if it met what they share.
+    assert set(network.global_block.product.others) == ({"where"} if per_candidate else set())
+    specs = meta_batch(rows, cfg, seed=0, step=0)
+    of_query = np.concatenate([rows.source_row[spec.query] for spec in specs])
+    tasks = np.concatenate([spec.others["where"] for spec in specs])
+    assert (tasks[of_query % 3 == 0] == NOBODY).all()
+    assert (tasks != NOBODY).mean() > 0.4
+    before = network.block("where").table.detach().clone()
+    trained(network, rows, cfg, steps=1)
+    moved = (network.block("where").table != before).any(dim=1)
+    assert moved[1:].all()
 
 
 def test_what_features_leave_unsaid_of_items_is_learnt_from_their_rows(make_planted, small_config):
