@@ -234,6 +234,31 @@ def test_what_features_leave_unsaid_of_items_is_learnt_from_their_rows(make_plan
     assert found[2] > found[1] + 0.04
 
 
+def test_what_a_place_likes_is_learnt_from_the_rows_of_all_who_were_there(make_planted, small_config):
+    """Which items people like depends on who they are and where; no feature says how."""
+    logged, rng = make_planted(num_users=80, num_items=30, rows_per_user=40, seed=3), np.random.default_rng(1)
+    user, item = (np.array([int(name[1:]) for name in logged[column].to_pylist()]) for column in ("user_id", "item_id"))
+    place = rng.integers(4, size=logged.num_rows)
+    taste = rng.normal(0, 1, 80)[user] + np.array([-3.0, -1.0, 1.0, 3.0])[place]
+    label = rng.random(logged.num_rows) < 1 / (1 + np.exp(-taste * rng.normal(0, 1, 30)[item]))
+    logged = logged.set_column(logged.column_names.index("label"), "label", pa.array(label.astype(np.int8)))
+    logged = logged.append_column("place", pa.array([f"p{n}" for n in place]))
+    features = [*declared.FEATURES, {"entity": "context", "name": "place", "type": "category"}]
+    kinds = [{"name": "user"}, {"name": "where", "entity_column": "place", "support_rows": 200}]
+    training = {"max_steps": 30, "tasks_per_step": 16, "outer_lr": 0.01}
+    cfg = small_config(features=features, task_kinds=kinds, meta={"support_rows": 16}, training=training)
+    encoder = Encoder.fit(logged, cfg)
+    network, rows = build_network(cfg, encoder.dims, seed=0), TaskRows.of(logged, encoder, cfg)
+    warm_start(network, rows, cfg)
+    network, _ = fit(network, cfg.training, network_objective(network, rows, cfg, Workers()))
+    specs = as_served(rows, from_us=int(np.median(rows.timestamp_us)), support_rows=16)
+    asked = query_rows(rows, specs)
+    found = [score_specs(network, rows, specs, others) for others in ({}, embed_others(network, rows, specs))]
+    without, together = (mean_per_user_auc(asked.labels, each, asked.users, asked.num_users) for each in found)
+    # 51.0 % with the places' prior, 77.1 % with their embeddings.
+    assert together > without + 0.1
+
+
 def test_kinds_start_from_the_share_of_positive_rows(fitted):
     """Each would explain it by itself otherwise, and both together overshoot."""
     cfg, encoder, rows = fitted()
