@@ -53,11 +53,6 @@ class CandidateLookups:
         counted = np.bincount(self.status_R, minlength=len(_CODES)).tolist()
         return {status: number for status, number in zip(telemetry.LOOKUP_STATUSES, counted, strict=True) if number}  # type: ignore[misc]
 
-    def of_all(self) -> Lookup:
-        """Of one that stands for all candidates."""
-        (status,) = self.counts
-        return Lookup(status, None if self.num_prior else self.vector_RD[0], self.age_s, self.inactivity_s)
-
 
 @dataclass(frozen=True)
 class HeldEmbeddings:
@@ -65,6 +60,7 @@ class HeldEmbeddings:
 
     stored: Stored | None
     """None until the store has answered once."""
+    version: str
     complete_through: datetime | None
     """Of the kind, as it was known before the rows were read."""
     prior_D: Floats
@@ -110,7 +106,7 @@ class HeldEmbeddings:
         status_E[nobody] = _CODES["store_error" if stored is None else "missing"]
         at: dict[str | None, int] = {entity: place for place, entity in enumerate(entities)}
         at_I = None if of_items is None else np.array([at.get(entity, nobody) for entity in of_items], np.int64)
-        known = stored, complete_through, prior_D, tuple(entities), at_I, at if at_I is None else {}
+        known = stored, version, complete_through, prior_D, tuple(entities), at_I, at if at_I is None else {}
         return cls(*known, vector_ED, status_E, exact_at_us_E, last_event_us_E)
 
     def row(self, entity: str | None) -> StoredEmbedding | None:
@@ -125,7 +121,12 @@ class HeldEmbeddings:
         `numbers`: the items' places in the catalogue. `said`: what the request has in the kind's column, where it names the
         entities: a list, one a candidate, or one for all, which is one look-up.
         """
-        at_R = self._places(numbers, said)
+        if self.at_I is not None:
+            at_R = self.at_I.take(numbers)
+        elif isinstance(said, list):
+            at_R = np.array([self.at.get(entity, len(self.entities)) for entity in said], np.int64)
+        else:
+            return self._one(said, max_lag_s=max_lag_s, use_stale=use_stale, now=now)
         now_us = _us(now)
         status_R = self.status_E.take(at_R)
         vector_RD = self.vector_ED.take(at_R, axis=0)
@@ -138,20 +139,19 @@ class HeldEmbeddings:
             vector_RD[~used_R] = self.prior_D
         last_us_R = self.last_event_us_E.take(at_R)[has_row_R]
         last_us_R = last_us_R[last_us_R != _UNKNOWN_US]
-        found = CandidateLookups(
+        return CandidateLookups(
             status_R=status_R,
             vector_RD=vector_RD,
             num_prior=len(at_R) - int(used_R.sum()),
             age_s=float(age_s_R[has_row_R].max()) if has_row_R.any() else None,
             inactivity_s=float(now_us - last_us_R.min()) / 1e6 if len(last_us_R) else None,
         )
-        return found if self.at_I is not None or isinstance(said, list) else found.of_all()
 
-    def _places(self, numbers: Sequence[int], said: Any) -> Indices:
-        if self.at_I is not None:
-            return self.at_I.take(numbers)
-        named, nobody = said if isinstance(said, list) else [said], len(self.entities)
-        return np.array([self.at.get(entity, nobody) for entity in named], np.int64)
+    def _one(self, entity: str | None, *, max_lag_s: float, use_stale: bool, now: datetime) -> Lookup:
+        if self.stored is None or (entity in self.at and entity not in self.stored):
+            return Lookup("store_error")
+        of_then = {"version": self.version, "dim": self.prior_D.size, "complete_through": self.complete_through}
+        return judge(self.row(entity), **of_then, max_lag_s=max_lag_s, use_stale=use_stale, now=now)  # type: ignore[arg-type]
 
 
 def _us(instant: datetime) -> int:

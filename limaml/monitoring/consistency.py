@@ -218,20 +218,23 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table, kinds: Sequence[TaskKindConfig]) -> None:
+    """Of the kinds that are configured."""
     columns, of = {kind.name: kind.entity_column for kind in kinds}, ("logged_at", "model_version", "complete_through")
     by_partition: dict[tuple[str, str], list[_LoggedEmbedding]] = defaultdict(list)
-    keys = [name for name in ("user_id", "item_ids", "items", "context", "candidates") if name in part.column_names]
-    for request in part.select([*of, *keys, "embeddings"]).to_pylist():
+    held_in = {kind: _held_in(part.schema, column) for kind, column in columns.items()}
+    for request in part.select([*of, *set(held_in.values()), "embeddings"]).to_pylist():
         seen: dict[str, int] = defaultdict(int)
         for one in request["embeddings"]:
-            kind, column = one["kind"], columns.get(one["kind"], "user_id")
-            entity = _entity(request, seen[kind], column)
+            kind = one["kind"]
+            if kind not in columns:
+                continue
+            entity = _entity(request[held_in[kind]], seen[kind], columns[kind])
             seen[kind] += 1
             if entity is None or (one["status"] == "store_error" and one["embedding"] is None):
                 continue
             due = request["complete_through"]
             # What is held in memory may be as late as items' features are.
-            due = due - _ITEMS_MAY_LAG if due and column != "user_id" else due
+            due = due - _ITEMS_MAY_LAG if due and columns[kind] != "user_id" else due
             instants = [at for at in (one["as_of"], due) if at] or [request["logged_at"]]
             # A row of another version counts as missing (contract 3).
             mine = one["embedding"] if one["model_version"] == request["model_version"] else None
@@ -239,23 +242,25 @@ def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Ta
             by_partition[kind, request["model_version"]].append(_LoggedEmbedding(entity, max(instants), vector))
     for (kind, version), logged in sorted(by_partition.items()):
         view = f"meta_embedding_{kind}"
-        known = _published_vectors(storage, kind, version, columns.get(kind, "user_id"), sorted({one.entity for one in logged}))
+        known = _published_vectors(storage, kind, version, columns[kind], sorted({one.entity for one in logged}))
         for one in logged:
             where = {"view": view, "entity": one.entity, "compared_at": one.at}
             compare_vector(tallies[view], where, one.vector, _newest(known[one.entity], one.at))
 
 
-def _entity(request: Mapping[str, Any], at: int, column: str) -> str | None:
-    """What a request, or a candidate of it, was served with in the column that a kind hangs on."""
-    found: str | None
-    if column == "user_id":
-        found = request["user_id"]
-    elif column == "item_id":
-        found = request["item_ids"][at]
-    elif column in request["context"]:
-        found = request["context"][column]
-    else:
-        found = request["items" if column in request["items"][at] else "candidates"][at][column]
+def _held_in(log: pa.Schema, column: str) -> str:
+    """Column of the request log that holds what a kind hangs on."""
+    if column in ("user_id", "item_id"):
+        return "user_id" if column == "user_id" else "item_ids"
+    types = {name: log.field(name).type for name in ("context", "items", "candidates") if name in log.names}
+    structs = {name: kind.value_type if pa.types.is_list(kind) else kind for name, kind in types.items()}
+    return next(name for name, kind in structs.items() if kind.get_field_index(column) >= 0)
+
+
+def _entity(held: Any, at: int, column: str) -> str | None:
+    """What a request, or its candidate at a place, was served with in that column."""
+    one = held[at] if isinstance(held, list) else held
+    found: str | None = one[column] if isinstance(one, dict) else one
     return found
 
 
