@@ -61,7 +61,7 @@ def _snapshots(subject: str) -> FileSource:
 
 
 def _entity(key: str) -> Entity:
-    """One that is there, or of an item's category."""
+    """One that is there, or of a category."""
     return _ENTITIES.setdefault(key, Entity(name=key, join_keys=[key], value_type=ValueType.STRING))
 
 

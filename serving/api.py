@@ -84,7 +84,7 @@ class RankedItem(BaseModel):
 
 
 class EmbeddingUsed(BaseModel):
-    """Which meta embedding of one task kind the scores rest on."""
+    """Which meta embedding of one task kind the scores rest on, where all candidates share it: the user's, or a shop's."""
 
     age_s: float | None = Field(description="Freshness lag of the stored embedding in seconds; null where none was found.")
     inactivity_s: float | None = Field(description="Seconds since the entity's last event; reported only.")
@@ -98,12 +98,12 @@ class EmbeddingUsed(BaseModel):
 
 
 class EmbeddingsUsed(BaseModel):
-    """Which meta embeddings of the candidates the scores rest on, of a task kind whose entities are items."""
+    """Which meta embeddings of one task kind the scores rest on, where each candidate has one: an item's, or its maker's."""
 
     age_s: float | None = Field(
         description="Freshness lag of the oldest stored embedding in seconds; null where none was found."
     )
-    inactivity_s: float | None = Field(description="Seconds since the last event of the most silent item; reported only.")
+    inactivity_s: float | None = Field(description="Seconds since the last event of the most silent one; reported only.")
     statuses: dict[str, int] = Field(
         description="Candidates by what was found of them: fresh, stale, missing, version_mismatch, store_error or withheld."
     )
@@ -118,7 +118,7 @@ class RankResponse(BaseModel):
     items: list[RankedItem]
     model_version: str
     embeddings: dict[str, EmbeddingUsed | EmbeddingsUsed] = Field(
-        description="By task kind: of the user, or of the candidates."
+        description="By task kind: of the user, of what the context names, or of the candidates."
     )
     arm: str | None = Field(
         default=None, description="Arm of the experiment that the user is in; not there where none is configured."

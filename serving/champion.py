@@ -10,13 +10,14 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config, require_features, require_permitted_version
+from limaml.embeddings.published import PublishedEntities
 from limaml.embeddings.slot_state import ready_beside
 from limaml.errors import ConfigError, StoreError
 from limaml.features.encoder import Encoder
@@ -24,7 +25,7 @@ from limaml.io.storage import Storage
 from limaml.models.network import Network
 from serving import ranking
 from serving.features import UNAVAILABLE, OnlineFeatures
-from serving.item_embeddings import ItemEmbeddings, Stored, by_item
+from serving.held_embeddings import HeldEmbeddings
 from serving.items import Items
 from serving.loaded import Loaded
 from serving.metrics import Metrics
@@ -56,7 +57,7 @@ class Champion:
         self._on_switch = on_switch
         self._registry = registry.Registry(cfg.registry)
         self._items = Items(schema.tables(cfg.features).names("item"))
-        self._candidate_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
+        self._held_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
         self._items_due = 0.0
         self._to_reopen: set[str] = set()
         """Slots whose reader may be of another file by now."""
@@ -194,8 +195,13 @@ class Champion:
             scorer=self._scorer(loaded.network, loaded.encoder),
             features=features,
             others_complete=others_complete,
+            published={
+                kind: PublishedEntities(Storage(self._cfg.storage.root), kind, champion.version, column)
+                for kind, column in self._held_kinds.items()
+                if self._items.entities(column) is None
+            },
         )
-        return replace(found, item_embeddings=self._item_embeddings(found))
+        return replace(found, held=self._held(found))
 
     def _warm_up(self, loaded: Loaded) -> None:
         """Score a few requests as they will come, so that the first real ones are not the slow ones."""
@@ -218,7 +224,7 @@ class Champion:
         if self._items is not current.items:
             scorer = self._scorer(current.network, current.encoder)
         new = replace(current, complete_through=complete_through, items=self._items, scorer=scorer, others_complete=others)
-        return replace(new, item_embeddings=self._item_embeddings(new))
+        return replace(new, held=self._held(new))
 
     def _scorer(self, network: Network, encoder: Encoder) -> Scorer:
         """Of the items as last read. Vectors are read for it and not kept: it holds what the network makes of them."""
@@ -246,22 +252,26 @@ class Champion:
         if (catalogue, rows) != (self._items.catalogue, self._items.rows):
             self._items = Items(self._items.names, catalogue, rows)
 
-    def _item_embeddings(self, loaded: Loaded) -> dict[str, ItemEmbeddings]:
+    def _held(self, loaded: Loaded) -> dict[str, HeldEmbeddings]:
         """Of every kind but users; what cannot be read stays as last read, with what it was complete through then."""
-        found: dict[str, ItemEmbeddings] = {}
-        for kind, column in self._candidate_kinds.items():
-            before = loaded.item_embeddings.get(kind)
-            known: tuple[Stored, datetime | None] = (before.stored, before.complete_through) if before else ({}, None)
+        found: dict[str, HeldEmbeddings] = {}
+        for kind, column in self._held_kinds.items():
+            before = loaded.held.get(kind)
+            stored, through = (before.stored, before.complete_through) if before else (None, None)
+            of_items = loaded.items.entities(column)
+            entities: Sequence[str] = before.entities if before else ()
+            if of_items is not None:
+                entities = sorted({entity for entity in of_items if entity is not None})
             try:
-                entities = loaded.items.entities(column)
-                rows = loaded.features.read_embeddings(kind, sorted({entity for entity in entities if entity is not None}))
-                known = by_item(loaded.items.catalogue, entities, rows), loaded.others_complete.get(kind)
-                self._last_errors.pop("item_embeddings_refresh_failed", None)
-            except Exception as error:  # noqa: BLE001 - contract 6: items without their embeddings are scored with the prior
+                if of_items is None:
+                    entities = loaded.published[kind].read()
+                stored, through = loaded.features.read_embeddings(kind, entities), loaded.others_complete.get(kind)
+                self._last_errors.pop("embeddings_refresh_failed", None)
+            except Exception as error:  # noqa: BLE001 - contract 6: what cannot be read is scored with the prior
                 self._to_reopen, self._items_due = set(schema.SLOTS), 0.0
-                self._log_error("item_embeddings_refresh_failed", error, kind=kind)
-            of_kind = {"version": loaded.version, "prior_D": loaded.prior[kind]}
-            found[kind] = ItemEmbeddings.of(loaded.items.catalogue, known[0], complete_through=known[1], **of_kind)  # type: ignore[arg-type]
+                self._log_error("embeddings_refresh_failed", error, kind=kind)
+            of_kind = {"version": loaded.version, "complete_through": through, "prior_D": loaded.prior[kind]}
+            found[kind] = HeldEmbeddings.of(entities, stored, of_items=of_items, **of_kind)  # type: ignore[arg-type]
         return found
 
     def _complete_through(self, champion: registry.ModelVersion) -> tuple[datetime | None, dict[str, datetime | None]]:

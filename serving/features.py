@@ -82,7 +82,7 @@ class OnlineFeatures:
             column.name: _FIELD[column.type] for affinity in self._tables.affinities for column in affinity.online
         }
         self._kinds = [kind.name for kind in cfg.task_kinds if kind.entity_column == "user_id"]
-        self._candidate_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
+        self._held_kinds = {kind.name: kind.entity_column for kind in cfg.task_kinds if kind.entity_column != "user_id"}
         self._key_header = b""
         self._reader: EntityReader | None = None
         self._last_garbage = ""
@@ -111,7 +111,7 @@ class OnlineFeatures:
         self._read_items = _reader(online, config, items, version, "item_id", self._tables.names("item"))
         self._read_embeddings = {
             kind: _reader(online, config, store.get_feature_view(schema.embedding_view(kind, self.slot)), version, column)
-            for kind, column in self._candidate_kinds.items()
+            for kind, column in self._held_kinds.items()
         }
         self._key_header = string_key_header("user_id", version)
         self.close()
@@ -156,7 +156,7 @@ class OnlineFeatures:
         }
 
     def read_embeddings(self, kind: str, entities: Sequence[str]) -> dict[str, StoredEmbedding | None]:
-        """Rows of a kind of what candidates are, read some at a time; one that Feast would not have written is left out.
+        """Rows of a kind that is held in memory, read some at a time; one that Feast would not have written is left out.
 
         Raises whatever the store raises.
         """

@@ -27,10 +27,14 @@ class Items:
         rows = [self._row(item) for item in item_ids]
         return {name: [row.values[at] for row in rows] for at, name in enumerate(self.names)}
 
-    def entities(self, column: str) -> list[str | None]:
-        """Of each item, in the catalogue's order, what it is or what category it has; None where it has none."""
+    def entities(self, column: str) -> list[str | None] | None:
+        """Of each item, in the catalogue's order, what it is or what category it has; None where it has none, and instead of
+        all where a column is not one of items.
+        """
         if column == "item_id":
             return list(self.catalogue)
+        if column not in self.names:
+            return None
         at = self.names.index(column)
         return [self._row(item).values[at] for item in self.catalogue]
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from limaml.embeddings.published import PublishedEntities
 from limaml.features.columns import Floats
 from limaml.features.encoder import Encoder
 from limaml.models.network import Network
 from serving.features import OnlineFeatures
-from serving.item_embeddings import ItemEmbeddings
+from serving.held_embeddings import HeldEmbeddings
 from serving.items import Items
 from serving.scorer import Scorer
 
@@ -29,7 +30,9 @@ class Loaded:
     scorer: Scorer
     """Of the network and the items."""
     features: OnlineFeatures
-    item_embeddings: Mapping[str, ItemEmbeddings] = field(default_factory=dict)
-    """Of the kinds whose entities are items, of all items."""
+    published: Mapping[str, PublishedEntities] = field(default_factory=dict)
+    """Of the kinds whose entities requests name: no catalogue says which there are."""
+    held: Mapping[str, HeldEmbeddings] = field(default_factory=dict)
+    """Of all kinds but users."""
     others_complete: Mapping[str, datetime | None] = field(default_factory=dict)
     """`complete_through` of the kinds behind the first."""

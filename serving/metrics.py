@@ -26,7 +26,7 @@ import numpy as np
 from limaml import telemetry
 from limaml.features.columns import Floats
 from serving.freshness import Lookup
-from serving.item_embeddings import CandidateLookups
+from serving.held_embeddings import CandidateLookups
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,7 +1,7 @@
 """A checked request in, an answer out: one read of the store, one pass of the network, with every stage's time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from serving.api import RankRequest, RequestError
 from serving.champion import Champion
 from serving.features import UNAVAILABLE, Fetched
 from serving.freshness import Lookup
-from serving.item_embeddings import CandidateLookups
+from serving.held_embeddings import CandidateLookups
 from serving.loaded import Loaded
 from serving.metrics import Metrics
 from serving.request_log import LoggedEmbedding, LoggedRequest, RequestLog
@@ -85,10 +85,11 @@ class Ranker:
         started = time.perf_counter()
         fetched = await self._fetch(loaded, request.user_id)
         read = time.perf_counter()
-        lookups = ranking.look_up(loaded, fetched, self._cfg, now, numbers, arm)
+        given = dict(request.context)
+        lookups = ranking.look_up(loaded, fetched, self._cfg, now, numbers, arm, given)
         judged = time.perf_counter()
         at = request.context.at or now
-        context, context_F = loaded.encoder.encode_context(dict(request.context), at)
+        context, context_F = loaded.encoder.encode_context(given, at)
         of_candidates = candidates.columns(self._tables, loaded, request, fetched)
         candidate_RF = candidates.encode(loaded, of_candidates, request, at)
         scores = ranking.score(loaded, numbers, fetched, lookups, context_F, at, candidate_RF)
@@ -122,21 +123,14 @@ class Ranker:
         for feature, number in served.loaded.encoder.unknown({**served.fetched.user, **served.context, **served.candidates}):
             self._metrics.unknown_categories(feature, number)
         if self._log.wants(served.request.user_id):
-            self._log.record(_logged(served, self._tables))
+            self._log.record(_logged(served, self._tables, self._cfg))
 
 
-def _logged(served: Served, tables: schema.Tables) -> LoggedRequest:
+def _logged(served: Served, tables: schema.Tables, cfg: Config) -> LoggedRequest:
     """The answer with the features it was scored from, which `limaml consistency` compares with the offline join."""
-    loaded, fetched, items = served.loaded, served.fetched, served.loaded.items
-    embeddings = []
-    for kind, lookup in served.lookups.items():
-        if isinstance(lookup, CandidateLookups):
-            stored = loaded.item_embeddings[kind].stored
-            statuses = [telemetry.LOOKUP_STATUSES[code] for code in lookup.status_R.tolist()]
-            found = [(status, stored.get(item)) for status, item in zip(statuses, served.request.item_ids, strict=True)]
-        else:
-            found = [(lookup.status, fetched.embeddings.get(kind))]
-        embeddings += [LoggedEmbedding.of(kind, status, row) for status, row in found]
+    loaded, fetched = served.loaded, served.fetched
+    item_ids = served.request.item_ids
+    items = loaded.items.values(item_ids)
     return LoggedRequest(
         at=served.now,
         user_id=served.request.user_id,
@@ -147,11 +141,28 @@ def _logged(served: Served, tables: schema.Tables) -> LoggedRequest:
         context=served.context,
         user=fetched.user if fetched.available else None,
         user_at=fetched.user_at,
-        item_ids=served.request.item_ids,
-        items=items.values(served.request.item_ids),
-        items_at=items.event_timestamps(served.request.item_ids),
+        item_ids=item_ids,
+        items=items,
+        items_at=loaded.items.event_timestamps(item_ids),
         affinities_at=fetched.affinities_at,
         candidates={name: served.candidates[name] for name in tables.of_candidates.names},
-        embeddings=embeddings,
+        embeddings=_logged_embeddings(served, items, cfg),
         scores=served.scores.tolist(),
     )
+
+
+def _logged_embeddings(served: Served, items: Mapping[str, Sequence[Any]], cfg: Config) -> list[LoggedEmbedding]:
+    """Of each kind what was found, in the order of the candidates where they differ in its entity."""
+    said = {"item_id": served.request.item_ids, **items, **served.candidates, **served.context}
+    logged = []
+    for kind in cfg.task_kinds:
+        lookup, held = served.lookups[kind.name], served.loaded.held.get(kind.name)
+        if isinstance(lookup, CandidateLookups):
+            assert held is not None
+            statuses = [telemetry.LOOKUP_STATUSES[code] for code in lookup.status_R.tolist()]
+            found = [(status, held.row(entity)) for status, entity in zip(statuses, said[kind.entity_column], strict=True)]
+        else:
+            row = served.fetched.embeddings.get(kind.name) if held is None else held.row(said[kind.entity_column])
+            found = [(lookup.status, row)]
+        logged += [LoggedEmbedding.of(kind.name, status, row) for status, row in found]
+    return logged

@@ -14,7 +14,7 @@ from limaml.config import ArmConfig, Config, TaskKindConfig
 from limaml.features.columns import Floats
 from serving.features import Fetched
 from serving.freshness import Lookup, judge
-from serving.item_embeddings import CandidateLookups
+from serving.held_embeddings import CandidateLookups
 from serving.loaded import Loaded
 
 _encode = msgspec.json.Encoder().encode
@@ -27,15 +27,19 @@ def look_up(
     now: datetime,
     numbers: Sequence[int] = (),
     arm: ArmConfig | None = None,
+    context: Mapping[str, Any] = {},
 ) -> dict[str, Lookup | CandidateLookups]:
-    """Judge the stored embedding of every task kind: the user's, and those of the candidates, by number; as the arm says."""
-    kinds = {kind.name: (kind, _uses_stale(kind, arm)) for kind in cfg.task_kinds}
-    found = {
-        name: loaded.item_embeddings[name].look_up(numbers, max_lag_s=kind.max_lag_s, use_stale=use_stale, now=now)
-        if name in loaded.item_embeddings
-        else _of_user(loaded, fetched, kind, use_stale, now)
-        for name, (kind, use_stale) in kinds.items()
-    }
+    """Judge the stored embedding of every task kind: the user's, those of the candidates, by number, and those that the context
+    names; as the arm says.
+    """
+    found: dict[str, Lookup | CandidateLookups] = {}
+    for kind in cfg.task_kinds:
+        held, use_stale = loaded.held.get(kind.name), _uses_stale(kind, arm)
+        if held is None:
+            found[kind.name] = _of_user(loaded, fetched, kind, use_stale, now)
+        else:
+            of_now = {"max_lag_s": kind.max_lag_s, "use_stale": use_stale, "now": now}
+            found[kind.name] = held.look_up(numbers, context.get(kind.entity_column), **of_now)  # type: ignore[arg-type]
     return found if arm is None or arm.personalise else _withheld(loaded, found)
 
 
@@ -80,7 +84,7 @@ def score(
 
 
 def _vector(found: Lookup | CandidateLookups, prior_D: Floats) -> Floats:
-    """(D,) of the user, or (R, D) of the candidates."""
+    """(D,) of all candidates, or (R, D) of each."""
     if isinstance(found, CandidateLookups):
         return found.vector_RD
     vector_D: Floats = prior_D if found.vector is None else found.vector

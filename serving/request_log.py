@@ -77,7 +77,7 @@ class LoggedRequest:
     items_at: Sequence[datetime | None] | None
     """Event timestamp of each candidate's row; None if they are not known."""
     embeddings: Sequence[LoggedEmbedding]
-    """One of a kind of users; of a kind of items one a candidate, in their order."""
+    """One of a kind; where candidates differ in its entity one a candidate, in their order."""
     scores: Sequence[float]
     """In the order of `item_ids`."""
     affinities_at: datetime | None = None

@@ -151,6 +151,11 @@ class FeatureConfig(Section):
         return self.entity == "item" and self.type == "category"
 
     @property
+    def is_entity(self) -> bool:
+        """Whether a kind of task may hang on it: one category of a row, of its item or of its moment."""
+        return self.entity in ("item", "context") and self.type == "category"
+
+    @property
     def is_delivered(self) -> bool:
         """Whether a column of events holds it, and a request."""
         return self.entity in ("context", "event") and not self.clock

@@ -14,8 +14,9 @@ class TaskKindConfig(Section):
     name: Name = "user"
     """The kind's name, in views, partitions, metric labels and answers."""
     entity_column: str = "user_id"
-    """What the tasks are: user_id, item_id or, behind the kind of users, a category of items (an ad's advertiser). Rows of
-    items that have none are scored with the kind's prior."""
+    """What the tasks are: user_id, item_id or, behind the kind of users, a declared category of items (an ad's advertiser) or
+    of the context, which events bring and requests name (a shop, a city). Rows that have none are scored with the kind's
+    prior."""
     active_days: PositiveCount = 365
     """The first fill takes entities with at least one event in this many days before its as-of."""
     max_lag_s: Positive = 3 * 86400.0
@@ -156,8 +157,8 @@ class MetaConfig(Section):
     with events in the horizon after it. As many as tasks validate best: users who come once have no support at the instants of
     others. Fewer let tasks share the items that are adapted."""
     max_other_tasks: PositiveCount = 512
-    """With several kinds: items that a step adapts at most, drawn from those of its query rows; the other rows are scored with
-    the kind's prior. An item counts once an instant."""
+    """With several kinds: entities of a kind behind the first (items, say) that a step adapts at most, drawn from those of its
+    query rows; the other rows are scored with the kind's prior. An entity counts once an instant."""
 
     @model_validator(mode="after")
     def _shares_and_damping_fit(self) -> Self:

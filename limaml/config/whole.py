@@ -56,17 +56,19 @@ class Config(Section):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"task_kinds must hold at least one kind, each name once, got {names}")
         columns = [kind.entity_column for kind in self.task_kinds]
-        categories = [feature.name for feature in self.features if feature.is_item_category]
+        categories = [feature.name for feature in self.features if feature.is_entity]
+        said = {feature.name: f", a {feature.type} of the {feature.entity}" for feature in self.features}
         for kind in self.task_kinds:
             if kind.entity_column not in ("user_id", "item_id", *categories):
                 raise ValueError(
-                    f"task_kinds: entity_column of {kind.name} must be user_id, item_id or a declared category of items, one "
-                    f"of {categories}, got {kind.entity_column!r}; declare it, or choose another"
+                    f"task_kinds: entity_column of {kind.name} must be user_id, item_id or a declared category of items or "
+                    f"the context, one of {categories}, got {kind.entity_column!r}{said.get(kind.entity_column, '')}; declare "
+                    "it, or choose another"
                 )
         if (len(columns) > 1 or columns[0] in categories) and (columns[0] != "user_id" or len(set(columns)) != len(columns)):
             raise ValueError(
                 f"task_kinds must hold the kind of user_id first, and one kind a column, got {columns}; tasks are drawn from "
-                "users, and their rows say which items are adapted beside them"
+                "users, and their rows say what is adapted beside them"
             )
         return self
 
@@ -148,6 +150,13 @@ class Config(Section):
     def task_kind(self) -> TaskKindConfig:
         """The first kind; models with several kinds iterate `task_kinds`."""
         return self.task_kinds[0]
+
+    def is_of_candidates(self, kind: TaskKindConfig) -> bool:
+        """Whether candidates of one request differ in the kind's entity: an item, its category, or a context per candidate; a
+        user, or what the request says once of its moment, is one for all of them.
+        """
+        once = [feature.name for feature in self.features if feature.entity == "context" and not feature.per_candidate]
+        return kind.entity_column not in ("user_id", *once)
 
     def support_rows_of(self, kind: str) -> int:
         """N of a kind."""

@@ -55,7 +55,7 @@ class Step:
     covered: int
     """Revision that the version's online rows hold; 0 for a day that is not complete yet, whatever was written of it."""
     categories: tuple[str, ...]
-    """Categories of items that task kinds hang on."""
+    """Categories that task kinds hang on."""
     events: str
     """Digest of the revisions of all days that the rows are made from."""
 

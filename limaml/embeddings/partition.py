@@ -24,6 +24,7 @@ import pyarrow as pa
 from limaml import schema
 from limaml.config import Config, TaskKindConfig
 from limaml.embeddings.adapt_on_ray import adapted
+from limaml.embeddings.published import version_folder
 from limaml.errors import DataError
 from limaml.events.day_store import partition
 from limaml.events.recent import Recent, shard_of
@@ -80,10 +81,6 @@ class FillPlan:
 
     def shard(self, number: int) -> Partition:
         return Partition(self.kind, self.version, self.day, f"shard-{number:03d}")
-
-
-def version_folder(kind: str, version: str) -> str:
-    return f"embeddings/kind={kind}/version={version}"
 
 
 def write_plan(storage: Storage, plan: FillPlan) -> None:

@@ -45,7 +45,7 @@ class WideDeep(nn.Module):
             torch.manual_seed(cfg.training.seed)
             # Trained with the rest: nothing of LiMAML's own fit reaches the rival.
             learned = cfg.model.model_copy(update={"item_vectors": "learned"})
-            self.global_block = GlobalBlock(learned, dims, {self.kind: cfg.task_kind.entity_column})
+            self.global_block = GlobalBlock(learned, dims, {self.kind: cfg.is_of_candidates(cfg.task_kind)})
             self.users = nn.Embedding(dims.num_entities + 1, cfg.model.embedding_dim + 1)
             self.items = nn.Embedding(dims.num_items + 1, 1)
             nn.init.normal_(self.users.weight, std=0.1)

@@ -196,8 +196,8 @@ class EventStore:
         return len(attempts) + 1, f"{base}/r{len(attempts) + 1:04d}"
 
     def changed_entities(self, day: date, revision: int, since: int, categories: Sequence[str] = ()) -> dict[str, pa.Array]:
-        """Users and items, by column, whose rows of `day` differ between its current revision and `since`, sorted; and of these
-        rows' items the `categories` that they were logged with.
+        """Users and items, by column, whose rows of `day` differ between its current revision and `since`, sorted; and the
+        `categories`, of items or of the context, that these rows were logged with.
 
         Revision 0 has no rows: since then all of the day's entities have changed, and until then none.
         """

@@ -103,7 +103,7 @@ class EncoderDims:
     vectors: int = 0
     """Of `item_static`, last."""
     categories: Mapping[str, int] = field(default_factory=dict)
-    """Category of items -> values that training saw."""
+    """Category that tasks may hang on -> values that training saw."""
 
     @property
     def num_features(self) -> int:
@@ -211,8 +211,8 @@ class Encoder:
 
     @cached_property
     def _categories(self) -> dict[str, dict[str, int]]:
-        """Category of items -> the index of its values."""
-        names = [feature.name for feature in self.features if feature.is_item_category]
+        """Category that tasks may hang on -> the index of its values."""
+        names = [feature.name for feature in self.features if feature.is_entity]
         return {name: cast(CategoryEncoder, self.columns[name]).index for name in names}
 
     @cached_property

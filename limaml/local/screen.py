@@ -6,12 +6,13 @@ from datetime import date, datetime
 
 from limaml import registry, telemetry
 from limaml.config import Config
+from limaml.embeddings.published import published_files
 from limaml.embeddings.slot_state import FILLING, READY, complete_through
 from limaml.events.day_store import DayManifest, EventStore
 from limaml.governance.card import SHOWN
 from limaml.io.storage import Storage
 from limaml.local.status import Status
-from limaml.monitoring.published import entities_by_age, published_files
+from limaml.monitoring.published import entities_by_age
 from limaml.registry import ModelVersion, Registry
 
 _NAMED = 5

@@ -33,8 +33,8 @@ class GlobalBlock(nn.Module):
     the product there, training rows were learnt by heart (per-user AUC of MovieLens' validation users 66 instead of 74).
     """
 
-    def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Mapping[str, str]) -> None:
-        """`kinds`: kind -> column of its entity."""
+    def __init__(self, cfg: ModelConfig, dims: EncoderDims, kinds: Mapping[str, bool]) -> None:
+        """`kinds`: kind -> whether candidates of one request differ in its entity."""
         super().__init__()
         self.kinds = tuple(kinds)
         self.dropout = cfg.dropout

@@ -17,15 +17,15 @@ Embeddings = Mapping[str, Tensor]
 class Product(nn.Module):
     """Sum over kinds of <e, [vector, 1]>: the last number of an embedding is the task's level.
 
-    A user's embedding meets the item's vector. An item's, or an advertiser's, meets the other side of the row: a learned map of
-    its user's and its context's features.
+    What all candidates share, a user's embedding or a city's, meets the item's vector. What they differ in, an item's or an
+    advertiser's, meets the other side of the row: a learned map of its user's and its context's features.
     """
 
-    def __init__(self, kinds: Mapping[str, str], num_beside: int, num_factors: int) -> None:
-        """`kinds`: kind -> column of its entity; `num_beside`: features of user and context."""
+    def __init__(self, kinds: Mapping[str, bool], num_beside: int, num_factors: int) -> None:
+        """`kinds`: kind -> whether candidates differ in its entity; `num_beside`: features of user and context."""
         super().__init__()
         self.kinds = tuple(kinds)
-        others = {kind: nn.Linear(num_beside, num_factors) for kind, column in kinds.items() if column != "user_id"}
+        others = {kind: nn.Linear(num_beside, num_factors) for kind, is_of_candidates in kinds.items() if is_of_candidates}
         self.others = nn.ModuleDict(others)
 
     def vectors(self, item: Tensor, rows: Rows) -> dict[str, Tensor]:

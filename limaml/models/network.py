@@ -32,7 +32,8 @@ class Network(nn.Module):
         self.embedding_dim = cfg.model.embedding_dim
         sizes = {kind: replace(dims, num_entities=dims.num_entities_of(column)) for kind, column in self.kinds.items()}
         self.meta_blocks = nn.ModuleDict({kind: build_block(cfg.model_of(kind), sizes[kind]) for kind in self.kinds})
-        self.global_block = GlobalBlock(cfg.model, dims, self.kinds)
+        of_candidates = {kind.name: cfg.is_of_candidates(kind) for kind in cfg.task_kinds}
+        self.global_block = GlobalBlock(cfg.model, dims, of_candidates)
         num_factors = self.embedding_dim - 1 if self.global_block.product is not None else 0
         empty = _empty_support(dims.num_features, num_factors)
         self.inner_steps = nn.ModuleDict({kind: _inner_step(self.block(kind), empty, cfg.meta_of(kind)) for kind in self.kinds})

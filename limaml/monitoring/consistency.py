@@ -32,13 +32,13 @@ import pyarrow.dataset as ds
 
 from limaml import schema, telemetry
 from limaml.config import Config, TaskKindConfig
+from limaml.embeddings.published import published_files
 from limaml.errors import GateError, NothingToDo
 from limaml.events.day_store import partition
 from limaml.features.feature_store import historical, open_store
 from limaml.io.storage import Storage
 from limaml.monitoring.comparison import EXAMPLES, PRESENT, VIEWS, Tally, compare_features, compare_vector
 from limaml.monitoring.export import Gauges
-from limaml.monitoring.published import published_files
 from limaml.monitoring.request_files import request_files
 
 if TYPE_CHECKING:
@@ -218,20 +218,23 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Table, kinds: Sequence[TaskKindConfig]) -> None:
+    """Of the kinds that are configured."""
     columns, of = {kind.name: kind.entity_column for kind in kinds}, ("logged_at", "model_version", "complete_through")
     by_partition: dict[tuple[str, str], list[_LoggedEmbedding]] = defaultdict(list)
-    for request in part.select([*of, "user_id", "item_ids", "items", "embeddings"]).to_pylist():
+    held_in = {kind: _held_in(part.schema, column) for kind, column in columns.items()}
+    for request in part.select([*of, *set(held_in.values()), "embeddings"]).to_pylist():
         seen: dict[str, int] = defaultdict(int)
         for one in request["embeddings"]:
-            kind, column = one["kind"], columns.get(one["kind"], "user_id")
-            of_item = column != "user_id"
-            entity = _candidate(request, seen[kind], column) if of_item else request["user_id"]
+            kind = one["kind"]
+            if kind not in columns:
+                continue
+            entity = _entity(request[held_in[kind]], seen[kind], columns[kind])
             seen[kind] += 1
             if entity is None or (one["status"] == "store_error" and one["embedding"] is None):
                 continue
             due = request["complete_through"]
-            # Items' embeddings are held in memory as their features are, and may be as late.
-            due = due - _ITEMS_MAY_LAG if due and of_item else due
+            # What is held in memory may be as late as items' features are.
+            due = due - _ITEMS_MAY_LAG if due and columns[kind] != "user_id" else due
             instants = [at for at in (one["as_of"], due) if at] or [request["logged_at"]]
             # A row of another version counts as missing (contract 3).
             mine = one["embedding"] if one["model_version"] == request["model_version"] else None
@@ -239,15 +242,25 @@ def _compare_embeddings(storage: Storage, tallies: dict[str, Tally], part: pa.Ta
             by_partition[kind, request["model_version"]].append(_LoggedEmbedding(entity, max(instants), vector))
     for (kind, version), logged in sorted(by_partition.items()):
         view = f"meta_embedding_{kind}"
-        known = _published_vectors(storage, kind, version, columns.get(kind, "user_id"), sorted({one.entity for one in logged}))
+        known = _published_vectors(storage, kind, version, columns[kind], sorted({one.entity for one in logged}))
         for one in logged:
             where = {"view": view, "entity": one.entity, "compared_at": one.at}
             compare_vector(tallies[view], where, one.vector, _newest(known[one.entity], one.at))
 
 
-def _candidate(request: Mapping[str, Any], at: int, column: str) -> str | None:
-    """What a candidate is, or the category that it was served with."""
-    found: str | None = request["item_ids"][at] if column == "item_id" else request["items"][at][column]
+def _held_in(log: pa.Schema, column: str) -> str:
+    """Column of the request log that holds what a kind hangs on."""
+    if column in ("user_id", "item_id"):
+        return "user_id" if column == "user_id" else "item_ids"
+    types = {name: log.field(name).type for name in ("context", "items", "candidates") if name in log.names}
+    structs = {name: kind.value_type if pa.types.is_list(kind) else kind for name, kind in types.items()}
+    return next(name for name, kind in structs.items() if kind.get_field_index(column) >= 0)
+
+
+def _entity(held: Any, at: int, column: str) -> str | None:
+    """What a request, or its candidate at a place, was served with in that column."""
+    one = held[at] if isinstance(held, list) else held
+    found: str | None = one[column] if isinstance(one, dict) else one
     return found
 
 

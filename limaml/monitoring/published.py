@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from limaml import registry, schema, telemetry
 from limaml.config import Config
-from limaml.embeddings.partition import version_folder
+from limaml.embeddings.published import published_files
 from limaml.io.storage import Storage
 from limaml.monitoring.export import Gauges
 
@@ -31,13 +31,6 @@ def record_publication(cfg: Config, gauges: Gauges, now_s: float) -> None:
         files = published_files(storage, kind.name, champion.version)
         for state, count in entities_by_age(storage, files, kind.entity_column, through).items():
             gauges.set(telemetry.PUBLISHED_ENTITIES, count, kind=kind.name, state=state)
-
-
-def published_files(storage: Storage, kind: str, version: str) -> list[str]:
-    """Paths of the version's partitions that have passed their gate: their manifest, written last, says so."""
-    found = list(storage.walk(version_folder(kind, version)))
-    passed = {path.removesuffix(".json") for path in found if path.endswith(".json")}
-    return [path for path in found if path.endswith(".parquet") and path.removesuffix(".parquet") in passed]
 
 
 def entities_by_age(storage: Storage, files: list[str], entity_column: str, through: datetime) -> dict[str, int]:

@@ -83,7 +83,7 @@ FETCHED_EMBEDDING = pa.struct(
     ]
 )
 """A stored embedding of one task kind as a server fetched it, used or not; only kind and status where there is none. Of a kind
-of items there is one a candidate, in their order."""
+in whose entities candidates differ there is one a candidate, in their order."""
 
 EMBEDDING_FEATURE_NAMES = ("embedding", "model_version", "support_size", "last_event_at")
 

@@ -43,6 +43,7 @@ TODAY = date(2026, 6, 1)
 USERS = [f"u{number:02}" for number in range(14)]
 ITEMS = [f"i{number}" for number in range(10)]
 STUDIO: dict[str, str | None] = {item: None if number % 5 == 4 else f"s{number % 3}" for number, item in enumerate(ITEMS)}
+PLACES = ("p0", "p1", "p2")
 SILENT = USERS[-1]
 """Has rows on the first day only, and so is not active in a window of four days."""
 ONE_DAY = timedelta(days=1)
@@ -70,14 +71,21 @@ def day_of_events(day: date) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.EVENTS.arrow)
 
 
+def place_of(row: dict[str, Any]) -> str | None:
+    """Where an event was: a user's are all at one place, and some at none."""
+    return None if row["event_id"].endswith("-3") else PLACES[USERS.index(row["user_id"]) % len(PLACES)]
+
+
 class World:
     """A source that delivers day after day, and the installation that follows it."""
 
     def __init__(self, root: Path, redis: str = "", *others: TaskKindConfig) -> None:
-        """`others`: task kinds beside users; where one hangs on the items' studio, that is declared and delivered."""
+        """`others`: task kinds beside users; where one hangs on the items' studio or the events' place, that is declared."""
         features = declared.FEATURES
         if any(kind.entity_column == "studio" for kind in others):
             features += (FeatureConfig(entity="item", name="studio", type="category"),)
+        if any(kind.entity_column == "place" for kind in others):
+            features += (FeatureConfig(entity="context", name="place", type="category"),)
         self.delivered = root / "source"
         self.cfg = Config(
             features=features,
@@ -123,7 +131,10 @@ class World:
     def deliver(self, day: date, table: pa.Table | None = None) -> None:
         folder = self.delivered / "events" / f"dt={day}"
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(day_of_events(day) if table is None else table, folder / "events.parquet")
+        table = day_of_events(day) if table is None else table
+        if "place" in self.tables.events.names and "place" not in table.column_names:
+            table = table.append_column("place", pa.array([place_of(row) for row in table.to_pylist()], pa.string()))
+        pq.write_table(table, folder / "events.parquet")
 
     def next_day(self) -> date:
         """Deliver and ingest the day after the last."""

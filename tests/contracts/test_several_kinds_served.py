@@ -1,17 +1,20 @@
-"""Contract 7 with three kinds: published through day D, the service scores every row of day D+1 with the embeddings of its
-user, of its item and of the item's studio, as the as-served evaluation does; on two days, over HTTP.
+"""Contract 7 with five kinds: published through day D, the service scores every row of day D+1 with the embeddings of its
+user, of its item, of the item's studio, of the page that the request names and of each candidate's shelf, as the as-served
+evaluation does; on two days, over HTTP.
 """
 
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from limaml.config import Config, FeatureConfig
+from limaml.config import Config, FeatureConfig, SourceConfig
 from limaml.events.logged import read_logged
 from limaml.events.sources import week_shift
 from limaml.events.synthetic import SyntheticSource
+from limaml.io.storage import Storage
 from limaml.monitoring.consistency import compare_day
 from limaml.monitoring.export import Gauges
 from limaml.tasks.protocols import as_served
@@ -22,20 +25,21 @@ from tests.contracts.served_days import TOLERANCE, Chain, Day, scores
 
 ROOT = Path(__file__).parents[2]
 TODAY = date(2026, 3, 2)
-STUDIO = FeatureConfig(entity="item", name="studio", type="category")
+FEATURES = (
+    FeatureConfig(entity="item", name="studio", type="category"),
+    FeatureConfig(entity="context", name="page", type="category"),
+    FeatureConfig(entity="context", name="shelf", type="category", per_candidate=True),
+)
+OTHERS = ("item", "maker", "page", "shelf")
+CANDIDATES = ("item", "maker", "shelf")
+"""Kinds whose entities candidates differ in."""
 
 
 def make_config(folder):
     return Config.model_validate(
         {
-            "features": (*declared.FEATURES, STUDIO),
-            "source": {
-                "kind": "synthetic",
-                "synthetic_users": 60,
-                "synthetic_items": 40,
-                "synthetic_days": 12,
-                "synthetic_rows_per_user": 24,
-            },
+            "features": (*declared.FEATURES, *FEATURES),
+            "source": {"kind": "parquet", "path": str(folder / "delivered"), "licence": "CC0-1.0"},
             "storage": {"root": str(folder / "data")},
             # The days lie in the past: how far does not matter here.
             "task_kinds": [
@@ -48,6 +52,8 @@ def make_config(folder):
                     "support_rows": 10,
                 },
                 {"name": "maker", "entity_column": "studio", "max_lag_s": 1e10, "support_rows": 12},
+                {"name": "page", "entity_column": "page", "max_lag_s": 1e10, "support_rows": 20},
+                {"name": "shelf", "entity_column": "shelf", "max_lag_s": 1e10, "meta_block": "id_mlp", "support_rows": 8},
             ],
             # With the rows' ages an embedding would change while no row comes, which is when a daily run leaves it alone.
             "model": {"embedding_dim": 6, "meta_hidden": [8], "global_hidden": [16, 8], "row_age": False},
@@ -70,12 +76,31 @@ def make_config(folder):
     )
 
 
+def deliver(folder):
+    """Generated days, and where each event was; a new page comes after those that are trained and filled with."""
+    sizes = {"synthetic_users": 60, "synthetic_items": 40, "synthetic_days": 12, "synthetic_rows_per_user": 24}
+    source = SyntheticSource(SourceConfig(kind="synthetic", **sizes))
+    source = source.moved(week_shift(source.days()[-1], TODAY))
+    for name, table in zip(("users", "items"), source.catalogue(), strict=True):
+        Storage(str(folder)).write_table(f"{name}.parquet", table)
+    for number, day in enumerate(source.days()):
+        events = source.read_day(day)
+        pages = [None, "front", "search", "new" if number > 5 else "search"]
+        columns = {
+            "page": [pages[n % 4] for n in range(events.num_rows)],
+            "shelf": [f"shelf {n % 5}" if n % 5 else None for n in range(events.num_rows)],
+        }
+        for name, values in columns.items():
+            events = events.append_column(name, pa.array(values, pa.string()))
+        Storage(str(folder)).write_table(f"events/dt={day}/part.parquet", events)
+    return source.days()
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, start_server):
-    folder = tmp_path_factory.mktemp("two-kinds")
+    folder = tmp_path_factory.mktemp("five-kinds")
     cfg = make_config(folder)
-    plain = SyntheticSource(cfg.source)
-    days = plain.moved(week_shift(plain.days()[-1], TODAY)).days()
+    days = deliver(folder / "delivered")
     chain = Chain(cfg, folder, days[5], TODAY)
     chain.days = days[6:8]
     # Creates the registry's tables, which the server, started ahead because it takes seconds, would do at the same time.
@@ -103,8 +128,12 @@ def test_each_kinds_embeddings_matter_and_are_those_of_the_day(chain, asked):
     for day in asked:
         _, behind, _ = chain.offline(day.next_day, support_through=chain.day_before)
         assert np.abs(scores(day.answers) - behind).max() > 100 * TOLERANCE
-        for kind in ("item", "maker"):
+        for kind in OTHERS:
             assert np.abs(scores(day.answers) - without(chain, day, kind)).max() > 100 * TOLERANCE
+
+
+def test_what_all_candidates_share_meets_their_vectors_and_so_changes_their_order(chain):
+    assert set(chain.model.network.global_block.product.others) == set(CANDIDATES)
 
 
 def without(chain, day, kind):
@@ -120,15 +149,22 @@ def without(chain, day, kind):
 def test_the_service_says_by_kind_what_the_scores_rest_on(chain, asked):
     day = asked[-1]
     seen = {row["item_id"] for row in day.rows}
-    for answer, size in zip(day.answers, day.support_sizes, strict=True):
+    for row, answer, size in zip(day.rows, day.answers, day.support_sizes, strict=True):
         used = answer["embeddings"]
         assert used["user"]["fallback"] == ("missing" if size == 0 else None)
-        for kind in ("item", "maker"):
+        # Of all candidates; the new page came with the day that was published last but one.
+        assert used["page"]["fallback"] == (None if row["page"] else "missing")
+        assert (used["page"]["age_s"] is None) == (row["page"] is None)
+        assert used["shelf"]["statuses"] == {"fresh" if row["shelf"] else "missing": 1}
+        for kind in CANDIDATES:
             assert sum(used[kind]["statuses"].values()) == 1
             assert used[kind]["prior"] == used[kind]["statuses"].get("missing", 0)
             assert (used[kind]["age_s"] is None) == (used[kind]["prior"] == 1)
     catalogue = sorted(item for item in chain.model.encoder.items)
-    answer = chain.server.ranked(day.rows[0]["user_id"], catalogue)
+    context = {"page": "unheard of", "shelf": [*["shelf 1", None] * 17, "shelf 2", "shelf 9"]}
+    answer = chain.server.ranked(day.rows[0]["user_id"], catalogue, context=context)
+    assert answer["embeddings"]["page"]["fallback"] == "missing"
+    assert answer["embeddings"]["shelf"]["statuses"] == {"fresh": 18, "missing": 18}
     found = answer["embeddings"]["item"]
     assert sum(found["statuses"].values()) == len(catalogue)
     assert set(found["statuses"]) <= {"fresh", "missing"}
@@ -146,7 +182,8 @@ def test_candidates_together_are_scored_as_each_alone(chain, asked):
     items = sorted({row["item_id"] for row in asked[-1].rows})[:12]
 
     def ask(chosen):
-        answer = chain.server.ranked(user, chosen, context={"hour": 7})
+        shelf = [f"shelf {int(item[1:]) % 4}" for item in chosen]
+        answer = chain.server.ranked(user, chosen, context={"hour": 7, "page": "front", "shelf": shelf})
         return {found["item_id"]: found["score"] for found in answer["items"]}
 
     together = ask(items)
@@ -154,13 +191,18 @@ def test_candidates_together_are_scored_as_each_alone(chain, asked):
     assert len({round(score, 4) for score in together.values()}) > 6
 
 
-def test_the_metrics_count_candidates_by_status(chain, asked):
-    def counted():
+def test_the_metrics_count_candidates_by_status_and_what_is_of_all_of_them_once(chain, asked):
+    def counted(kind, status):
         lines = chain.server.client.get("/metrics").text.splitlines()
-        found = [line for line in lines if "lookups_total" in line and 'kind="item"' in line and 'status="fresh"' in line]
+        found = [
+            line for line in lines if "lookups_total" in line and f'kind="{kind}"' in line and f'status="{status}"' in line
+        ]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
-    assert counted() > len(asked[0].answers) / 2
+    rows = [row for day in asked for row in day.rows]
+    assert counted("item", "fresh") > len(asked[0].answers) / 2
+    assert counted("page", "missing") >= sum(row["page"] is None for row in rows)
+    assert counted("shelf", "missing") >= sum(row["shelf"] is None for row in rows)
 
 
 def test_the_requests_that_the_service_logged_agree_with_the_offline_join(chain, asked):

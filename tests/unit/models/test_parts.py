@@ -11,7 +11,7 @@ from limaml.models.item_table import ItemTable
 from limaml.models.row_mlp import RowMlp
 from tests.unit.models.test_blocks import DIMS, _config, _randomise, _rows
 
-KINDS = {"user": "user_id", "item": "item_id"}
+KINDS = {"user": False, "item": True}
 INTERACTIONS = ("product", "concat", "both")
 
 
@@ -147,7 +147,7 @@ def test_vectors_that_nothing_would_read_are_refused():
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
 def test_of_one_kind_there_is_no_map_of_the_other_side(interaction):
-    for kinds, names in (({"user": "user_id"}, set()), (KINDS, {"item"}), ({"thing": "item_id"}, {"thing"})):
+    for kinds, names in (({"user": False}, set()), (KINDS, {"item"}), ({"thing": True}, {"thing"})):
         block = make_block(interaction, kinds)
         assert (set() if block.product is None else set(block.product.others)) == (names if interaction != "concat" else set())
         assert block.mlp.num_beside == (0 if interaction == "product" else 3 * len(kinds))

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from limaml import schema
+from limaml.embeddings.published import published_files
 from limaml.io.storage import Storage
-from limaml.monitoring.published import entities_by_age, published_files
+from limaml.monitoring.published import entities_by_age
 
 THROUGH = datetime(2026, 3, 1, tzinfo=UTC)
 

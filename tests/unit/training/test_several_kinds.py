@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ from limaml.features.encoder import Encoder
 from limaml.meta.engine import embed_tasks, outer_loss, task_gradients
 from limaml.metrics import mean_per_user_auc
 from limaml.models.network import build_network
+from limaml.tasks.other_entities import NOBODY
 from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, build_batch, meta_batch
@@ -188,6 +190,30 @@ def test_an_item_kind_s_id_block_knows_the_items(planted_logged, small_config):
     assert rows.others["item"].entity_index.tolist() == list(range(1, len(encoder.items) + 1))
 
 
+@pytest.mark.parametrize("per_candidate", [False, True])
+def test_a_kind_of_the_context_knows_its_values_and_rows_that_have_none(planted_logged, small_config, per_candidate):
+    place = {"entity": "context", "name": "place", "type": "category", "per_candidate": per_candidate}
+    kinds = [{"name": "user"}, {"name": "where", "entity_column": "place", "meta_block": "id_mlp"}]
+    cfg = small_config(features=[*declared.FEATURES, place], task_kinds=kinds, meta={"zero_support_probability": 0.0})
+    places = pa.array([[None, "north", "south"][at % 3] for at in range(planted_logged.num_rows)], pa.string())
+    logged = planted_logged.append_column("place", places)
+    encoder = Encoder.fit(logged, cfg)
+    network, rows = build_network(cfg, encoder.dims), TaskRows.of(logged, encoder, cfg)
+    assert network.block("where").table.shape[0] == 3
+    assert (rows.others["where"].entities, rows.others["where"].entity_index.tolist()) == (("north", "south"), [1, 2])
+    # One for all candidates of a request would only shift their scores if it met what they share.
+    assert set(network.global_block.product.others) == ({"where"} if per_candidate else set())
+    specs = meta_batch(rows, cfg, seed=0, step=0)
+    of_query = np.concatenate([rows.source_row[spec.query] for spec in specs])
+    tasks = np.concatenate([spec.others["where"] for spec in specs])
+    assert (tasks[of_query % 3 == 0] == NOBODY).all()
+    assert (tasks != NOBODY).mean() > 0.4
+    before = network.block("where").table.detach().clone()
+    trained(network, rows, cfg, steps=1)
+    moved = (network.block("where").table != before).any(dim=1)
+    assert moved[1:].all()
+
+
 def test_what_features_leave_unsaid_of_items_is_learnt_from_their_rows(make_planted, small_config):
     """The planted items differ in how they are liked, and by whom; without their rates no feature says how."""
     logged, found = make_planted(num_users=150, num_items=40, rows_per_user=40, seed=3), {}
@@ -206,6 +232,31 @@ def test_what_features_leave_unsaid_of_items_is_learnt_from_their_rows(make_plan
         found[len(kinds)] = mean_per_user_auc(asked.labels, scores, asked.users, asked.num_users)
     # 62.4 % for users alone, 70.7 % for both.
     assert found[2] > found[1] + 0.04
+
+
+def test_what_a_place_likes_is_learnt_from_the_rows_of_all_who_were_there(make_planted, small_config):
+    """Which items people like depends on who they are and where; no feature says how."""
+    logged, rng = make_planted(num_users=80, num_items=30, rows_per_user=40, seed=3), np.random.default_rng(1)
+    user, item = (np.array([int(name[1:]) for name in logged[column].to_pylist()]) for column in ("user_id", "item_id"))
+    place = rng.integers(4, size=logged.num_rows)
+    taste = rng.normal(0, 1, 80)[user] + np.array([-3.0, -1.0, 1.0, 3.0])[place]
+    label = rng.random(logged.num_rows) < 1 / (1 + np.exp(-taste * rng.normal(0, 1, 30)[item]))
+    logged = logged.set_column(logged.column_names.index("label"), "label", pa.array(label.astype(np.int8)))
+    logged = logged.append_column("place", pa.array([f"p{n}" for n in place]))
+    features = [*declared.FEATURES, {"entity": "context", "name": "place", "type": "category"}]
+    kinds = [{"name": "user"}, {"name": "where", "entity_column": "place", "support_rows": 200}]
+    training = {"max_steps": 30, "tasks_per_step": 16, "outer_lr": 0.01}
+    cfg = small_config(features=features, task_kinds=kinds, meta={"support_rows": 16}, training=training)
+    encoder = Encoder.fit(logged, cfg)
+    network, rows = build_network(cfg, encoder.dims, seed=0), TaskRows.of(logged, encoder, cfg)
+    warm_start(network, rows, cfg)
+    network, _ = fit(network, cfg.training, network_objective(network, rows, cfg, Workers()))
+    specs = as_served(rows, from_us=int(np.median(rows.timestamp_us)), support_rows=16)
+    asked = query_rows(rows, specs)
+    found = [score_specs(network, rows, specs, others) for others in ({}, embed_others(network, rows, specs))]
+    without, together = (mean_per_user_auc(asked.labels, each, asked.users, asked.num_users) for each in found)
+    # 51.0 % with the places' prior, 77.1 % with their embeddings.
+    assert together > without + 0.1
 
 
 def test_kinds_start_from_the_share_of_positive_rows(fitted):

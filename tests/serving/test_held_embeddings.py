@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from limaml import telemetry
 from serving.api import RankResponse
 from serving.freshness import Lookup, StoredEmbedding, judge
-from serving.item_embeddings import ItemEmbeddings
+from serving.held_embeddings import HeldEmbeddings
 from serving.metrics import Metrics
 from serving.ranking import respond
 
@@ -32,7 +32,8 @@ def embeddings(rows, complete_through=None):
     """Of items i0, i1, …; a row that is no StoredEmbedding and not None could not be read."""
     catalogue = [f"i{at}" for at in range(len(rows))]
     known = {item: row for item, row in zip(catalogue, rows, strict=True) if row != "unread"}
-    return ItemEmbeddings.of(catalogue, known, version="7", complete_through=complete_through, prior_D=PRIOR)
+    of_version = {"version": "7", "complete_through": complete_through, "prior_D": PRIOR}
+    return HeldEmbeddings.of(catalogue, known, of_items=catalogue, **of_version)
 
 
 def row(**changes):
@@ -65,6 +66,41 @@ def test_every_candidate_is_judged_as_a_user_s_row_is(rows, complete_through, us
     assert found.age_s == (max(ages) if ages else None)
     assert found.inactivity_s == (pytest.approx(max(silences), abs=1e-6) if silences else None)
     assert sum(found.counts.values()) == len(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(one=stored, complete_through=st.none() | instants, use_stale=st.booleans())
+def test_what_a_request_names_is_judged_as_a_user_s_row_is(one, complete_through, use_stale):
+    of_now = {"max_lag_s": MAX_LAG_S, "use_stale": use_stale, "now": NOW}
+    of_version = {"version": "7", "complete_through": complete_through}
+    held = HeldEmbeddings.of(["north", "south"], {"north": None, "south": one}, prior_D=PRIOR, **of_version)
+    found, wanted = held.look_up([3, 1], "south", **of_now), judge(one, dim=3, **of_version, **of_now)
+    assert (found.status, found.age_s) == (wanted.status, wanted.age_s)
+    assert found.inactivity_s == (None if wanted.inactivity_s is None else pytest.approx(wanted.inactivity_s, abs=1e-6))
+    np.testing.assert_array_equal(found.vector, wanted.vector)
+    each = held.look_up([3, 1], ["south", None], **of_now)
+    assert [telemetry.LOOKUP_STATUSES[code] for code in each.status_R] == [wanted.status, "missing"]
+
+
+def test_what_a_request_names_may_be_unknown_unread_or_nothing():
+    of_kind = {"version": "7", "complete_through": None, "prior_D": PRIOR}
+    of_now = {"max_lag_s": MAX_LAG_S, "use_stale": False, "now": NOW}
+    held = HeldEmbeddings.of(["garbled", "north"], {"north": row()}, **of_kind)
+    for said, status in (("north", "fresh"), ("garbled", "store_error"), ("never seen", "missing"), (None, "missing")):
+        assert held.look_up([0], said, **of_now).status == status
+    each = held.look_up([5, 6, 7], ["never seen", "north", None], **of_now)
+    np.testing.assert_array_equal(each.vector_RD, [PRIOR, [1, 2, 3], PRIOR])
+    assert (each.counts, each.num_prior) == ({"fresh": 1, "missing": 2}, 2)
+    unread = HeldEmbeddings.of([], None, **of_kind)
+    assert unread.look_up([0], "north", **of_now) == Lookup("store_error")
+
+
+def test_items_share_what_they_have_in_common_and_some_have_nothing():
+    of_kind = {"version": "7", "complete_through": None, "prior_D": PRIOR}
+    held = HeldEmbeddings.of(["s1", "s2"], {"s1": row(), "s2": None}, of_items=["s2", "s1", None, "s1"], **of_kind)
+    found = held.look_up([3, 2, 1, 0], max_lag_s=MAX_LAG_S, use_stale=False, now=NOW)
+    np.testing.assert_array_equal(found.vector_RD, [[1, 2, 3], PRIOR, [1, 2, 3], PRIOR])
+    assert found.counts == {"fresh": 2, "missing": 2}
 
 
 def test_withheld_candidates_are_scored_with_the_prior_and_keep_what_else_is_wrong():
