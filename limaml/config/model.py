@@ -56,6 +56,10 @@ class ModelConfig(Section):
     start: Literal["prior", "items"] = "prior"
     """Where the adaptation of `task_vector` starts. items: at the prior plus a learned multiple of the shrunk mean of the
     support's item vectors, labels unread: what somebody chose says what they like before any label does (SVD++, Koren 2008)."""
+    pool_half_life_days: Positive | None = None
+    """With it, `task_vector`, `posterior`, `sequence`, `set` and `hybrid` read a pool of the support: a shrunk mean over
+    positive rows of their items' declared vectors, in which a row weighs half as much as one this many days newer. A task
+    vector's start is moved by a learned map of it, which is zero before training; the others read it as an input."""
     id_dim: PositiveCount = 16
     """Width of the entity-ID embedding of `id_mlp`."""
     global_hidden: tuple[PositiveCount, ...] = (64, 32)

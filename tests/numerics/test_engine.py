@@ -25,6 +25,8 @@ BLOCKS = {
     "set": {"meta_block": "set"},
     "hybrid": {"meta_block": "hybrid"},
 }
+POOL = {"pool_half_life_days": 0.5}
+POOLED = {f"{name}-pool": BLOCKS[name] | POOL for name in ("task_vector", "sequence-last", "set")}
 READ_LABELS = ("sequence", "set", "hybrid")
 INTERACTIONS = ("product", "concat", "both")
 STEPS = ("gradient", "newton")
@@ -90,6 +92,7 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, 
     damped=st.booleans(),
     least=st.integers(1, 3),
     at_items=st.booleans(),
+    pooled=st.booleans(),
     vectors=st.sampled_from(["fitted", "learned"]),
 )
 def test_engine_equals_reference(
@@ -109,16 +112,18 @@ def test_engine_equals_reference(
     damped,
     least,
     at_items,
+    pooled,
     vectors,
 ):
     """Random networks and tasks: every block, interaction and inner step, both orders, rates and damping learned, fixed or 0,
     tasks of 0, 1 and many rows (on both sides of where Newton's system is solved in the space of rows), padding, tasks that
-    are not adapted, starts at the items."""
+    are not adapted, starts at the items, pools."""
     learn_rate, learn_damping = learned
     meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": least}
     meta |= {"inner_step": inner_step} | ({} if damped else {"damping": 0.0, "factor_damping": 0.0})
     start = "items" if at_items and block in ("task_vector", "posterior") and interaction != "concat" else "prior"
     model = BLOCKS[block] | {"interaction": interaction, "meta_hidden": hidden, "start": start, "item_vectors": vectors}
+    model |= POOL if pooled and block not in ("id_mlp", "row_mlp") else {}
     net = network(config(model, meta), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
     _assert_equal(net, tasks, num_steps, second_order, dtype)
@@ -227,10 +232,10 @@ def test_embed_tasks_gives_the_embeddings_that_the_outer_loss_scores_with(config
 
 
 @pytest.mark.parametrize("inner_step", STEPS)
-@pytest.mark.parametrize(("block", "start"), [*((block, "prior") for block in BLOCKS), ("task_vector", "items")])
+@pytest.mark.parametrize(("block", "start"), [*((block, "prior") for block in BLOCKS | POOLED), ("task_vector", "items")])
 def test_an_embedding_does_not_depend_on_its_batch(config, network, rows, block, start, inner_step):
     """In float32, as served: alone and unpadded, or among 149 others (contract 5)."""
-    net = network(config(BLOCKS[block] | {"start": start}, {"inner_step": inner_step}))
+    net = network(config((BLOCKS | POOLED)[block] | {"start": start}, {"inner_step": inner_step}))
     # As long as fitted ones: items of length 1 start a task at a logit of 10 and amplify rounding.
     net.global_block.items.item.data.mul_(0.1)
     net = net.float()
@@ -249,10 +254,10 @@ def test_an_embedding_does_not_depend_on_its_batch(config, network, rows, block,
 
 
 @pytest.mark.parametrize("inner_step", STEPS)
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS | POOLED)
 def test_padding_takes_no_part(config, network, batch, block, inner_step):
     """Whatever stands in padded rows, and a task without query rows, changes neither loss nor gradient."""
-    net = network(config(BLOCKS[block], {"inner_step": inner_step}))
+    net = network(config((BLOCKS | POOLED)[block], {"inner_step": inner_step}))
     tasks = batch([3, 1, 2], [2, 3, 0])
 
     def scrambled(rows):
@@ -302,8 +307,8 @@ def test_labels_reach_a_block_that_does_not_read_them_through_gradients_alone(co
 
 
 def test_labels_reach_a_block_that_reads_them(config, network, batch):
-    for block in READ_LABELS:
-        net = network(config({"meta_block": block}))
+    for model in (*({"meta_block": block} for block in READ_LABELS), POOLED["task_vector-pool"]):
+        net = network(config(model))
         tasks = batch([4, 2], [1, 1])
         state = net.global_block.encode(tasks.support)
         handed = engine.supports(net, "user", tasks.support, tasks.entity_index_T, state)
