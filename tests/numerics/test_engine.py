@@ -92,7 +92,6 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, 
     damped=st.booleans(),
     least=st.integers(1, 3),
     at_items=st.booleans(),
-    pooled=st.booleans(),
     vectors=st.sampled_from(["fitted", "learned"]),
 )
 def test_engine_equals_reference(
@@ -112,21 +111,38 @@ def test_engine_equals_reference(
     damped,
     least,
     at_items,
-    pooled,
     vectors,
 ):
     """Random networks and tasks: every block, interaction and inner step, both orders, rates and damping learned, fixed or 0,
     tasks of 0, 1 and many rows (on both sides of where Newton's system is solved in the space of rows), padding, tasks that
-    are not adapted, starts at the items, pools."""
+    are not adapted, starts at the items."""
     learn_rate, learn_damping = learned
     meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": least}
     meta |= {"inner_step": inner_step} | ({} if damped else {"damping": 0.0, "factor_damping": 0.0})
     start = "items" if at_items and block in ("task_vector", "posterior") and interaction != "concat" else "prior"
     model = BLOCKS[block] | {"interaction": interaction, "meta_hidden": hidden, "start": start, "item_vectors": vectors}
-    model |= POOL if pooled and block not in ("id_mlp", "row_mlp") else {}
     net = network(config(model, meta), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
     _assert_equal(net, tasks, num_steps, second_order, dtype)
+
+
+@pytest.mark.parametrize("inner_step", STEPS)
+@pytest.mark.parametrize("block", POOLED)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    lengths=LENGTHS,
+    num_steps=st.integers(0, 3),
+    second_order=st.booleans(),
+    seed=st.integers(0, 100),
+    interaction=st.sampled_from(INTERACTIONS),
+    least=st.integers(1, 3),
+)
+def test_engine_equals_reference_with_a_pool(
+    config, network, batch, block, inner_step, lengths, num_steps, second_order, seed, interaction, least
+):
+    net = network(config(POOLED[block] | {"interaction": interaction}, {"inner_step": inner_step, "min_support_rows": least}))
+    tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
+    _assert_equal(net, tasks, num_steps, second_order)
 
 
 SHIPPED = {"task_vector": "configs/movielens.toml", "paper": "configs/paper.toml"}
