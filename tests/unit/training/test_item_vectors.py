@@ -99,6 +99,10 @@ def test_warm_start_follows_the_configuration():
     assert torch.equal(network.global_block.items.item[1:], found.vectors_IK)
     assert torch.equal(network.global_block.items.content, found.content_weights_CK)
     assert torch.equal(network.global_block.items.unknown_item, found.bias_K)
+    network, apart = build_network(_config(content_factors=1), DIMS), _fit(rows, content_factors=1)
+    warm_start(network, rows, _config(content_factors=1))
+    assert torch.equal(network.global_block.items.content, apart.content_weights_CK)
+    assert not torch.equal(apart.content_weights_CK, found.content_weights_CK)
 
 
 def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
@@ -186,6 +190,11 @@ def test_content_of_its_own_is_the_dense_closed_form():
     rows = _RowsOfItems(torch.from_numpy(information_IKK), torch.from_numpy(shift_IK))
     mean_IK = torch.zeros(num_items, num_factors, dtype=torch.float64)
     weights_CK = torch.zeros(num_content, num_factors, dtype=torch.float64)
+    _, _, first_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
+    a = slice(content_factors)
+    system = np.einsum("ic,ikl,id->ckdl", x_IC, information_IKK[:, a, a], x_IC).reshape(num_content * content_factors, -1)
+    alone = np.linalg.solve(system + 500.0 * 3.0 * np.eye(len(system)), (x_IC.T @ shift_IK[:, a]).ravel())
+    np.testing.assert_allclose(first_CK[:, a].numpy().ravel(), alone, rtol=0, atol=1e-8 * np.abs(alone).max())
     for _ in range(300):
         mean_IK, cov_IKK, weights_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
     # z = [W's numbers, residuals' numbers]; v_i = M_i z.
