@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from limaml.config import Config
 from limaml.features.columns import UNKNOWN
 from limaml.features.encoder import EncoderDims
-from limaml.models.item_vectors import ItemVectors
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows
+from limaml.training.item_vectors import ItemVectors
 from limaml.training.warm_start import fit_items
 
 ALL_USERS = 0

@@ -57,6 +57,10 @@ class ModelConfig(Section):
     start: Literal["prior", "items"] = "prior"
     """Where the adaptation of `task_vector` starts. items: at the prior plus a learned multiple of the shrunk mean of the
     support's item vectors, labels unread: what somebody chose says what they like before any label does (SVD++, Koren 2008)."""
+    pool_half_life_days: Positive | None = None
+    """With it, `task_vector`, `posterior`, `sequence`, `set` and `hybrid` read a pool of the support: a shrunk mean over
+    positive rows of their items' declared vectors, in which a row weighs half as much as one this many days newer. A task
+    vector's start is moved by a learned map of it, which is zero before training; the others read it as an input."""
     id_dim: PositiveCount = 16
     """Width of the entity-ID embedding of `id_mlp`."""
     global_hidden: tuple[PositiveCount, ...] = (64, 32)
@@ -67,6 +71,10 @@ class ModelConfig(Section):
     inner steps through it cost half. Items are then known by their features only, unless both."""
     item_vectors: Literal["fitted", "learned"] = "fitted"
     """fitted: a factor model gives them before meta-training, and they stay. learned: trained with the rest from random."""
+    content_factors: PositiveCount | None = None
+    """fitted: with it, content alone (an item's static features) gives so many of an item vector's factors, and what an item's
+    own rows say of it lies in the others, orthogonal to all that content can say (AlphaFuse, Hu et al. 2025). Without it, both
+    share all factors."""
     mlp_reads_vectors: bool = True
     """Whether item vectors that are declared are inputs of the global block's MLP. If not, they reach a score through the
     interaction alone: the factor model fits the prior of an item's vector to them."""
@@ -91,6 +99,13 @@ class ModelConfig(Section):
                 'start = "items" needs meta_block = "task_vector" or "posterior" and an interaction with item vectors (product '
                 "or both), got "
                 f'meta_block = "{self.meta_block}", interaction = "{self.interaction}"; set start = "prior"'
+            )
+        most = self.embedding_dim - 2 if self.item_vectors == "fitted" and self.interaction != "concat" else 0
+        if self.content_factors is not None and self.content_factors > most:
+            raise ValueError(
+                "content_factors must leave a factor to the items' own rows, at most embedding_dim - 2 of fitted item vectors "
+                f"({most} here), got {self.content_factors} with embedding_dim = {self.embedding_dim}, "
+                f'item_vectors = "{self.item_vectors}", interaction = "{self.interaction}"; lower it, or leave it out'
             )
         if self.interaction == "concat" and not self.mlp_reads_vectors:
             raise ValueError(

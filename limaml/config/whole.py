@@ -23,6 +23,7 @@ from limaml.errors import ConfigError
 
 _NOT_COMPUTED: Any = {"training": {"ray_start_timeout_s"}, "features": {"__all__": set(SAID)}}
 """How long is waited, and what data may be used for, changes nothing that is computed: not part of a fingerprint."""
+_READ_NO_POOL = ("id_mlp", "row_mlp")
 RESERVED = ("event_id", "user_id", "item_id", "timestamp", "event_timestamp", "label", "context", "entity", "at")
 
 
@@ -114,6 +115,24 @@ class Config(Section):
                 raise ValueError(
                     f"transfer must make declared vectors, one of {vectors} each, got {made}; declare {name} in [[features]] "
                     "as a vector of the item, and make it once"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pools_have_vectors_and_readers(self) -> Self:
+        if self.model.pool_half_life_days is None:
+            return self
+        if not any(feature.type == "vector" for feature in self.features):
+            raise ValueError(
+                f"model.pool_half_life_days must pool a declared vector, got {self.model.pool_half_life_days:g} and no feature "
+                "of type vector; declare one of the item, or leave it out"
+            )
+        for kind in self.task_kinds:
+            block = self.model_of(kind.name).meta_block
+            if block in _READ_NO_POOL:
+                raise ValueError(
+                    f"model.pool_half_life_days needs a meta block that reads pools, got {block} of kind {kind.name}, which is "
+                    f"one of {_READ_NO_POOL}; choose another block, or leave it out"
                 )
         return self
 

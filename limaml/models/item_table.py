@@ -13,7 +13,7 @@ from limaml.features.columns import UNKNOWN
 
 
 class ItemVectors(Protocol):
-    """What a provider gives (`limaml.models.item_vectors`): a vector for each known item and a map from content for others."""
+    """What a provider gives (`limaml.training.item_vectors`): each known item's vector, and a map from content for others."""
 
     @property
     def vectors_IK(self) -> Tensor: ...  # noqa: N802

@@ -19,11 +19,11 @@ from limaml.meta.inner_loop import Labels, jacobian
 from limaml.models.blocks import Support
 from limaml.models.global_block import RowState
 from limaml.models.inner_step import NewtonStep
-from limaml.models.item_vectors import RATE_PRIOR, ROUNDS, ItemVectors, fit_item_vectors
 from limaml.models.network import Network
 from limaml.schema import rate_feature
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, build_batch, sample_tasks
+from limaml.training.item_vectors import RATE_PRIOR, ROUNDS, ItemVectors, fit_item_vectors
 
 _NUM_TASKS = 256
 """Tasks that gains are measured on."""
@@ -101,7 +101,14 @@ def fit_items(
     prior = (rate.prior, rate.prior_rows) if rate else RATE_PRIOR
     num_factors = cfg.model.embedding_dim - 1
     return fit_item_vectors(
-        rows, num_factors, num_items=dims.num_items, num_content=dims.item_static, rate_prior=prior, start=start, rounds=rounds
+        rows,
+        num_factors,
+        num_items=dims.num_items,
+        num_content=dims.item_static,
+        rate_prior=prior,
+        content_factors=cfg.model.content_factors,
+        start=start,
+        rounds=rounds,
     )
 
 

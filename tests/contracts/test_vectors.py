@@ -58,7 +58,7 @@ def config(folder):
             "source": {"kind": "parquet", "path": str(folder / "delivered"), "licence": "CC0-1.0"},
             "storage": {"root": str(folder / "data")},
             "task_kinds": [{"name": "user", "max_lag_s": 1e10}],
-            "model": {"embedding_dim": 6, "global_hidden": [16, 8]},
+            "model": {"embedding_dim": 6, "global_hidden": [16, 8], "pool_half_life_days": 1.0},
             "meta": {"support_rows": 16},
             "registry": {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_root": str(folder / "artifacts")},
             "feast": {
@@ -109,6 +109,7 @@ class Shop:
         with torch.no_grad():
             for parameter in network.global_block.parameters():
                 parameter.mul_(1.5)
+            network.block("user").pool_weights.normal_(std=3.0, generator=torch.Generator().manual_seed(7))
         self.model = bundle.Model(network, encoder)
         bundle.save(bundle.Bundle(config=self.cfg, refit=self.model, twin=self.model), self.folder / "bundle")
         version = self.registry.register(self.folder / "bundle", self.registry.start_run(RUN), {})
@@ -156,6 +157,12 @@ def test_every_row_of_the_next_day_is_scored_alike(shop):
     # The vectors are what the scores come from: with those of other items they would be others.
     turned = items.set_column(1, items.schema.field(1), items["text"].take(pa.array(range(items.num_rows)[::-1])))
     assert np.abs(served - shop.offline(turned)[1]).max() > 1000 * TOLERANCE
+    # So is what users took of them.
+    weights = shop.model.network.block("user").pool_weights
+    pooled = weights.data.clone()
+    weights.data.zero_()
+    assert np.abs(served - shop.offline(items)[1]).max() > 1000 * TOLERANCE
+    weights.data.copy_(pooled)
 
 
 def test_no_row_and_no_snapshot_holds_a_vector(shop):

@@ -11,7 +11,9 @@ from limaml.models.network import Network, build_network
 from limaml.tasks.rows import Rows, TaskBatch
 from limaml.training.warm_start import measure_gains
 
-DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, item_sets=2)
+DIMS = EncoderDims(num_items=5, num_entities=4, item_dense=3, user_dense=2, context=3, item_static=2, vectors=2)
+VECTOR = {"entity": "item", "name": "text", "type": "vector", "width": 1, "encoder": "noise-1", "licence": "MIT"}
+"""What a pool needs declared; its numbers are random here."""
 
 
 def make_config(model: dict[str, object] | None = None, meta: dict[str, object] | None = None) -> Config:
@@ -26,7 +28,8 @@ def make_config(model: dict[str, object] | None = None, meta: dict[str, object] 
         "sequence_width": 4,
         "dropout": 0.0,
     }
-    return Config.model_validate({"source": {"kind": "synthetic"}, "model": small | (model or {}), "meta": slow | (meta or {})})
+    sections = {"model": small | (model or {}), "meta": slow | (meta or {})}
+    return Config.model_validate({"source": {"kind": "synthetic"}, "features": [VECTOR], **sections})
 
 
 def make_network(cfg: Config, seed: int = 0) -> Network:

@@ -25,6 +25,8 @@ BLOCKS = {
     "set": {"meta_block": "set"},
     "hybrid": {"meta_block": "hybrid"},
 }
+POOL = {"pool_half_life_days": 0.5}
+POOLED = {f"{name}-pool": BLOCKS[name] | POOL for name in ("task_vector", "sequence-last", "set")}
 READ_LABELS = ("sequence", "set", "hybrid")
 INTERACTIONS = ("product", "concat", "both")
 STEPS = ("gradient", "newton")
@@ -122,6 +124,25 @@ def test_engine_equals_reference(
     net = network(config(model, meta), seed)
     tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
     _assert_equal(net, tasks, num_steps, second_order, dtype)
+
+
+@pytest.mark.parametrize("inner_step", STEPS)
+@pytest.mark.parametrize("block", POOLED)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    lengths=LENGTHS,
+    num_steps=st.integers(0, 3),
+    second_order=st.booleans(),
+    seed=st.integers(0, 100),
+    interaction=st.sampled_from(INTERACTIONS),
+    least=st.integers(1, 3),
+)
+def test_engine_equals_reference_with_a_pool(
+    config, network, batch, block, inner_step, lengths, num_steps, second_order, seed, interaction, least
+):
+    net = network(config(POOLED[block] | {"interaction": interaction}, {"inner_step": inner_step, "min_support_rows": least}))
+    tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
+    _assert_equal(net, tasks, num_steps, second_order)
 
 
 SHIPPED = {"task_vector": "configs/movielens.toml", "paper": "configs/paper.toml"}
@@ -227,10 +248,10 @@ def test_embed_tasks_gives_the_embeddings_that_the_outer_loss_scores_with(config
 
 
 @pytest.mark.parametrize("inner_step", STEPS)
-@pytest.mark.parametrize(("block", "start"), [*((block, "prior") for block in BLOCKS), ("task_vector", "items")])
+@pytest.mark.parametrize(("block", "start"), [*((block, "prior") for block in BLOCKS | POOLED), ("task_vector", "items")])
 def test_an_embedding_does_not_depend_on_its_batch(config, network, rows, block, start, inner_step):
     """In float32, as served: alone and unpadded, or among 149 others (contract 5)."""
-    net = network(config(BLOCKS[block] | {"start": start}, {"inner_step": inner_step}))
+    net = network(config((BLOCKS | POOLED)[block] | {"start": start}, {"inner_step": inner_step}))
     # As long as fitted ones: items of length 1 start a task at a logit of 10 and amplify rounding.
     net.global_block.items.item.data.mul_(0.1)
     net = net.float()
@@ -249,10 +270,10 @@ def test_an_embedding_does_not_depend_on_its_batch(config, network, rows, block,
 
 
 @pytest.mark.parametrize("inner_step", STEPS)
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS | POOLED)
 def test_padding_takes_no_part(config, network, batch, block, inner_step):
     """Whatever stands in padded rows, and a task without query rows, changes neither loss nor gradient."""
-    net = network(config(BLOCKS[block], {"inner_step": inner_step}))
+    net = network(config((BLOCKS | POOLED)[block], {"inner_step": inner_step}))
     tasks = batch([3, 1, 2], [2, 3, 0])
 
     def scrambled(rows):
@@ -302,8 +323,8 @@ def test_labels_reach_a_block_that_does_not_read_them_through_gradients_alone(co
 
 
 def test_labels_reach_a_block_that_reads_them(config, network, batch):
-    for block in READ_LABELS:
-        net = network(config({"meta_block": block}))
+    for model in (*({"meta_block": block} for block in READ_LABELS), POOLED["task_vector-pool"]):
+        net = network(config(model))
         tasks = batch([4, 2], [1, 1])
         state = net.global_block.encode(tasks.support)
         handed = engine.supports(net, "user", tasks.support, tasks.entity_index_T, state)

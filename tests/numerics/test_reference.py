@@ -18,6 +18,8 @@ BLOCKS = (
     {"meta_block": "sequence", "sequence_adapts": "last"},
     {"meta_block": "set"},
     {"meta_block": "hybrid"},
+    {"meta_block": "task_vector", "pool_half_life_days": 0.5},
+    {"meta_block": "sequence", "pool_half_life_days": 0.5},
 )
 
 
@@ -78,7 +80,7 @@ def test_one_step_of_the_task_vector_is_logistic_regression(config, network, bat
 
 
 @pytest.mark.parametrize("inner_step", ["gradient", "newton"])
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda model: "-".join(model.values()))
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda model: "-".join(map(str, model.values())))
 def test_outer_gradient_equals_finite_differences(config, network, batch, block, inner_step):
     """Along a random direction in the space of all parameters, rates, damping and the prior's width included."""
     net = network(config(block, {"inner_step": inner_step}), seed=3)

@@ -7,6 +7,7 @@ from limaml.config.names import META_BLOCKS
 from limaml.features.encoder import EncoderDims
 from limaml.models.blocks.block import MetaBlock, Params, Support
 from limaml.models.blocks.mlp import IdMlp, SupportMlp
+from limaml.models.blocks.pool import Pool
 from limaml.models.blocks.sequence import Sequence
 from limaml.models.blocks.support_set import Hybrid, SupportSet
 from limaml.models.blocks.task_vector import FACTORS, LEVEL, Posterior, TaskVector
@@ -16,18 +17,19 @@ __all__ = ["FACTORS", "LEVEL", "MetaBlock", "Params", "Support", "SupportMlp", "
 Build = Callable[[ModelConfig, EncoderDims], MetaBlock]
 
 BLOCKS: dict[str, Build] = {
-    "task_vector": lambda cfg, _: TaskVector(cfg.embedding_dim, reads_items=cfg.start == "items"),
-    "posterior": lambda cfg, _: Posterior(cfg.embedding_dim, reads_items=cfg.start == "items"),
+    "task_vector": lambda cfg, dims: TaskVector(cfg.embedding_dim, reads_items=cfg.start == "items", pool=Pool.of(cfg, dims)),
+    "posterior": lambda cfg, dims: Posterior(cfg.embedding_dim, reads_items=cfg.start == "items", pool=Pool.of(cfg, dims)),
     "id_mlp": lambda cfg, dims: IdMlp(dims.num_entities, cfg.id_dim, cfg.meta_hidden, cfg.embedding_dim),
     "row_mlp": lambda cfg, dims: SupportMlp(dims.num_features, cfg.meta_hidden, cfg.embedding_dim, row_age=cfg.row_age),
-    "set": lambda cfg, dims: SupportSet(_inputs(cfg, dims), cfg.meta_hidden, cfg.embedding_dim),
-    "hybrid": lambda cfg, dims: Hybrid(_inputs(cfg, dims), cfg.meta_hidden, cfg.embedding_dim),
+    "set": lambda cfg, dims: SupportSet(_inputs(cfg, dims), cfg.meta_hidden, cfg.embedding_dim, Pool.of(cfg, dims)),
+    "hybrid": lambda cfg, dims: Hybrid(_inputs(cfg, dims), cfg.meta_hidden, cfg.embedding_dim, Pool.of(cfg, dims)),
     "sequence": lambda cfg, dims: Sequence(
         _inputs(cfg, dims),
         cfg.sequence_width,
         cfg.sequence_layers,
         cfg.sequence_heads,
         cfg.embedding_dim,
+        Pool.of(cfg, dims),
         adapts=cfg.sequence_adapts,
     ),
 }

@@ -6,7 +6,13 @@ S support rows, F features, K = D - 1 factors, D embedding width
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+_SECONDS_PER_DAY = 86_400.0
+_FOREVER_S = 1e12
+"""Longer than any history: what an empty support's newest row is away."""
 
 Params = dict[str, Tensor]
 """What is adapted of one task: theta before, phi after."""
@@ -26,6 +32,13 @@ class Support(NamedTuple):
     """0.0 or 1.0; all zeros for a block that does not read labels."""
     entity_index: Tensor
     """() index into the entity vocabulary, 0 for one that training never saw."""
+
+
+def age_days(support: Support) -> Tensor:
+    """(S,) days from each row to the newest one, not to the as-of instant: they do not change while no new row comes."""
+    gap_s_S = torch.where(support.mask_S > 0, support.gap_s_S, _FOREVER_S)
+    newest_s = F.pad(gap_s_S, (0, 1), value=_FOREVER_S).amin()
+    return (support.gap_s_S - newest_s).clamp(min=0.0) / _SECONDS_PER_DAY
 
 
 class MetaBlock(nn.Module, ABC):

@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limaml.models.blocks.block import MetaBlock, Params, Support
-
-_SECONDS_PER_DAY = 86_400.0
-_FOREVER_S = 1e12
-"""Longer than any history: what an empty support's newest row is away."""
+from limaml.models.blocks.block import MetaBlock, Params, Support, age_days
 
 
 class IdMlp(MetaBlock):
@@ -53,11 +49,7 @@ class SupportMlp(MetaBlock):
     def embed(self, theta: Params, support: Support) -> Tensor:
         x_SF, count = support.dense_SF, support.mask_S.sum()
         if self.row_age:
-            # From the newest row, not from the as-of instant: an embedding does not change while no new row comes.
-            gap_s_S = torch.where(support.mask_S > 0, support.gap_s_S, _FOREVER_S)
-            newest_s = F.pad(gap_s_S, (0, 1), value=_FOREVER_S).amin()
-            age_s_S = (support.gap_s_S - newest_s).clamp(min=0.0)
-            x_SF = torch.cat([x_SF, torch.log1p(age_s_S / _SECONDS_PER_DAY).unsqueeze(-1)], dim=-1)
+            x_SF = torch.cat([x_SF, torch.log1p(age_days(support)).unsqueeze(-1)], dim=-1)
         share_S1 = (support.mask_S / count.clamp(min=1.0)).unsqueeze(1)
         # The last layer is linear, so the mean of its outputs is its output for the mean of its inputs: one row a task.
         hidden_H = (share_S1 * _hidden(theta, x_SF)).sum(dim=0)

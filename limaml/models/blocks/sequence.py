@@ -1,6 +1,6 @@
 """A small causal transformer over the support rows.
 
-S support rows, F features, K factors, H width of a state, D embedding width
+S support rows, F features, K factors, V numbers of a pool, H width of a state, D embedding width
 """
 
 import math
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.models.blocks.block import MetaBlock, Params, Support
+from limaml.models.blocks.pool import Pool
 
 _SECONDS_PER_DAY = 86_400.0
 _BESIDE = 2
@@ -30,23 +31,27 @@ class Sequence(MetaBlock):
     """e_i = W state_i + b, where state i has read the rows before i with their labels; the last state gives the embedding.
 
     Row i's inner loss uses e_i, so no row sees its own label. Time is told by the days between rows, so that an embedding does
-    not change while no new row comes. `adapts`: every weight, W and b, or b.
+    not change while no new row comes. A row is read beside the pool of the rows up to it, if there is one. `adapts`: every
+    weight, W and b, or b.
     """
 
     reads_labels, multiplies_rows = True, True
 
-    def __init__(self, num_inputs: int, width: int, layers: int, heads: int, embedding_dim: int, *, adapts: str) -> None:
+    def __init__(
+        self, num_inputs: int, width: int, layers: int, heads: int, embedding_dim: int, pool: Pool, *, adapts: str
+    ) -> None:
         """`num_inputs`: F + K."""
         super().__init__(embedding_dim)
-        self.adapts = adapts
-        self.transformer = Transformer(num_inputs + _BESIDE, width, layers, heads)
+        self.adapts, self.pool = adapts, pool
+        self.transformer = Transformer(num_inputs + _BESIDE + pool.width, width, layers, heads)
         self.weight = nn.Parameter(torch.randn(width, embedding_dim) * width**-0.5 * 0.1)
         self.bias = nn.Parameter(torch.zeros(embedding_dim))
 
     def read(self, support: Support) -> States:
         before_S = torch.cat([support.gap_s_S[:1], support.gap_s_S[:-1]])
         days_S = torch.log1p((before_S - support.gap_s_S).clamp(min=0.0) / _SECONDS_PER_DAY)
-        x_SI = torch.cat([support.dense_SF, support.vector_SK, torch.stack([days_S, support.label_S], dim=1)], dim=1)
+        beside_S2, pool_SV = torch.stack([days_S, support.label_S], dim=1), self.pool.running(support)
+        x_SI = torch.cat([support.dense_SF, support.vector_SK, beside_S2, pool_SV], dim=1)
         return States(x_SI, () if self.adapts == "all" else self.transformer(x_SI), support.mask_S)
 
     def start(self, read: States) -> Params:  # noqa: ARG002

@@ -91,6 +91,16 @@ def test_a_loaded_bundle_equals_the_saved_one(bundle, folder):
     assert {path.name for path in folder.iterdir()} == FILES
 
 
+def test_a_bundle_from_before_pools_is_read_as_one_without(bundle, folder):
+    values = json.loads((folder / "config.json").read_text())
+    del values["model"]["pool_half_life_days"], values["model"]["content_factors"]
+    _rewrite(folder, "config.json", json.dumps(values).encode())
+    again = bundles.load(folder)
+    assert again.config == bundle.config
+    assert again.network.block("user").pool_weights is None
+    assert torch.equal(again.network.block("user").vector, bundle.network.block("user").vector)
+
+
 def test_the_same_bundle_gives_the_same_bytes(bundle, folder, tmp_path):
     bundles.save(bundle, tmp_path / "v2")
     for name in FILES:
@@ -223,19 +233,25 @@ def test_a_network_that_is_not_finite_is_not_saved(bundle, tmp_path):
 
 
 def test_vectors_of_items_are_no_part_of_a_version(tmp_path):
-    """The encoder's constants are; the table comes from where the bundle is used."""
+    """The encoder's constants are, and what a pool of them counts for; the table comes from where the bundle is used."""
     vector = FeatureConfig(entity="item", name="text", type="vector", width=2, encoder="hashes-1", licence="MIT")
-    cfg = CONFIG.model_copy(update={"features": (*declared.FEATURES, vector)})
+    model = CONFIG.model.model_copy(update={"pool_half_life_days": 7.0, "content_factors": 1})
+    cfg = CONFIG.model_copy(update={"features": (*declared.FEATURES, vector), "model": model})
     plain = _encoder(3)
     encoder = Encoder(cfg.features, plain.items, plain.entities, {**plain.columns, "text": VectorEncoder((0.5, -1.0), 2.0)})
     items = pa.table({"item_id": ["i1"], "text": [[2.5, 3.0]]}, schema=schema.tables(cfg.features).item_vectors.arrow)
     model = bundles.Model(build_network(cfg, encoder.dims, 1), encoder)
+    with torch.no_grad():
+        model.network.block("user").pool_weights.normal_(generator=torch.Generator().manual_seed(1))
     bundles.save(bundles.Bundle(cfg, model, model).with_items(items), tmp_path / "with")
     bundles.save(bundles.Bundle(cfg, model, model), tmp_path / "without")
     for name in FILES:
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
     loaded = bundles.load(tmp_path / "with")
     assert loaded.encoder == encoder
+    assert loaded.config == cfg
+    for name in ("pool_weights", "vector"):
+        assert torch.equal(getattr(loaded.network.block("user"), name), getattr(model.network.block("user"), name))
     assert loaded.encoder.item_table is None
     for part in (loaded.with_items(items).refit, loaded.with_items(items).twin):
         assert part.encoder.item_table.encoded.tolist() == [[0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]

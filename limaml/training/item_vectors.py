@@ -11,10 +11,19 @@ rows give the same vectors. A round costs rows * K^2; memory holds one (K, K) ma
 
 Content is what the encoder makes of an item's static features, vectors included.
 
-    R rows, U users, I items, C content features, K factors
+With `content_factors` A, content alone gives the first A factors, and the residual lies in the others:
+
+    v_item = [content W, r_item],    r_item ~ N(0, I / PRECISION),    W ~ N(0, 1 / (PRECISION * CONTENT_RIDGE))
+
+Users' factors have the same prior in every direction, so this is any A-dimensional space that content may reach, and its
+orthogonal complement, in coordinates along them (AlphaFuse: Hu et al. 2025, arXiv 2504.19218). W then is the most likely one
+given the users' posteriors, by conjugate gradients, and r_item Gaussian given W.
+
+    R rows, U users, I items, C content features, K factors, A of content alone, B = K - A
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +40,8 @@ _START_STD = 0.05
 RATE_PRIOR = 0.5, 10.0
 """Of the items' rates where none is declared."""
 _PIECE_ITEMS = 8192
+_RELATIVE_ERROR, _MOST_ITERATIONS = 1e-9, 1000
+"""Of the weights' system; a round begins where the one before ended."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,15 @@ def fit_item_vectors(
     num_items: int,
     num_content: int,
     rate_prior: tuple[float, float] = RATE_PRIOR,
+    content_factors: int | None = None,
     start: ItemVectors | None = None,
     rounds: int = ROUNDS,
 ) -> ItemVectors:
     """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `num_items`).
 
     Content is the first `num_content` of a row's item features. An item's rate starts at `rate_prior`: its value, and the rows
-    that it is worth. With `start` the fit begins with these vectors, and so stays in their space.
+    that it is worth. `content_factors`: A, less than K. With `start` the fit begins with these vectors, and so stays in their
+    space.
     """
     item_R = torch.from_numpy(rows.encoded.item_index) - 1
     user_R = torch.repeat_interleave(torch.arange(rows.num_entities), torch.from_numpy(rows.offsets).diff())
@@ -75,7 +88,7 @@ def fit_item_vectors(
     if start is not None:
         weights_CK = torch.cat([start.content_weights_CK, start.bias_K.unsqueeze(0)])
         begin = start.vectors_IK.double() * slope, weights_CK.double() * slope
-    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, slope, rounds, begin)
+    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, slope, rounds, begin, content_factors)
     # A small residual is a change of slope = rate * (1 - rate) a logit.
     vectors_IK, weights_CK = (vectors_IK / slope).float(), (weights_CK / slope).float()
     return ItemVectors(vectors_IK, weights_CK[:-1], weights_CK[-1])
@@ -113,7 +126,13 @@ class _Pairs:
 
 
 def _fit(
-    pairs: _Pairs, content_IC: Tensor, num_factors: int, noise: float, rounds: int, start: tuple[Tensor, Tensor] | None
+    pairs: _Pairs,
+    content_IC: Tensor,
+    num_factors: int,
+    noise: float,
+    rounds: int,
+    start: tuple[Tensor, Tensor] | None,
+    content_factors: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Posterior means of the item vectors (I, K) and the content weights (C, K), on the scale of residuals."""
     generator = torch.Generator().manual_seed(0)
@@ -129,11 +148,70 @@ def _fit(
         factor_UK, level_U1 = user_UL[:, :-1], user_UL[:, -1:]
         second_UKK = _outer(factor_UK) + user_cov_ULL[:, :-1, :-1]
         cross_UK = level_U1 * factor_UK + user_cov_ULL[:, :-1, -1]
-        cov_IKK = torch.linalg.inv(_sum(pairs.counts_IU, second_UKK) / noise + _PRECISION * eye_KK)
-        shift_IK = (pairs.residuals_IU @ factor_UK - pairs.counts_IU @ cross_UK) / noise + _PRECISION * content_IC @ weights_CK
-        mean_IK = (cov_IKK @ shift_IK.unsqueeze(-1)).squeeze(-1)
+        information_IKK = _sum(pairs.counts_IU, second_UKK) / noise
+        shift_IK = (pairs.residuals_IU @ factor_UK - pairs.counts_IU @ cross_UK) / noise
+        if content_factors is not None:
+            rows = _RowsOfItems(information_IKK, shift_IK)
+            mean_IK, cov_IKK, weights_CK = _apart(rows, content_IC, mean_IK, weights_CK, content_factors)
+            continue
+        cov_IKK = torch.linalg.inv(information_IKK + _PRECISION * eye_KK)
+        mean_IK = _product(cov_IKK, shift_IK + _PRECISION * content_IC @ weights_CK)
         weights_CK = torch.linalg.solve(ridge_CC, content_IC.T @ mean_IK)
     return mean_IK, weights_CK
+
+
+class _RowsOfItems(NamedTuple):
+    """What the rows say of item vectors, given the users' posteriors: log likelihood = <shift, v> - v information v / 2."""
+
+    information_IKK: Tensor
+    shift_IK: Tensor
+
+
+def _apart(
+    rows: _RowsOfItems, content_IC: Tensor, mean_IK: Tensor, weights_CK: Tensor, num_content: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means (I, K), covariances (I, K, K) and weights (C, K) where content alone gives the first factors: W given the
+    residuals' means, then the residuals given W.
+    """
+    a, b = slice(num_content), slice(num_content, None)
+    shift_IA = rows.shift_IK[:, a] - _product(rows.information_IKK[:, a, b], mean_IK[:, b])
+    weights_CA = _most_likely_weights(content_IC, rows.information_IKK[:, a, a], shift_IA, weights_CK[:, a])
+    by_content_IA = content_IC @ weights_CA
+    shift_IB = rows.shift_IK[:, b] - _product(rows.information_IKK[:, b, a], by_content_IA)
+    eye_BB = torch.eye(shift_IB.shape[1], dtype=torch.float64)
+    cov_IBB = torch.linalg.inv(rows.information_IKK[:, b, b] + _PRECISION * eye_BB)
+    cov_IKK, weights_CK = torch.zeros_like(rows.information_IKK), torch.zeros_like(weights_CK)
+    cov_IKK[:, b, b], weights_CK[:, a] = cov_IBB, weights_CA
+    return torch.cat([by_content_IA, _product(cov_IBB, shift_IB)], dim=1), cov_IKK, weights_CK
+
+
+def _most_likely_weights(content_IC: Tensor, information_IAA: Tensor, shift_IA: Tensor, start_CA: Tensor) -> Tensor:
+    """(C, A) W of sum over items of x x^T W information + PRECISION * CONTENT_RIDGE W = sum of x shift^T, from `start_CA` on.
+
+    By conjugate gradients: as a matrix that system has (C A)^2 numbers.
+    """
+
+    def apply(weights_CA: Tensor) -> Tensor:
+        return content_IC.T @ _product(information_IAA, content_IC @ weights_CA) + _PRECISION * _CONTENT_RIDGE * weights_CA
+
+    right_CA, found_CA = content_IC.T @ shift_IA, start_CA
+    rest_CA = right_CA - apply(found_CA)
+    direction_CA, square = rest_CA, rest_CA.square().sum()
+    enough = _RELATIVE_ERROR**2 * right_CA.square().sum()
+    for _ in range(_MOST_ITERATIONS):
+        if square <= enough:
+            break
+        applied_CA = apply(direction_CA)
+        length = square / (direction_CA * applied_CA).sum()
+        found_CA, rest_CA = found_CA + length * direction_CA, rest_CA - length * applied_CA
+        before, square = square, rest_CA.square().sum()
+        direction_CA = rest_CA + square / before * direction_CA
+    return found_CA
+
+
+def _product(x_NKL: Tensor, y_NL: Tensor) -> Tensor:
+    """(N, K)"""
+    return (x_NKL @ y_NL.unsqueeze(-1)).squeeze(-1)
 
 
 def _users(pairs: _Pairs, mean_IK: Tensor, cov_IKK: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -148,7 +226,7 @@ def _users(pairs: _Pairs, mean_IK: Tensor, cov_IKK: Tensor, noise: float) -> tup
     prior_L[-1] = 1.0 / _LEVEL_VARIANCE
     cov_ULL = torch.linalg.inv(precision_ULL / noise + torch.diag(prior_L))
     weighted_UL = pairs.residuals_UI @ torch.cat([mean_IK, one_I1], dim=1) / noise
-    return (cov_ULL @ weighted_UL.unsqueeze(-1)).squeeze(-1), cov_ULL
+    return _product(cov_ULL, weighted_UL), cov_ULL
 
 
 def _outer(x_NK: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from limaml.config import Config
 from limaml.features.encoder import EncodedRows, EncoderDims
 from limaml.features.item_table import ItemTable
-from limaml.models.item_vectors import fit_item_vectors
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows
+from limaml.training.item_vectors import _apart, _RowsOfItems, fit_item_vectors
 from limaml.training.warm_start import warm_start
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 300, 40, 2
@@ -43,8 +43,8 @@ def _rows(strength=2.0, seed=0):
     )
 
 
-def _fit(rows, dims=DIMS):
-    return fit_item_vectors(rows, 2, num_items=dims.num_items, num_content=dims.item_static)
+def _fit(rows, dims=DIMS, num_factors=2, **settings):
+    return fit_item_vectors(rows, num_factors, num_items=dims.num_items, num_content=dims.item_static, **settings)
 
 
 def test_it_finds_the_planted_factor():
@@ -99,6 +99,10 @@ def test_warm_start_follows_the_configuration():
     assert torch.equal(network.global_block.items.item[1:], found.vectors_IK)
     assert torch.equal(network.global_block.items.content, found.content_weights_CK)
     assert torch.equal(network.global_block.items.unknown_item, found.bias_K)
+    network, apart = build_network(_config(content_factors=1), DIMS), _fit(rows, content_factors=1)
+    warm_start(network, rows, _config(content_factors=1))
+    assert torch.equal(network.global_block.items.content, apart.content_weights_CK)
+    assert not torch.equal(apart.content_weights_CK, found.content_weights_CK)
 
 
 def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
@@ -152,3 +156,68 @@ def test_a_planted_direction_of_the_vectors_serves_an_item_without_rows():
     found = _fit(rows, dims)
     new = found.bias_K + found.content_weights_CK[NUM_GENRES] * 3
     assert torch.nn.functional.cosine_similarity(new, found.vectors_IK[::2].mean(dim=0), dim=0) > 0.95
+
+
+def test_what_rows_say_lies_in_the_complement_of_what_content_can_say():
+    """The genres say the one taste; a second one, by the third of the items, nothing says."""
+    rows = _rows(strength=1.0)
+    item, user = rows.encoded.item_index - 1, np.repeat(np.arange(NUM_USERS), NUM_ITEMS)
+    likes = np.where((user // 2) % 2 == (item % 3 == 0), 1.0, -1.0) + np.where(user % 2 == item % 2, 1.0, -1.0)
+    rng = np.random.default_rng(2)
+    rows = replace(rows, label=(rng.random(len(item)) < 1 / (1 + np.exp(-1.5 * likes))).astype(np.float32))
+    found = _fit(rows, num_factors=3, content_factors=1)
+    content_IK = torch.eye(NUM_GENRES)[torch.arange(NUM_ITEMS) % 2] @ found.content_weights_CK + found.bias_K
+    residual_IK = found.vectors_IK - content_IK
+    # In float32, on which the fitted vectors are rounded.
+    assert (residual_IK @ found.content_weights_CK.T).abs().max() < 1e-6
+    assert not found.content_weights_CK[:, 1:].any()
+    assert not found.bias_K[1:].any()
+    by_genre, third = content_IK[:, 0], torch.arange(NUM_ITEMS) % 3 == 0
+    assert (by_genre[::2] - by_genre[1::2]).abs().min() > 1
+    apart = residual_IK[third].mean(dim=0) - residual_IK[~third].mean(dim=0)
+    assert apart.norm() > 1
+    # Free residuals share every factor with content.
+    free = _fit(rows, num_factors=3)
+    assert free.content_weights_CK.abs().amin() > 1e-3
+
+
+def test_content_of_its_own_is_the_dense_closed_form():
+    """W and residuals in turn end where the one linear system of both does, residuals with the prior P / PRECISION."""
+    rng, num_items, num_content, num_factors, content_factors = np.random.default_rng(0), 6, 3, 4, 2
+    x_IC = rng.normal(size=(num_items, num_content))
+    root_IKK = rng.normal(size=(num_items, num_factors, num_factors)) * 20
+    information_IKK, shift_IK = root_IKK @ root_IKK.transpose(0, 2, 1), rng.normal(size=(num_items, num_factors)) * 300
+    rows = _RowsOfItems(torch.from_numpy(information_IKK), torch.from_numpy(shift_IK))
+    mean_IK = torch.zeros(num_items, num_factors, dtype=torch.float64)
+    weights_CK = torch.zeros(num_content, num_factors, dtype=torch.float64)
+    _, _, first_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
+    a = slice(content_factors)
+    system = np.einsum("ic,ikl,id->ckdl", x_IC, information_IKK[:, a, a], x_IC).reshape(num_content * content_factors, -1)
+    alone = np.linalg.solve(system + 500.0 * 3.0 * np.eye(len(system)), (x_IC.T @ shift_IK[:, a]).ravel())
+    np.testing.assert_allclose(first_CK[:, a].numpy().ravel(), alone, rtol=0, atol=1e-8 * np.abs(alone).max())
+    for _ in range(300):
+        mean_IK, cov_IKK, weights_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
+    # z = [W's numbers, residuals' numbers]; v_i = M_i z.
+    num_weights, free = num_content * content_factors, num_factors - content_factors
+    m_IKZ = np.zeros((num_items, num_factors, num_weights + num_items * free))
+    for item in range(num_items):
+        m_IKZ[item, :content_factors, :num_weights] = np.kron(x_IC[item], np.eye(content_factors))
+        at = num_weights + item * free
+        m_IKZ[item, content_factors:, at : at + free] = np.eye(free)
+    prior_Z = np.repeat([500.0 * 3.0, 500.0], [num_weights, num_items * free])
+    system = np.diag(prior_Z) + np.einsum("ikz,ikl,ily->zy", m_IKZ, information_IKK, m_IKZ)
+    z = np.linalg.solve(system, np.einsum("ikz,ik->z", m_IKZ, shift_IK))
+    # 300 turns leave less than this of where they began.
+    np.testing.assert_allclose(mean_IK.numpy(), m_IKZ @ z, rtol=0, atol=1e-8 * np.abs(z).max())
+    np.testing.assert_allclose(weights_CK[:, :content_factors].numpy().ravel(), z[:num_weights], rtol=0, atol=1e-8)
+    # The Gaussian of a residual whose prior covariance is singular, S = P / PRECISION: S^1/2 (I + S^1/2 A S^1/2)^-1 S^1/2.
+    root = np.diag([0.0] * content_factors + [500.0**-0.5] * free)
+    expected = root @ np.linalg.inv(np.eye(num_factors) + root @ information_IKK @ root) @ root
+    np.testing.assert_allclose(cov_IKK.numpy(), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("model", [{"content_factors": 2}, {"item_vectors": "learned"}, {"interaction": "concat"}])
+def test_content_must_leave_factors_to_the_rows(model):
+    with pytest.raises(ValueError, match="content_factors must leave a factor to the items' own rows, at most embedding"):
+        _config(**({"content_factors": 1} | model))
+    assert _config(content_factors=1).model.content_factors == 1
