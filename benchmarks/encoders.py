@@ -45,7 +45,7 @@ from limaml.transfer.tuning import tune
 
 TODAY = date(2026, 11, 28)
 JUDGED = 0.2
-TEMPLATES = {"movielens": "{title}. {genres}", "grocery": "{title}. {department}. {category}. {brand}"}
+TEMPLATES = {"movielens": "{title}. {genres}", "grocery": "{title}. {department}, {product_category}, {product_type}, {brand}"}
 DRAWS, BATCH = 1000, 64
 _LEVEL_VARIANCE = 0.03
 _RATE_ROWS = 10.0
