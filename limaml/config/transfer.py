@@ -84,6 +84,9 @@ class TuningConfig(Section):
     """Uppermost layers with adapters; no more than the encoder has."""
     max_parameters: PositiveCount = 200_000
     """Most numbers that may be trained, head included; more are refused."""
+    max_ms_per_item: Positive | None = None
+    """Most milliseconds an item's text may take on one thread, before and after tuning; a slower encoder is refused. None: not
+    measured."""
     lr: Positive = 2e-2
     """Learning rate of the head."""
     adapter_lr: Positive = 1e-3
