@@ -103,6 +103,9 @@ class TuningConfig(Section):
     """Items of a step: each is the others' negative."""
     max_epochs: PositiveCount = 20
     """Most passes over the items in each stage."""
+    domain_epochs: Annotated[int, Field(ge=0)] = 0
+    """Most passes of a stage before these: every text of the catalogue is contrasted with itself under another dropout
+    (Gao et al. 2021), which needs no row. 0: no such stage."""
     patience: PositiveCount = 2
     """A stage ends when so many passes have not lowered the held-out items' loss."""
     seed: int = 0

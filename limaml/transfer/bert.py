@@ -5,7 +5,7 @@ N texts, L tokens of the longest one, H hidden width (the vector's)
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -63,10 +63,12 @@ class BertEncoder(SentenceEncoder):
             vectors: Vectors = self.vectors_by(weights, tokens).numpy()
         return vectors
 
-    def vectors_by(self, weights: Mapping[str, Tensor], tokens: Sequence[Sequence[int]]) -> Tensor:
-        """(N, H) as `encode_tokens`, of other weights of the same names, differentiable in them."""
+    def vectors_by(
+        self, weights: Mapping[str, Tensor], tokens: Sequence[Sequence[int]], drop: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """(N, H) as `encode_tokens`, of other weights of the same names, differentiable in them; `drop`: dropout."""
         ids_NL, mask_NL = self._padded(tokens)
-        return self._pool(hidden_states(weights, self._settings, ids_NL, mask_NL), mask_NL)
+        return self._pool(hidden_states(weights, self._settings, ids_NL, mask_NL, drop), mask_NL)
 
     @property
     def num_layers(self) -> int:
@@ -81,8 +83,18 @@ class BertEncoder(SentenceEncoder):
         return {name.removeprefix("bert."): value.float() for name, value in found.items() if value.is_floating_point()}
 
 
-def hidden_states(weights: Mapping[str, Tensor], settings: Mapping[str, Any], ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """(N, L, H) the last layer's states (Devlin et al. 2019); what `mask_NL` hides is attended to by no token."""
+def hidden_states(
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    ids_NL: Tensor,
+    mask_NL: Tensor,
+    drop: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """(N, L, H) the last layer's states (Devlin et al. 2019); what `mask_NL` hides is attended to by no token.
+
+    `drop` is applied where BERT is trained with dropout of states: to the embeddings and to what a sublayer adds.
+    """
+    drop = drop or (lambda x: x)
     heads, epsilon = int(settings["num_attention_heads"]), float(settings["layer_norm_eps"])
 
     def dense(x: Tensor, name: str) -> Tensor:
@@ -96,13 +108,13 @@ def hidden_states(weights: Mapping[str, Tensor], settings: Mapping[str, Any], id
 
     positions = weights["embeddings.position_embeddings.weight"][: ids_NL.shape[1]]
     kinds = weights["embeddings.token_type_embeddings.weight"][0]
-    x_NLH = norm(F.embedding(ids_NL, weights["embeddings.word_embeddings.weight"]) + positions + kinds, "embeddings")
+    x_NLH = drop(norm(F.embedding(ids_NL, weights["embeddings.word_embeddings.weight"]) + positions + kinds, "embeddings"))
     for number in range(int(settings["num_hidden_layers"])):
         layer = f"encoder.layer.{number}"
         query, key, value = (split(dense(x_NLH, f"{layer}.attention.self.{name}")) for name in ("query", "key", "value"))
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_NL[:, None, None, :])
-        seen_NLH = dense(seen.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense")
+        seen_NLH = drop(dense(seen.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense"))
         x_NLH = norm(x_NLH + seen_NLH, f"{layer}.attention.output")
         grown = F.gelu(dense(x_NLH, f"{layer}.intermediate.dense"))
-        x_NLH = norm(x_NLH + dense(grown, f"{layer}.output.dense"), f"{layer}.output")
+        x_NLH = norm(x_NLH + drop(dense(grown, f"{layer}.output.dense")), f"{layer}.output")
     return x_NLH

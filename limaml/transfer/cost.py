@@ -50,6 +50,6 @@ class TimeBudget:
         if self.spent[when] > self.max_ms:
             raise ConfigError(
                 f"tuning.max_ms_per_item must hold what {encoder.origin.label} takes {when}, {self.spent[when]} ms an item on "
-                f"one thread, got {self.max_ms:g}; name a smaller encoder, shorten tuning.template, raise it, or serve a static "
+                f"one thread, got {self.max_ms:g}; name a smaller encoder, shorten tuning.template, raise it, or use a static "
                 "one (limaml distil-encoder)"
             )

@@ -82,7 +82,9 @@ def aligned_items(cfg: Config, logged: pa.Table, items: pa.Table) -> Aligned:
     vectors_IK = fit_items(rows, cfg, encoder.dims).vectors_IK[torch.tensor(used, dtype=torch.long)]
     partners = _partners(rows, cfg.tuning, used) if cfg.tuning.align == "pairs" else None
     ids = [encoder.items[at] for at in used]
-    return Aligned(ids, [texts[item] or "" for item in ids], np.flatnonzero(held), np.flatnonzero(~held), vectors_IK, partners)
+    own = [texts[item] or "" for item in ids]
+    domain = [text for item, text in texts.items() if text and not _is_held_out(item, cfg.tuning.held_out_items)]
+    return Aligned(ids, own, np.flatnonzero(held), np.flatnonzero(~held), vectors_IK, partners, domain)
 
 
 def _partners(rows: TaskRows, cfg: TuningConfig, used: list[int]) -> list[Indices]:

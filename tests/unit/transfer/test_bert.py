@@ -90,6 +90,19 @@ def test_a_folder_pools_as_it_says(tiny_bert, change, first):
         assert np.abs(row - (states[0] if first else states.mean(0)).numpy()).max() < 10 * TOLERANCE, text
 
 
+def test_dropout_falls_on_the_embeddings_and_on_what_each_sublayer_adds(tiny_bert):
+    encoder, dropped = BertEncoder(tiny_bert), []
+
+    def drop(x):
+        dropped.append(x.shape)
+        return x * 0.5
+
+    tokens = encoder.tokens_of(["toy story", "heat"])
+    halved = encoder.vectors_by(encoder.weights, tokens, drop)
+    assert dropped == [(2, 4, 12)] * (1 + 2 * encoder.num_layers)
+    assert not torch.allclose(halved, encoder.vectors_by(encoder.weights, tokens), atol=0.01)
+
+
 def test_a_text_is_cut_where_the_folder_says(tiny_bert):
     encoder = BertEncoder(tiny_bert)
     assert np.array_equal(encoder.encode(["toy " * 14]), encoder.encode(["toy " * 50]))  # 16 positions, two of them marks.

@@ -74,6 +74,9 @@ def test_items_are_held_out_by_a_hash_of_their_id(cfg, through):
     fewer = aligned_items(changed(cfg, held_out_items=0.2), logged, items)
     assert {fewer.ids[at] for at in fewer.held_out_I} < {found.ids[at] for at in found.held_out_I}
     assert sorted([*found.held_out_I, *found.trained_I]) == list(range(len(found.ids)))
+    texts = np.array(found.texts)
+    assert set(texts[found.trained_I]) <= set(found.domain)
+    assert not set(texts[found.held_out_I]) & set(found.domain)
 
 
 def test_pairs_are_of_one_users_positive_rows_close_in_time(cfg, through):
