@@ -237,7 +237,7 @@ def measure(world: str, root: str, variants: list[str]) -> dict[str, Any]:
                 parts = narrow[: len(own)], narrow[len(own) :]
                 judge(f"{name}, {kind} vectors", *parts, {"bytes_an_item": size, **said})
     counts = {"items": len(aligned.ids), "judged_items": len(judged.texts), "judged_rows": len(judged.label_R)}
-    return counts | {"tuning": tunings, "encoders": rows}
+    return counts | {"machine": machine(), "threads": torch.get_num_threads(), "tuning": tunings, "encoders": rows}
 
 
 def size_of(folder: Path) -> int:
@@ -275,8 +275,7 @@ def main() -> None:
     kept = json.loads(given.out.read_text())["worlds"] if given.out.exists() else {}
     with tempfile.TemporaryDirectory(prefix="limaml-encoders-") as root:
         worlds = {world: measure(world, root, given.variant or list(VARIANTS)) for world in given.world or ["movielens"]}
-    found = {"machine": machine(), "threads": torch.get_num_threads(), "worlds": kept | worlds}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    given.out.write_text(json.dumps({"worlds": kept | worlds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
