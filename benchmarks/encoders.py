@@ -45,7 +45,13 @@ from limaml.transfer.tuning import tune
 
 TODAY = date(2026, 11, 28)
 JUDGED = 0.2
-TEMPLATES = {"movielens": "{title}. {genres}", "grocery": "{title}. {department}. {category}. {brand}"}
+TEMPLATES = {"movielens": "{title}. {genres}", "grocery": "{title}. {department}, {product_category}, {product_type}, {brand}"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vectors": {},
+    "pairs": {"align": "pairs"},
+    "domain, vectors": {"domain_epochs": 3},
+}
+"""Settings of `[tuning]`, by the name of the row."""
 DRAWS, BATCH = 1000, 64
 _LEVEL_VARIANCE = 0.03
 _RATE_ROWS = 10.0
@@ -154,7 +160,7 @@ def int8_vectors(vectors: Vectors) -> Vectors:
     return (np.round(vectors / scale_J1) * scale_J1).astype(np.float32)
 
 
-def measure(world: str, root: str) -> dict[str, Any]:
+def measure(world: str, root: str, variants: list[str]) -> dict[str, Any]:
     cfg = load(f"configs/{world}.toml", [f"storage.root={root}/{world}", f'tuning.template="{TEMPLATES[world]}"'])
     through = open_source(cfg, TODAY).days()[-1]
     ingest_history(cfg, through, TODAY)
@@ -163,23 +169,21 @@ def measure(world: str, root: str) -> dict[str, Any]:
     items = delivered_items(cfg, TODAY)
     texts = dict(zip(items["item_id"].to_pylist(), texts_of(cfg.tuning, items), strict=True))
     judged_ids = pa.array([item for item in texts if is_judged(item)], pa.string())
-    known = logged.filter(pc.invert(pc.is_in(logged["item_id"], value_set=judged_ids)))
+    known, known_items = (each.filter(pc.invert(pc.is_in(each["item_id"], value_set=judged_ids))) for each in (logged, items))
     teacher, tunings, encoders = minilm(), dict[str, Any](), dict[str, tuple[Encode, int]]()
     encoders["minilm"] = teacher.encode, size_of(teacher.folder)
-    for align in ("vectors", "pairs"):
-        cfg = cfg.model_copy(update={"tuning": cfg.tuning.model_copy(update={"align": align})})
-        aligned = aligned_items(cfg, known, items)
+    for variant in variants:
+        changed = cfg.model_copy(update={"tuning": cfg.tuning.model_copy(update=VARIANTS[variant])})
+        aligned = aligned_items(changed, known, known_items)
         started = time.monotonic()
-        tuned = tune(teacher, aligned, cfg.tuning)
-        tunings[align] = {"kept": tuned.kept, "losses": tuned.losses, "seconds": round(time.monotonic() - started)}
-        print(world, align, tunings[align], flush=True)
+        tuned = tune(teacher, aligned, changed.tuning)
+        tunings[variant] = {"kept": tuned.kept, "losses": tuned.losses, "seconds": round(time.monotonic() - started)}
+        print(world, variant, tunings[variant], flush=True)
         if tuned.adapters:
-            folder = Path(root) / f"{world}-{align}"
+            folder = Path(root) / f"{world}-{variant}"
             write_adapted(teacher, tuned.adapters, folder, {})
-            encoders[f"tuned ({align})"] = BertEncoder(folder).encode, size_of(folder)
-    best = next(
-        (Path(root) / f"{world}-{each}" for each in ("vectors", "pairs") if f"tuned ({each})" in encoders), teacher.folder
-    )
+            encoders[f"tuned ({variant})"] = BertEncoder(folder).encode, size_of(folder)
+    best = next((Path(root) / f"{world}-{each}" for each in variants if f"tuned ({each})" in encoders), teacher.folder)
     whose = "minilm" if best == teacher.folder else "tuned"
     for name, source in {"minilm": teacher, "tuned": BertEncoder(best)}.items():
         if name == "tuned" and whose == "minilm":
@@ -226,14 +230,14 @@ def measure(world: str, root: str) -> dict[str, Any]:
         own, other = found[: len(aligned.texts)], found[len(aligned.texts) :]
         said = {"encoder_bytes": size, "items_per_s": round(len(every) / min(seconds), 1)}
         judge(name, own, other, {"bytes_an_item": 4 * found.shape[1], **said})
-        if name in ("minilm", f"tuned ({best.name.rpartition('-')[2]})"):
+        if name in ("minilm", f"tuned ({best.name.removeprefix(f'{world}-')})"):
             halves = found.astype(np.float16).astype(np.float32)
             cut = {"float16": (halves, 2 * found.shape[1]), "int8": (int8_vectors(found), found.shape[1] + 4)}
             for kind, (narrow, size) in cut.items():
                 parts = narrow[: len(own)], narrow[len(own) :]
                 judge(f"{name}, {kind} vectors", *parts, {"bytes_an_item": size, **said})
     counts = {"items": len(aligned.ids), "judged_items": len(judged.texts), "judged_rows": len(judged.label_R)}
-    return counts | {"tuning": tunings, "encoders": rows}
+    return counts | {"machine": machine(), "threads": torch.get_num_threads(), "tuning": tunings, "encoders": rows}
 
 
 def size_of(folder: Path) -> int:
@@ -265,12 +269,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--world", action="append", choices=sorted(TEMPLATES))
+    parser.add_argument("--variant", action="append", choices=sorted(VARIANTS), help="of tuning; all if none is named")
     given = parser.parse_args()
     telemetry.configure(level=logging.WARNING)
+    kept = json.loads(given.out.read_text())["worlds"] if given.out.exists() else {}
     with tempfile.TemporaryDirectory(prefix="limaml-encoders-") as root:
-        found = {world: measure(world, root) for world in given.world or ["movielens"]}
-    found = {"machine": machine(), "threads": torch.get_num_threads(), "worlds": found}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+        worlds = {world: measure(world, root, given.variant or list(VARIANTS)) for world in given.world or ["movielens"]}
+    given.out.write_text(json.dumps({"worlds": kept | worlds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

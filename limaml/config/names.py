@@ -40,7 +40,7 @@ FEATURE_TYPES = Names("number", "category", "categories", "cycle", "text", "vect
 """Encoded by `limaml.features.columns`."""
 SOURCE_KINDS = Names("movielens", "completejourney", "synthetic", "parquet", "table")
 """Opened by `limaml.events.sources`."""
-TRANSFER_PROVIDERS = Names("minilm", "static", "folder", "table", "graph")
+TRANSFER_PROVIDERS = Names("minilm", "static", "folder", "onnx", "table", "graph")
 """Opened by `limaml.transfer.providers`."""
 
 MetaBlockName = Annotated[str, AfterValidator(META_BLOCKS.check), WithJsonSchema({"enum": [*META_BLOCKS.known]})]

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from limaml.config.names import TransferProvider
 from limaml.config.section import Name, OpenShare, Positive, PositiveCount, Section
 
-_OF_TEXT = ("minilm", "static", "folder")
-_OF_A_FILE = ("static", "folder", "table", "graph")
+_OF_TEXT = ("minilm", "static", "folder", "onnx")
+_OF_A_FILE = ("static", "folder", "onnx", "table", "graph")
 
 
 class TransferConfig(Section):
@@ -19,14 +19,14 @@ class TransferConfig(Section):
     """The declared vector. Its `encoder` and `licence` must be the encoder's own, its `width` the encoder's."""
     provider: TransferProvider
     """minilm: all-MiniLM-L6-v2, of a package. static: a vector a token, as `limaml distil-encoder` leaves them. folder: a BERT
-    encoder as sentence-transformers keeps it. table: vectors that something else made, of any modality. graph: the leading
-    vectors of a knowledge graph. Or one that is registered (docs/extend.md)."""
+    encoder as sentence-transformers keeps it. onnx: one of any architecture, as an ONNX file. table: vectors that something
+    else made, of any modality. graph: the leading vectors of a knowledge graph. Or one that is registered (docs/extend.md)."""
     path: str = ""
-    """static, folder: the folder of the encoder's files. table: a Parquet or CSV file with `item_id` and `vector`, also a URL.
-    graph: a file of triples, `NAME.kg`, beside `NAME.link` with the items' entities. Nothing is fetched."""
+    """static, folder, onnx: the folder of the encoder's files. table: a Parquet or CSV file with `item_id` and `vector`, also a
+    URL. graph: a file of triples, `NAME.kg`, beside `NAME.link` with the items' entities. Nothing is fetched."""
     template: str = ""
-    """minilm, static, folder: the text of an item, with the catalogue's columns in braces: `"{title}. {genres}"`. A set is
-    joined with commas, what is missing is empty; an item of which all are missing has no vector."""
+    """minilm, static, folder, onnx: the text of an item, with the catalogue's columns in braces: `"{title}. {genres}"`. A set
+    is joined with commas, what is missing is empty; an item of which all are missing has no vector."""
     batch_items: PositiveCount = 64
     """Items that are encoded together: bounds memory."""
 
@@ -84,6 +84,9 @@ class TuningConfig(Section):
     """Uppermost layers with adapters; no more than the encoder has."""
     max_parameters: PositiveCount = 200_000
     """Most numbers that may be trained, head included; more are refused."""
+    max_ms_per_item: Positive | None = None
+    """Most milliseconds an item's text may take on one thread, before and after tuning; a slower encoder is refused. None: not
+    measured."""
     lr: Positive = 2e-2
     """Learning rate of the head."""
     adapter_lr: Positive = 1e-3
@@ -100,6 +103,9 @@ class TuningConfig(Section):
     """Items of a step: each is the others' negative."""
     max_epochs: PositiveCount = 20
     """Most passes over the items in each stage."""
+    domain_epochs: Annotated[int, Field(ge=0)] = 0
+    """Most passes of a stage before these: every text of the catalogue is contrasted with itself under another dropout
+    (Gao et al. 2021), which needs no row. 0: no such stage."""
     patience: PositiveCount = 2
     """A stage ends when so many passes have not lowered the held-out items' loss."""
     seed: int = 0

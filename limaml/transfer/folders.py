@@ -20,9 +20,7 @@ def require_files(folder: Path, names: Sequence[str]) -> list[Path]:
         return [folder / name for name in names]
     if folder.suffix == ".onnx" or any(folder.rglob(_ONNX)):
         raise ConfigError(
-            f"transfer.path must hold weights as safetensors, got an ONNX model in {folder}, which needs the package "
-            "onnxruntime, and that is not in requirements.lock; save the model as safetensors, or deliver its vectors by "
-            'provider = "table"'
+            f'transfer.path must hold weights as safetensors, got an ONNX model in {folder}; use provider = "onnx"'
         )
     raise ConfigError(
         f"transfer.path must be a folder with {', '.join(names)}, got {folder} without {', '.join(missing)}; copy the whole "

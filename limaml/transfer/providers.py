@@ -32,6 +32,12 @@ def _folder(cfg: TransferConfig, feature: FeatureConfig) -> TextEncoder:  # noqa
     return BertEncoder(require_there(cfg.path, "the folder of an encoder"))
 
 
+def _onnx(cfg: TransferConfig, feature: FeatureConfig) -> TextEncoder:  # noqa: ARG001
+    from limaml.transfer.onnx import OnnxEncoder
+
+    return OnnxEncoder(require_there(cfg.path, "the folder of an ONNX encoder"))
+
+
 def _static(cfg: TransferConfig, feature: FeatureConfig) -> TextEncoder:  # noqa: ARG001
     from limaml.transfer.static import StaticEncoder
 
@@ -50,5 +56,12 @@ def _graph(cfg: TransferConfig, feature: FeatureConfig) -> ItemVectors:
     return GraphVectors(require_there(cfg.path, "a file of triples"), feature)
 
 
-PROVIDERS: dict[str, Open] = {"minilm": _minilm, "static": _static, "folder": _folder, "table": _table, "graph": _graph}
+PROVIDERS: dict[str, Open] = {
+    "minilm": _minilm,
+    "static": _static,
+    "folder": _folder,
+    "onnx": _onnx,
+    "table": _table,
+    "graph": _graph,
+}
 """Another provider is one more line here, and its name in `limaml.config.names.TRANSFER_PROVIDERS` (docs/extend.md)."""

@@ -20,8 +20,9 @@ from limaml.tasks.sampling import TaskRows
 from limaml.tasks.splits import split_events
 from limaml.training.prepare import read_history
 from limaml.training.warm_start import fit_items
-from limaml.transfer.adapters import write_adapted
+from limaml.transfer.adapters import adapted, write_adapted
 from limaml.transfer.bert import BertEncoder, minilm
+from limaml.transfer.cost import TimeBudget
 from limaml.transfer.embed_items import delivered_items
 from limaml.transfer.encoders import require_there
 from limaml.transfer.texts import texts_of
@@ -34,7 +35,7 @@ def tune_encoder(cfg: Config, out: Path, through: date, today: date) -> dict[str
     """Leave the encoder of `[tuning]`, adapted to the rows that train the twin, in `out`, and say what to declare.
 
     Raises NothingToDo, with the losses, if no adapter lowers the loss on held-out items; ConfigError if the settings do not fit
-    the encoder or each other; DataError if there are too few rows.
+    the encoder or each other, or it is slower than they allow; DataError if there are too few rows.
     """
     require_permitted(cfg)
     settings = cfg.tuning
@@ -48,20 +49,25 @@ def tune_encoder(cfg: Config, out: Path, through: date, today: date) -> dict[str
             f"the licence of {encoder.origin.label} must be declared before it is adapted, got none; write it into "
             "encoder.json beside its files"
         )
+    items = delivered_items(cfg, today)
+    budget = TimeBudget(settings.max_ms_per_item, [text for text in texts_of(settings, items) if text])
+    budget.require(encoder, encoder.weights, "before tuning")
     logged = read_history(cfg, through)
     logged = split_events(logged, cfg.evaluation).train_rows(logged)
-    found = tune(encoder, aligned_items(cfg, logged, delivered_items(cfg, today)), settings)
+    found = tune(encoder, aligned_items(cfg, logged, items), settings)
     losses = {stage: round(loss, 4) for stage, loss in found.losses.items()}
     shown = ", ".join(f"{stage} {loss:.4f}" for stage, loss in losses.items())
     if not found.adapters:
         raise NothingToDo(f"no adapter lowers the loss on held-out items ({shown}); the encoder stays as it is")
+    budget.require(encoder, adapted(encoder, found.adapters), "after tuning")
     said = {"tuned": settings.model_dump(mode="json") | {"through": through.isoformat(), "held_out_loss": losses}}
     origin = write_adapted(encoder, found.adapters, out, said)
     print(f"loss on held-out items after each stage: {shown}; kept: {', '.join(found.kept)}")
     print(f'provider = "folder", path = "{out}"; of the feature:')
     print(f'width = {origin.width}, encoder = "{origin.label}", licence = "{origin.licence}"')
     made = {"encoder": origin.label, "width": origin.width, "licence": origin.licence, "path": str(out)}
-    return made | {"kept": list(found.kept), "held_out_loss": losses}
+    spent = {"ms_per_item": budget.spent} if budget.spent else {}
+    return made | {"kept": list(found.kept), "held_out_loss": losses} | spent
 
 
 def aligned_items(cfg: Config, logged: pa.Table, items: pa.Table) -> Aligned:
@@ -76,7 +82,9 @@ def aligned_items(cfg: Config, logged: pa.Table, items: pa.Table) -> Aligned:
     vectors_IK = fit_items(rows, cfg, encoder.dims).vectors_IK[torch.tensor(used, dtype=torch.long)]
     partners = _partners(rows, cfg.tuning, used) if cfg.tuning.align == "pairs" else None
     ids = [encoder.items[at] for at in used]
-    return Aligned(ids, [texts[item] or "" for item in ids], np.flatnonzero(held), np.flatnonzero(~held), vectors_IK, partners)
+    own = [texts[item] or "" for item in ids]
+    domain = [text for item, text in texts.items() if text and not _is_held_out(item, cfg.tuning.held_out_items)]
+    return Aligned(ids, own, np.flatnonzero(held), np.flatnonzero(~held), vectors_IK, partners, domain)
 
 
 def _partners(rows: TaskRows, cfg: TuningConfig, used: list[int]) -> list[Indices]:

@@ -1,12 +1,14 @@
 """An encoder of text is aligned with what rows say of items, by InfoNCE (van den Oord et al. 2018) through a linear head.
 
 Stages unfreeze from the head downward (Howard and Ruder 2018): the head; the last layer's adapters with it; all adapters. Each
-starts from what was kept, and is kept if it lowers the loss on held-out items, which are trained on in no stage.
+starts from what was kept, and is kept if it lowers the loss on held-out items, which are trained on in no stage. After the head
+may come a stage on texts alone, by contrast under dropout (SimCSE, Gao et al. 2021): it trains the very vector that is used,
+where predicting masked tokens would need an output layer that encoders of sentences no longer have.
 
 I items, B items of a batch, H width of the encoder, K width of the head
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +24,8 @@ from limaml.transfer.adapters import Adapters, adapted, new_adapters
 from limaml.transfer.bert import BertEncoder
 
 _HELD_OUT_BATCH = 256
+_DOMAIN_DROPOUT, _DOMAIN_TEMPERATURE = 0.1, 0.05
+"""As Gao et al. (2021) have them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Aligned:
     """Fitted item vectors; with pairs only their width counts."""
     partners: Sequence[Indices] | None = None
     """Of each item those it pairs with, as often as it does; None: it is aligned with its vector."""
+    domain: Sequence[str] = ()
+    """Texts of the catalogue, held-out items' left out, for the stage that needs no row."""
 
     def side(self, items: Indices) -> "Aligned":
         """With those items as the only partners, so that no pair crosses from trained to held-out ones."""
@@ -65,13 +71,13 @@ class _State:
 
         return _State(own(self.head_KH), {name: (own(down), own(up)) for name, (down, up) in self.adapters.items()})
 
-    def groups(self, cfg: TuningConfig, num_layers: int) -> list[dict[str, object]]:
-        """Each tensor's learning rate, of its layer's place below the last."""
-        found: list[dict[str, object]] = [{"params": [self.head_KH], "lr": cfg.lr, "weight_decay": cfg.weight_decay}]
-        for name, pair in self.adapters.items():
-            below = num_layers - 1 - int(name.split(".")[2])
-            found.append({"params": list(pair), "lr": cfg.adapter_lr * cfg.layer_lr_decay**below, "weight_decay": 0.0})
-        return found
+    def of_head(self, cfg: TuningConfig) -> dict[str, object]:
+        return {"params": [self.head_KH], "lr": cfg.lr, "weight_decay": cfg.weight_decay}
+
+    def of_adapters(self, cfg: TuningConfig, num_layers: int, names: Iterable[str]) -> list[dict[str, object]]:
+        """Each one's learning rate, of its layer's place below the last."""
+        rates = {name: cfg.adapter_lr * cfg.layer_lr_decay ** (num_layers - 1 - int(name.split(".")[2])) for name in names}
+        return [{"params": list(self.adapters[name]), "lr": rate, "weight_decay": 0.0} for name, rate in rates.items()]
 
 
 def tune(encoder: BertEncoder, aligned: Aligned, cfg: TuningConfig) -> Tuned:
@@ -94,10 +100,12 @@ def tune(encoder: BertEncoder, aligned: Aligned, cfg: TuningConfig) -> Tuned:
     run = _Run(encoder, aligned, cfg, generator)
     best, best_loss, losses, kept = _State(head_KH, {}), float("inf"), dict[str, float](), list[str]()
     last = {name: pair for name, pair in every.items() if name.startswith(f"encoder.layer.{top - 1}.")}
-    for stage, added in (("head", {}), ("last layer", last), ("all layers", every)):
+    domain = {"domain": every} if cfg.domain_epochs else {}
+    stages: dict[str, Adapters] = {"head": {}, **domain, "last layer": last, "all layers": every}
+    for stage, trained in stages.items():
         started = best.copy()
-        started.adapters = {**_State(head_KH, dict(added)).copy().adapters, **started.adapters}
-        found, losses[stage] = run.stage(stage, started)
+        started.adapters = {**_State(head_KH, dict(trained)).copy().adapters, **started.adapters}
+        found, losses[stage] = run.domain(started) if stage == "domain" else run.stage(stage, started, list(trained))
         if losses[stage] < best_loss:
             best, best_loss = found, losses[stage]
             kept.append(stage)
@@ -124,6 +132,7 @@ class _Run:
     def __init__(self, encoder: BertEncoder, aligned: Aligned, cfg: TuningConfig, generator: torch.Generator) -> None:
         self._encoder, self._cfg, self._generator = encoder, cfg, generator
         self._tokens = encoder.tokens_of(aligned.texts)
+        self._domain = encoder.tokens_of(list(dict.fromkeys(aligned.domain)))
         self._vectors_IK = aligned.vectors_IK - aligned.vectors_IK[torch.from_numpy(aligned.trained_I)].mean(0)
         self._sides = [aligned, aligned]
         if aligned.partners is not None:
@@ -138,12 +147,52 @@ class _Run:
                     f"tuning needs at least 2 {what} items with a text, {cfg.min_item_rows} rows and what it is aligned with, "
                     f"got {len(items)}; lower tuning.min_item_rows, change tuning.held_out_items, or train on more rows"
                 )
+        if cfg.domain_epochs and len(self._domain) < 2:
+            raise DataError(
+                f"tuning.domain_epochs needs at least 2 texts that are not held out, got {len(self._domain)}; set it to 0, or "
+                "change tuning.template"
+            )
         self._frozen_IH: Tensor | None = None
 
-    def stage(self, name: str, state: _State) -> tuple[_State, float]:
-        """The state of the pass with the lowest loss on held-out items, and that loss."""
+    def domain(self, state: _State) -> tuple[_State, float]:
+        """Adapters of the pass over texts alone after which a head has the lowest loss on held-out items, and that loss."""
         cfg = self._cfg
-        optimizer = torch.optim.AdamW(state.groups(cfg, self._encoder.num_layers))
+        optimizer = torch.optim.AdamW(state.of_adapters(cfg, self._encoder.num_layers, state.adapters))
+        best, best_loss, worse = state, float("inf"), 0
+        for _ in range(cfg.domain_epochs):
+            with progress("tuning, domain", "texts", len(self._domain)) as advance:
+                order = torch.randperm(len(self._domain), generator=self._generator).numpy()
+                for texts in np.array_split(order, max(1, len(order) // cfg.batch_items)):
+                    optimizer.zero_grad()
+                    self._contrast(state, texts).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    advance(len(texts))
+            found, loss = self.stage("domain's head", state.copy(), [])
+            if loss < best_loss:
+                best, best_loss, worse = found, loss, 0
+            else:
+                worse += 1
+            if worse == cfg.patience:
+                break
+        return best, best_loss
+
+    def _contrast(self, state: _State, texts: Indices) -> Tensor:
+        """Mean loss of finding each text among the batch's, both under dropout (nats)."""
+        weights, tokens = adapted(self._encoder, state.adapters), [self._domain[text] for text in texts]
+
+        def drop(x: Tensor) -> Tensor:
+            return x * (torch.rand(x.shape, generator=self._generator) >= _DOMAIN_DROPOUT) / (1.0 - _DOMAIN_DROPOUT)
+
+        one_BH, other_BH = (self._encoder.vectors_by(weights, tokens, drop) for _ in range(2))
+        own_B = torch.from_numpy(texts)
+        return info_nce(one_BH, other_BH, own_B, own_B, _DOMAIN_TEMPERATURE)
+
+    def stage(self, name: str, state: _State, trained: Sequence[str]) -> tuple[_State, float]:
+        """Head and the adapters `trained` of the pass with the lowest loss on held-out items, and that loss."""
+        cfg = self._cfg
+        adapters = state.of_adapters(cfg, self._encoder.num_layers, trained)
+        optimizer = torch.optim.AdamW([state.of_head(cfg), *adapters])
+        self._frozen_IH = None if trained else self._vectors_of_all(state)
         best, best_loss, worse = state.copy(), self._judge(state), 0
         with progress(f"tuning, {name}", "items", cfg.max_epochs * len(self._trained)) as advance:
             for _ in range(cfg.max_epochs):
@@ -187,11 +236,15 @@ class _Run:
         return info_nce(own_BK, other_BK, torch.from_numpy(items), torch.from_numpy(partners), self._cfg.temperature)
 
     def _read(self, state: _State, items: Indices) -> Tensor:
-        """(B, H) vectors of texts; those of the frozen encoder are made once."""
-        if state.adapters:
-            return self._encoder.vectors_by(adapted(self._encoder, state.adapters), [self._tokens[item] for item in items])
-        if self._frozen_IH is None:
-            pieces = range(0, len(self._tokens), _HELD_OUT_BATCH)
-            found = [self._encoder.encode_tokens(self._tokens[start : start + _HELD_OUT_BATCH]) for start in pieces]
-            self._frozen_IH = torch.from_numpy(np.concatenate(found))
-        return self._frozen_IH[torch.from_numpy(items)]
+        """(B, H) vectors of texts."""
+        if self._frozen_IH is not None:
+            return self._frozen_IH[torch.from_numpy(items)]
+        return self._encoder.vectors_by(adapted(self._encoder, state.adapters), [self._tokens[item] for item in items])
+
+    @torch.no_grad()
+    def _vectors_of_all(self, state: _State) -> Tensor:
+        """(I, H) by adapters that the stage leaves as they are."""
+        weights = adapted(self._encoder, state.adapters)
+        pieces = range(0, len(self._tokens), _HELD_OUT_BATCH)
+        found = [self._encoder.vectors_by(weights, self._tokens[start : start + _HELD_OUT_BATCH]) for start in pieces]
+        return torch.cat(found)

@@ -90,6 +90,19 @@ def test_a_folder_pools_as_it_says(tiny_bert, change, first):
         assert np.abs(row - (states[0] if first else states.mean(0)).numpy()).max() < 10 * TOLERANCE, text
 
 
+def test_dropout_falls_on_the_embeddings_and_on_what_each_sublayer_adds(tiny_bert):
+    encoder, dropped = BertEncoder(tiny_bert), []
+
+    def drop(x):
+        dropped.append(x.shape)
+        return x * 0.5
+
+    tokens = encoder.tokens_of(["toy story", "heat"])
+    halved = encoder.vectors_by(encoder.weights, tokens, drop)
+    assert dropped == [(2, 4, 12)] * (1 + 2 * encoder.num_layers)
+    assert not torch.allclose(halved, encoder.vectors_by(encoder.weights, tokens), atol=0.01)
+
+
 def test_a_text_is_cut_where_the_folder_says(tiny_bert):
     encoder = BertEncoder(tiny_bert)
     assert np.array_equal(encoder.encode(["toy " * 14]), encoder.encode(["toy " * 50]))  # 16 positions, two of them marks.
@@ -138,7 +151,7 @@ def test_a_folder_without_its_files_is_refused(tiny_bert):
     with pytest.raises(ConfigError, match=r"tiny without tokenizer\.json; copy the whole folder"):
         BertEncoder(tiny_bert)
     (tiny_bert / "model.safetensors").rename(tiny_bert / "model.onnx")
-    with pytest.raises(ConfigError, match=r"ONNX model .* the package onnxruntime, and that is not in requirements\.lock"):
+    with pytest.raises(ConfigError, match=r'got an ONNX model in .*tiny; use provider = "onnx"'):
         BertEncoder(tiny_bert)
     (tiny_bert / "config.json").write_text("{")
     (tiny_bert / "model.onnx").rename(tiny_bert / "model.safetensors")

@@ -32,7 +32,7 @@ def test_an_encoder_without_a_licence_is_refused():
         require_declared(FEATURE, replace(ORIGIN, licence=""))
 
 
-@pytest.mark.parametrize("provider", ["folder", "static", "graph"])
+@pytest.mark.parametrize("provider", ["folder", "onnx", "static", "graph"])
 def test_a_hub_id_is_refused_because_nothing_is_fetched(provider):
     template = "" if provider == "graph" else "{title}"
     cfg = TransferConfig(feature="meaning", provider=provider, path="sentence-transformers/all-MiniLM-L6-v2", template=template)

@@ -50,10 +50,11 @@ def rows_and_items(cfg, through):
 
 
 def test_it_leaves_an_encoder_or_says_that_nothing_was_gained(cfg, through, tmp_path, capsys):
-    eager = changed(cfg, adapter_lr=0.05, max_epochs=20, patience=20)
+    eager = changed(cfg, adapter_lr=0.05, max_epochs=20, patience=20, max_ms_per_item=10_000.0)
     done = tune_encoder(eager, tmp_path / "tuned", through, TODAY)
     origin = BertEncoder(tmp_path / "tuned").origin
     assert (done["encoder"], done["licence"], done["width"]) == (origin.label, "mit", 12)
+    assert set(done["ms_per_item"]) == {"before tuning", "after tuning"}
     assert f'encoder = "{origin.label}"' in capsys.readouterr().out
     said = json.loads((tmp_path / "tuned" / "encoder.json").read_text())["tuned"]
     assert (said["rank"], said["through"], said["held_out_loss"]) == (2, through.isoformat(), done["held_out_loss"])
@@ -62,12 +63,20 @@ def test_it_leaves_an_encoder_or_says_that_nothing_was_gained(cfg, through, tmp_
     assert not (tmp_path / "none").exists()
 
 
+def test_an_encoder_over_the_budget_of_time_is_refused_before_rows_are_read(cfg, tmp_path):
+    with pytest.raises(ConfigError, match=r"takes before tuning, \d.* got 1e-06; name a smaller encoder"):
+        tune_encoder(changed(cfg, max_ms_per_item=1e-6), tmp_path / "out", date(1, 1, 1), TODAY)
+
+
 def test_items_are_held_out_by_a_hash_of_their_id(cfg, through):
     logged, items = rows_and_items(cfg, through)
     found = aligned_items(cfg, logged, items)
     fewer = aligned_items(changed(cfg, held_out_items=0.2), logged, items)
     assert {fewer.ids[at] for at in fewer.held_out_I} < {found.ids[at] for at in found.held_out_I}
     assert sorted([*found.held_out_I, *found.trained_I]) == list(range(len(found.ids)))
+    texts = np.array(found.texts)
+    assert set(texts[found.trained_I]) <= set(found.domain)
+    assert not set(texts[found.held_out_I]) & set(found.domain)
 
 
 def test_pairs_are_of_one_users_positive_rows_close_in_time(cfg, through):

@@ -12,7 +12,7 @@ from limaml.config import TuningConfig
 from limaml.errors import ConfigError, DataError
 from limaml.transfer.adapters import adapted, new_adapters
 from limaml.transfer.bert import BertEncoder
-from limaml.transfer.tuning import Aligned, info_nce, tune
+from limaml.transfer.tuning import Aligned, _Run, _State, info_nce, tune
 
 WORDS = ["comedy", "drama", "heat", "story", "toy", "war"]
 SETTINGS = TuningConfig(template="{title}", layers=2, rank=2, batch_items=16, max_epochs=8, lr=0.02, adapter_lr=0.02)
@@ -76,10 +76,10 @@ def test_the_same_seed_gives_the_same_adapters(encoder, aligned):
 class Recording(BertEncoder):
     """Notes the texts that something is derived from."""
 
-    def vectors_by(self, weights, tokens):
+    def vectors_by(self, weights, tokens, drop=None):
         if torch.is_grad_enabled():
             self.trained |= {tuple(ids) for ids in tokens}
-        return super().vectors_by(weights, tokens)
+        return super().vectors_by(weights, tokens, drop)
 
 
 def test_held_out_items_are_trained_on_in_no_stage(tiny_bert, aligned):
@@ -88,6 +88,40 @@ def test_held_out_items_are_trained_on_in_no_stage(tiny_bert, aligned):
     tune(encoder, aligned, SETTINGS.model_copy(update={"max_epochs": 1}))
     tokens = encoder.tokens_of(aligned.texts)
     assert encoder.trained == {tuple(tokens[at]) for at in aligned.trained_I}
+
+
+DOMAIN = ["war war", "toy toy", "heat heat", "war war"]
+
+
+def test_a_stage_on_texts_alone_comes_after_the_head(tiny_bert, aligned):
+    encoder, cfg = Recording(tiny_bert), SETTINGS.model_copy(update={"max_epochs": 2, "domain_epochs": 3})
+    encoder.trained = set()
+    first = tune(encoder, replace(aligned, domain=DOMAIN), cfg)
+    assert list(first.losses) == ["head", "domain", "last layer", "all layers"]
+    tokens = [encoder.tokens_of(aligned.texts)[at] for at in aligned.trained_I] + encoder.tokens_of(DOMAIN)
+    assert encoder.trained == {tuple(each) for each in tokens}
+    assert ("domain" in first.kept) == (first.losses["domain"] < first.losses["head"])
+    assert first.losses["domain"] != first.losses["head"]
+    assert tune(encoder, replace(aligned, domain=DOMAIN), cfg).losses == first.losses
+
+
+def test_texts_alone_adapt_the_encoder_to_tell_them_apart_under_dropout(encoder, aligned):
+    cfg = SETTINGS.model_copy(update={"max_epochs": 1, "domain_epochs": 20, "patience": 20})
+    run = _Run(encoder, replace(aligned, domain=aligned.texts), cfg, torch.Generator().manual_seed(0))
+    state = _State(torch.ones(3, 12).requires_grad_(), new_adapters(encoder, [0, 1], 2, torch.Generator().manual_seed(0)))
+
+    def contrast(state):
+        run._generator.manual_seed(1)
+        return float(run._contrast(state, np.arange(len(aligned.texts))).detach())
+
+    before = contrast(state)
+    run.domain(state)
+    assert contrast(state) < before - 0.1
+
+
+def test_texts_alone_need_texts(encoder, aligned):
+    with pytest.raises(DataError, match=r"domain_epochs needs at least 2 texts .* got 1; set it to 0"):
+        tune(encoder, replace(aligned, domain=["war", "war"]), SETTINGS.model_copy(update={"domain_epochs": 1}))
 
 
 def test_pairs_stay_on_their_side(aligned):
