@@ -84,6 +84,10 @@ class ModelConfig(Section):
     """Share of training tasks whose user profile is hidden: a demographic vector acts as a user id otherwise."""
     unknown_item_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Share of training rows whose item is replaced by the unknown row, which trains it."""
+    hidden_item_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of training rows whose item is shown as before anybody touched it (DropoutNet, Volkovs et al. 2017): no id, its
+    counts and rates without an event, no entry of the user for it; what the catalogue says of it stays. Above 0 the numbers
+    of items and context are held twice."""
     unknown_entity_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """`id_mlp`: share of training tasks whose entity is replaced by the unknown row."""
 

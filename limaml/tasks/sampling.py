@@ -23,6 +23,8 @@ from limaml.errors import DataError
 from limaml.features.columns import UNKNOWN, Indices
 from limaml.features.derived import timestamps_us
 from limaml.features.encoder import EncodedRows, Encoder
+from limaml.schema import tables
+from limaml.tasks.new_items import without_history
 from limaml.tasks.other_entities import NOBODY, OtherEntities, distinct_tasks
 from limaml.tasks.rows import OtherTasks, Rows, TaskBatch
 
@@ -48,13 +50,19 @@ class TaskRows:
     """(E,) index into the encoder's entity vocabulary."""
     others: Mapping[str, OtherEntities] = field(default_factory=dict)
     """By kind, those behind the first: their entities in these rows."""
+    as_new: EncodedRows | None = None
+    """The same rows, each with its item as one that nobody has touched; where `model.hidden_item_share` asks for it."""
 
     @classmethod
     def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> Self:
         """`from_logged` for the first kind, and the rows of the other kinds' entities among them."""
         rows = cls.from_logged(logged, encoder, cfg.task_kind)
         others = {kind.name: rows._entities_of(logged, encoder, kind, cfg) for kind in cfg.task_kinds[1:]}
-        return replace(rows, others=others) if others else rows
+        rows = replace(rows, others=others) if others else rows
+        if not cfg.model.hidden_item_share:
+            return rows
+        as_new = encoder.encode_ordered(without_history(logged, tables(cfg.features)), rows.source_row)
+        return replace(rows, as_new=replace(as_new, item_index=np.full(len(as_new), UNKNOWN)))
 
     def _entities_of(self, logged: pa.Table, encoder: Encoder, kind: TaskKindConfig, cfg: Config) -> OtherEntities:
         names, entity = _ranked(logged[kind.entity_column])
@@ -118,6 +126,8 @@ class TaskSpec:
     hide_entity: bool = False
     hide_items: Indices = field(default_factory=lambda: _NO_ROWS)
     """Rows whose item is replaced by the unknown one."""
+    hide_history: Indices = field(default_factory=lambda: _NO_ROWS)
+    """Rows whose item is replaced by what it was before anybody touched it (`TaskRows.as_new`)."""
     others: Mapping[str, Indices] = field(default_factory=dict)
     """By kind, those behind the first: each query row's entity, whose embedding as of the same instant it is scored with;
     `NOBODY` and kinds that are not here: the prior."""
@@ -187,6 +197,8 @@ def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: 
         hide_profile=bool(rng.random() < cfg.model.profile_dropout),
         hide_entity=bool(rng.random() < cfg.model.unknown_entity_share),
         hide_items=used[rng.random(len(used)) < cfg.model.unknown_item_share],
+        # Without the setting nothing is drawn, so that the rest of the draw stays what it was.
+        hide_history=used[rng.random(len(used)) < share] if (share := cfg.model.hidden_item_share) else _NO_ROWS,
     )
 
 
@@ -221,9 +233,12 @@ def _with_others(rows: TaskRows, cfg: Config, rng: np.random.Generator, specs: S
     sizes = [len(spec.query) for spec in specs]
     query = np.concatenate([spec.query for spec in specs])
     as_of_us = np.repeat(np.array([spec.as_of_us for spec in specs], np.int64), sizes)
+    hidden = np.concatenate([np.isin(spec.query, spec.hide_history) for spec in specs])
+    items = {kind.name for kind in cfg.task_kinds if kind.entity_column == "item_id"}
     found: dict[str, list[Indices]] = {}
     for kind, other in rows.others.items():
-        entity_U, as_of_us_U, at = distinct_tasks(other.entity[query], as_of_us)
+        entity = np.where(hidden & (kind in items), NOBODY, other.entity[query])
+        entity_U, as_of_us_U, at = distinct_tasks(entity, as_of_us)
         first_U, stop_U = other.supports(entity_U, as_of_us_U)
         adapted = np.flatnonzero((stop_U > first_U) & (rng.random(len(entity_U)) >= cfg.meta.zero_support_probability))
         kept_U = np.zeros(len(entity_U), np.bool_)
@@ -323,4 +338,11 @@ def _gather(rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices]
     for task, spec in enumerate(specs):
         if len(spec.hide_items):
             gathered.item_index_TR[task, torch.from_numpy(np.isin(at[task], spec.hide_items))] = UNKNOWN
+        if len(spec.hide_history):
+            assert rows.as_new is not None, "rows are made by TaskRows.of"
+            place = np.flatnonzero(np.isin(chosen[task], spec.hide_history))
+            new = rows.as_new.take(at[task, place])
+            gathered.item_index_TR[task, place] = UNKNOWN
+            gathered.item_dense_TRF[task, place] = torch.from_numpy(new.item_features())
+            gathered.context_TRF[task, place] = torch.from_numpy(new.context)
     return gathered
