@@ -80,7 +80,7 @@ bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end
 experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)
 
-experiments-transfer: .venv/installed  ## What vectors of text give new items, with intervals, on films and groceries; 30 minutes
+experiments-transfer: .venv/installed  ## What vectors of text, and rows without their history, give new items on films and groceries; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.transfer --out experiments/results/transfer.json $(ARGS)
 
 dashboards: .venv/installed  ## Write the Grafana dashboards into the chart (helm/limaml/files/dashboards)

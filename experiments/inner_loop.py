@@ -29,6 +29,7 @@ from limaml.config import Config, FeatureConfig, MetaConfig, ModelConfig, Traini
 from limaml.events.catalogue import item_vectors
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
+from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.models.network import Network
 from limaml.schema import tables
@@ -84,6 +85,8 @@ class Fitted:
     progress: Progress
     logged: pa.Table
     rows: TaskRows
+    encoder: Encoder
+    """What `rows` are encoded with."""
     specs: Sequence[TaskSpec]
     train_seconds: float
 
@@ -103,7 +106,7 @@ def fit_world(cfg: Config, root: str) -> Fitted:
     encoder = encoders[0].with_items(item_vectors(Storage(root), tables(cfg.features)))
     rows = TaskRows.of(logged, encoder, cfg)
     specs = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
-    return Fitted(network, progress, logged, rows, specs, seconds)
+    return Fitted(network, progress, logged, rows, encoder, specs, seconds)
 
 
 def measure(cfg: Config, root: str, training: TrainingConfig | None = None) -> dict[str, Any]:

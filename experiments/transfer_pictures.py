@@ -24,7 +24,8 @@ from sklearn.manifold import TSNE
 
 from experiments.data import TODAY
 from experiments.reporting.plots import save
-from limaml.config import Config, FeatureConfig, TransferConfig, load
+from experiments.transfer_jobs import WORLDS, text_feature
+from limaml.config import Config, TransferConfig, load
 from limaml.events import catalogue
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
@@ -35,7 +36,6 @@ from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
 from limaml.training.prepare import read_history
 from limaml.training.warm_start import fit_items
-from limaml.transfer.bert import minilm
 from limaml.transfer.embed_items import embed_items
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GENRES = ("Children's", "Horror", "Sci-Fi", "Documentary", "Romance", "Western")
-_FEATURE, _COMPONENTS = "text_vector", 32
 _LEFT_OUT = 5
 """One item in so many."""
 _SHOWN, _NEIGHBOURS, _TITLE = 4, 3, 34
@@ -68,13 +67,12 @@ class Films:
 
 def films(cfg: Config, root: Path) -> Films:
     """Embed, ingest and fit `cfg`'s world in `root`."""
-    origin = minilm().origin
-    declared = {"entity": "item", "name": _FEATURE, "type": "vector", "width": origin.width, "project_to": _COMPONENTS}
-    feature = FeatureConfig.model_validate(declared | {"encoder": origin.label, "licence": origin.licence})
+    world = WORLDS["movielens"]
+    feature = text_feature(world.components)
     update = {
         "storage": cfg.storage.model_copy(update={"root": str(root)}),
         "features": (*cfg.features, feature),
-        "transfer": (TransferConfig(feature=_FEATURE, provider="minilm", template="{title}. {genres}"),),
+        "transfer": (TransferConfig(feature=feature.name, provider="minilm", template=world.text),),
     }
     cfg = cfg.model_copy(update=update)
     embed_items(cfg, TODAY)
@@ -91,7 +89,7 @@ def films(cfg: Config, root: Path) -> Films:
     content = encoder.encode_table(logged.take(first)).item_features()[:, : encoder.dims.item_static]
     items = catalogue.read(Storage(str(root)), "item")
     items = items.take(pc.index_in(ids, value_set=items["item_id"].combine_chunks()))
-    text, _ = vector_values(vectors[_FEATURE].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
+    text, _ = vector_values(vectors[feature.name].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
     return Films(
         items["title"].to_pylist(),
         [set(values or ()) for values in items[_categories(cfg)].to_pylist()],

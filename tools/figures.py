@@ -282,27 +282,76 @@ def _power(one: Results) -> tuple[str, str, str]:
     return f"{one['sequential']['share']:.0%}", day, f"{one['t_test_of_users_once']['share']:.0%}"
 
 
+_ITEMS = {"unseen": "none", "few": "1 to 5", "rare": "6 to 50", "warm": "more", "all": "any"}
+_METRICS = {"pooled_auc": "AUC, pooled", "per_user_auc": "AUC, per user", "ndcg10": "NDCG@10 of the day's catalogue"}
+
+
 def transfer(found: Results) -> list[str]:
-    """World by world, what vectors of text add for items by how many rows they had before the day."""
-    groups = {"unseen": "none", "few": "1 to 5", "rare": "6 to 50", "warm": "more", "all": "any"}
-    metrics = {"pooled_auc": "AUC, pooled", "per_user_auc": "AUC, per user", "ndcg10": "NDCG@10 of a user's day"}
-    places = {"outside": "read by the factor model alone", "inside": "an input of the MLP, too"}
+    """World by world, what vectors of text and training rows without their item's history add."""
     lines = []
     for world, one in sorted(found["worlds"].items(), reverse=True):
-        for arm in (name for name in one["arms"] if name != "none"):
-            place, width = arm.split("_")
-            over = one["arms"][arm]["over_none"]
+        with_text, hidden = one["chosen"]["with_text"], one["chosen"]["hidden"]
+        titles = {
+            f"{with_text}, over the same without text (chosen on the validation items)": found["gains"][world],
+            f"{hidden}, over none (its share chosen on the validation items)": one["gains"]["hiding"],
+        }
+        if with_text != "text":
+            titles["text, over none"] = one["gains"]["text"]
+        for title, gains in titles.items():
             rows = [
-                [label, f"{one['rows'][group]:,}", *(_over(over[group][metric]) for metric in metrics)]
-                for group, label in groups.items()
+                [label, f"{one['rows'][group]:,}", f"{one['lists'][group]:,}", *(_over(gains[group][key]) for key in _METRICS)]
+                for group, label in _ITEMS.items()
             ]
-            said = "chosen on the validation items" if arm == one["chosen"] else "beside it"
-            lines += [f"**{world}**, {places[place]}, {width} components ({said}):", ""]
-            lines += table(("rows of the item before the day", "judged rows", *metrics.values()), rows)
-        of_lists = ("diversity", "novelty", "coverage", "exposure_gini", "unseen_share")
-        rows = [[name.replace("_", ", "), *(f"{arm[key]:.3f}" for key in of_lists)] for name, arm in one["arms"].items()]
-        lines += table(("the ten best of a user's day", *(key.replace("_", " ") for key in of_lists)), rows)
+            lines += [f"**{world}, {one['draws']} draws: {title}**", ""]
+            lines += table(("rows of the item before the day", "judged rows", "catalogues", *_METRICS.values()), rows)
+        lines += _by_week(one) + _by_user(one) + _arms_of(one)
     return lines
+
+
+def _by_week(one: Results) -> list[str]:
+    rows = [
+        [
+            week["from"],
+            f"{week['rows']:,}",
+            f"{week['unseen_rows']:,}",
+            f"{week['items']:,}",
+            f"{week['auc']:.1f}",
+            *_pooled(week),
+        ]
+        for week in one["weeks"]
+    ]
+    return table(("week from", "judged rows", "of untouched items", "items touched before it", "AUC", *_POOLED), rows)
+
+
+def _by_user(one: Results) -> list[str]:
+    titles = {"new": "without a row before the day", "returning": "with rows before it"}
+    rows = [[title, f"{one['users'][key]['rows']:,}", *_pooled(one["users"][key])] for key, title in titles.items()]
+    return table(("users", "judged rows", *_POOLED), rows)
+
+
+_POOLED = ("hiding: all", "hiding: untouched items", "vectors: all", "vectors: untouched items")
+
+
+def _pooled(part: Results) -> list[str]:
+    found = [part[rows][arm].get("pooled_auc") for arm in ("hiding", "vectors") for rows in ("all", "unseen")]
+    return [_over(one) if one else DASH for one in found]
+
+
+def _arms_of(one: Results) -> list[str]:
+    """Calibration by group, and what the ten best are."""
+    groups = ("unseen", "warm", "all")
+    rows = []
+    arms = {name: one["arms"][name] for name in sorted(one["arms"], key=lambda name: (len(name), name))}
+    for name, arm in arms.items():
+        parts = [arm["groups"][group] for group in groups]
+        means = (f"{part['mean_score']:.3f} / {part['label_rate']:.3f}" for part in parts)
+        losses = (f"{part['log_loss']:.4f} / {part['calibration_error']:.3f}" for part in parts)
+        rows.append([name, *(cell for pair in zip(means, losses, strict=True) for cell in pair)])
+    what = (f"{_ITEMS[group]}: {of}" for group in groups for of in ("score / label", "log loss / ECE"))
+    lines = table(("calibration, rows of the item before the day", *what), rows)
+    of_lists = ("diversity", "novelty", "coverage", "exposure_gini", "unseen_share")
+    rows = [[name, *(f"{arm[key]:.3f}" for key in of_lists)] for name, arm in arms.items()]
+    return lines + table(("the ten best of the day's catalogue", *(key.replace("_", " ") for key in of_lists)), rows)
 
 
 def _over(found: Results) -> str:

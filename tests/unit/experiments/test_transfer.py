@@ -1,5 +1,6 @@
-"""New items with and without vectors of text, small: arms are judged on the same rows, and no new item has an early event."""
+"""New items, small: none has an early event, arms are judged on the same rows, catalogues have the features of the day."""
 
+from dataclasses import asdict
 from datetime import date, timedelta
 
 import numpy as np
@@ -8,60 +9,156 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import transfer
+from experiments import transfer_metrics as metrics
+from experiments.cached_jobs import Job
+from experiments.transfer_jobs import JUDGED_ITEMS, VALIDATION_ITEMS, Arm, begin, deliver, fit_and_score, read
+from experiments.transfer_rows import GROUPS, TOP, Draw, as_logged, candidates
 from limaml.config import load
+from limaml.events.logged import read_logged
+from limaml.io.storage import Storage
+from limaml.metrics import auc, mean_per_user_auc
+from limaml.schema import tables
+
+ARMS = (Arm(), Arm(text=True), Arm(hidden=0.5), Arm(text=True, hidden=0.5))
 
 
-def test_all_arms_share_rows_and_new_items_have_no_event_before_they_begin(tmp_path):
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """One draw of a generated world with films' columns, two steps an arm: its folder, how it is read, what was measured."""
+    folder = tmp_path_factory.mktemp("draw")
     steps = ["training.max_steps=2", "training.validate_every=1", "training.num_workers=1", "training.tasks_per_step=4"]
-    cfg = load("configs/movielens.toml", [*transfer.OVERRIDES["movielens"], *steps])
-    found = transfer.measure(cfg, "movielens", tmp_path)
-    assert found["rows"]["all"] == sum(found["rows"][group] for group in ("unseen", "few", "rare", "warm"))
-    assert found["rows"]["unseen"] > 100
-    assert set(found["validation_auc_unseen"]) == {
-        "none",
-        *(f"{p}_{w}" for p in ("outside", "inside") for w in transfer.WIDTHS),
-    }
-    assert found["chosen"] in found["arms"]
-    for group in transfer.GROUPS:
-        for gain in found["gains"][group].values():
+    gates = ["source.max_rows_ratio=1000", "source.min_label_rate=0", "source.max_label_rate=1"]
+    cfg = deliver(load("configs/synthetic.toml", [*steps, *gates]), "movielens", 0, folder)
+    params = {"world": "movielens", "folder": str(folder), "config": cfg.model_dump(mode="json")}
+    outputs = {arm: [fit_and_score(Job("transfer", arm.name, params | {"arm": asdict(arm)}))] for arm in ARMS}
+    return folder, cfg, transfer.Measurement([read(cfg, folder)], outputs)
+
+
+def test_all_arms_share_rows(world):
+    found = transfer.compare(world[2])
+    parts = [found["rows"][group] for group in ("unseen", "few", "rare", "warm")]
+    for split in (parts, [week["rows"] for week in found["weeks"]], [users["rows"] for users in found["users"].values()]):
+        assert found["rows"]["all"] == sum(split)
+    assert found["rows"]["unseen"] > 50
+    assert found["lists"]["unseen"] > 10
+    assert set(found["validation_auc_unseen"]) == set(found["arms"]) == {"none", "text", "hidden 0.5", "hidden 0.5, text"}
+    for gains in found["gains"].values():
+        assert set(gains) == set(GROUPS)
+        for gain in (gains[group][metric] for group in ("unseen", "all") for metric in ("pooled_auc", "ndcg10")):
             assert gain["low"] <= gain["mean"] <= gain["high"]
-            assert gain["low"] < gain["high"]
-        assert found["gains"][group] == found["arms"][found["chosen"]]["over_none"][group]
-        assert set(found["arms"]["none"]["over_none"][group]["pooled_auc"].values()) == {0.0}
-    events = pq.read_table(tmp_path / "delivered" / "events")
+        assert gains["all"]["pooled_auc"]["low"] < gains["all"]["pooled_auc"]["high"]
+    none, hidden = (found["arms"][name]["groups"]["all"]["pooled_auc"] for name in ("none", "hidden 0.5"))
+    assert found["gains"]["hiding"]["all"]["pooled_auc"]["mean"] == pytest.approx(hidden - none)
+
+
+def test_scores_are_those_of_the_events_they_stand_beside(world):
+    """Scored in order of users, kept in order of events: an arm's AUC over all is that of its events."""
+    measurement, draw = world[2], world[2].draws[0]
+    (output,) = measurement.outputs[Arm()]
+    judged = draw.day_E[output.arrays["event"]] >= draw.first_judged
+    own = auc(draw.label_E[output.arrays["event"][judged]], output.arrays["score_R"][judged])
+    rows = measurement.rows(judged=True)
+    assert auc(rows.label_R, measurement.scores(Arm(), judged=True)) == pytest.approx(own)
+    assert (rows.day_R >= draw.first_judged).all()
+    assert (measurement.rows(judged=False).day_R < draw.first_judged).all()
+
+
+def test_new_items_have_no_event_before_they_begin(world):
+    folder, cfg, _ = world
+    events = pq.read_table(folder / "delivered" / "events")
     first: dict[str, date] = {}
     for item, at in zip(events["item_id"].to_pylist(), events["timestamp"].to_pylist(), strict=True):
         first[item] = min(first.get(item, date.max), at.date())
-    starts = transfer._dates(cfg)
-    begins = {item: transfer._begins(item, starts) for item in first}
-    assert all(first[item] >= begin for item, begin in begins.items())
-    shares = [np.mean([begin == start for begin in begins.values()]) for start in starts]
-    assert shares == pytest.approx([transfer.VALIDATION_ITEMS, transfer.JUDGED_ITEMS], abs=0.04)
-
-
-def test_what_an_item_had_before_the_day_is_counted():
-    days = [0, 0, 1, 1, 3, 0]
-    events = pa.table(
-        {
-            "user_id": ["b", "a", "a", "b", "a", "a"],
-            "item_id": ["x", "x", "x", "y", "x", "y"],
-            "timestamp": pa.array([date(2026, 1, 1) + timedelta(days=day) for day in days]).cast(pa.timestamp("us", tz="UTC")),
-            "label": [1, 0, 1, 1, 0, 0],
-        }
+    starts = cfg.evaluation.validate_from, cfg.evaluation.test_from
+    begins = {item: begin(item, 0, *starts) for item in first}
+    assert all(first[item] >= day for item, day in begins.items())
+    assert {first[item] for item, day in begins.items() if day == starts[1]} <= {starts[1], starts[1] + timedelta(days=1)}
+    many = [begin(f"i{n}", 0, *starts) for n in range(4000)]
+    # Four standard deviations of a share of 4,000.
+    assert [np.mean([day == start for day in many]) for start in starts] == pytest.approx(
+        [VALIDATION_ITEMS, JUDGED_ITEMS], abs=0.026
     )
-    rows = transfer._rows(events, np.array([2, 3, 4, 0]))
-    assert rows.seen_R.tolist() == [2, 1, 3, 0]
-    assert rows.user_R.tolist() == [0, 1, 0, 1]
-    assert len(set(rows.list_R.tolist())) == 4
-    assert rows.label_R.tolist() == [1, 1, 0, 1]
+    assert many != [begin(f"i{n}", 1, *starts) for n in range(4000)], "another draw has other new items"
+
+
+def test_a_catalogue_has_the_features_of_the_day(world):
+    """What ingestion joined with the events that did happen, as each was delivered."""
+    folder, cfg, measurement = world
+    (draw,) = measurement.draws
+    list_C, item_C, context_C = candidates(draw, offered=False)
+    assert np.bincount(list_C).tolist() == [draw.items.num_rows] * len(draw.lists.user_L)
+    taken = {(user, item, day): n for n, (user, item, day) in enumerate(zip(draw.user_E, draw.item_E, draw.day_E, strict=True))}
+    keys = list(zip(draw.lists.user_L[list_C], item_C, draw.lists.day_L[list_C], strict=True))
+    at = np.array([n for n, key in enumerate(keys) if key in taken])
+    assert len(at) >= len(draw.lists.item_P)
+    rooted = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(folder / "plain")})})
+    found = as_logged(draw, rooted, list_C[at], item_C[at], context_C[at])
+    logged = read_logged(Storage(rooted.storage.root), tables(cfg.features), through=date.max).sort_by("event_id")
+    features = [column.name for column in tables(cfg.features).joined]
+    same = logged.take([taken[keys[n]] for n in at])
+    assert found.select(features).equals(same.select(features).combine_chunks())
+
+
+def _draw(user, item, day, label, num_items=4):
+    instants = pa.array([date(1970, 1, 1) + timedelta(days=int(one)) for one in day]).cast(pa.timestamp("us", tz="UTC"))
+    ids = {
+        "event_id": [f"e{n}" for n in range(len(user))],
+        "user_id": [f"u{n}" for n in user],
+        "item_id": [f"i{n}" for n in item],
+    }
+    events = pa.table(ids | {"timestamp": instants, "label": label})
+    return Draw(
+        events, pa.array([f"u{n}" for n in range(max(user) + 1)]), pa.table({"item_id": [f"i{n}" for n in range(num_items)]}), 2
+    )
+
+
+def test_rows_before_the_day_are_counted_and_what_is_on_offer_is_the_day_s():
+    draw = _draw([1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 2, 2, 3, 2], [1, 0, 1, 1, 1, 0])
+    assert draw.seen(np.array([0, 0, 1, 0]), np.array([1, 2, 2, 4])).tolist() == [0, 2, 0, 4]
+    assert draw.user_seen(np.array([0, 1]), np.array([3, 2])).tolist() == [2, 1]
+    assert (draw.lists.user_L.tolist(), draw.lists.day_L.tolist()) == ([0, 0, 1], [2, 3, 2])
+    assert draw.lists.sampled["unseen"].tolist() == [True, False, False]
+    lists, items, context = candidates(draw, offered=True)
+    # A user's own row says the context, where there is one.
+    assert list(zip(lists, items, context, strict=True)) == [(0, 0, 3), (0, 1, 2), (1, 0, 4), (2, 0, 3), (2, 1, 5)]
+    assert len(candidates(draw, offered=False)[0]) == 3 * 4, "the whole catalogue, as items are had twice"
+    once = _draw([0, 0, 1], [0, 1, 2], [1, 2, 2], [1, 1, 1])
+    assert candidates(once, offered=False)[1].tolist() == [1, 2, 3, 0, 1, 2, 3], "without what the user had before"
+
+
+def test_aucs_are_those_of_rows_repeated_as_often_as_they_weigh():
+    rng = np.random.default_rng(0)
+    draw, user, item = rng.integers(0, 2, 300), rng.integers(0, 12, 300), rng.integers(0, 30, 300)
+    label, score = (rng.random(300) < 0.4).astype(float), rng.integers(0, 20, 300) / 20
+    rows = metrics.Rows(draw, user, item, draw, label, draw, draw)
+    resamples = metrics.Resamples.draw(12, 30, 40)
+    found = metrics.measured(rows, score, np.ones(300, bool), resamples)
+    for at in (0, 1, 40):
+        times = (resamples.user_BU[at][user] * resamples.item_BI[at][item]).astype(int)
+        again = np.repeat(np.arange(300), times)
+        pairs = [label[again][draw[again] == d].sum() * (1 - label[again][draw[again] == d]).sum() for d in (0, 1)]
+        aucs = [auc(label[again][draw[again] == d], score[again][draw[again] == d]) for d in (0, 1)]
+        assert found["pooled_auc"][at] == pytest.approx(100 * np.average(aucs, weights=pairs))
+    plain = mean_per_user_auc(label, score, draw * 12 + user, 24)
+    assert found["per_user_auc"][0] == pytest.approx(100 * plain)
+    assert found["pooled_auc"].std() > 0
 
 
 def test_ndcg_is_that_of_scikit_learn():
     from sklearn.metrics import ndcg_score
 
-    rng = np.random.default_rng(0)
-    label, score, lists = (rng.random(120) < 0.3).astype(float), rng.random(120), np.repeat(np.arange(6), 20)
-    found, draws = transfer._ndcg(label, score, lists // 2, lists, np.ones((2, 3)))
-    expected = np.mean([ndcg_score([label[lists == at]], [score[lists == at]], k=10) for at in range(6)])
-    assert found == pytest.approx(expected)
-    assert draws == pytest.approx([expected, expected])
+    rng, days = np.random.default_rng(0), np.repeat(np.arange(2, 8), 20)
+    label = (rng.random(120) < 0.3).astype(int)
+    draw = _draw(np.zeros(120, int), np.tile(np.arange(20), 6), days, label, num_items=20)
+    score = rng.random(120)
+    lists, items, _ = candidates(draw, offered=True)
+    above = np.array(
+        [
+            sum(score[(days == day) & (label == 0)] > score[(days == day)][item])
+            for day, item in zip(draw.lists.day_L[draw.lists.list_P], draw.lists.item_P, strict=True)
+        ]
+    )
+    found = metrics.ndcg([draw], [metrics.Ranking(above, np.zeros((6, TOP), int))], "all", metrics.Resamples.draw(1, 20, 3))
+    expected = np.mean([ndcg_score([label[days == day]], [score[days == day]], k=10) for day in range(2, 8)])
+    assert found[0] == pytest.approx(100 * expected)
+    assert len(lists) == len(items) == 120
