@@ -266,7 +266,7 @@ def test_of_many_processes_one_makes_the_base_and_all_read_the_same(storage: Sto
         assert each.stdin
         each.stdin.write("go\n")
         each.stdin.flush()
-    lines = [each.communicate(timeout=60)[0].splitlines() for each in running]
+    lines = [each.communicate(timeout=600)[0].splitlines() for each in running]
     assert [json.loads(mine[-1]) for mine in lines] == [of(storage).files(USERS)] * 3
     # The log line of who made it.
     assert sorted(len(mine) for mine in lines) == [1, 1, 2]

@@ -66,7 +66,7 @@ def test_workers_divide_the_tasks_of_one_and_get_its_gradient(fitted, planted_lo
     commands = [[sys.executable, worker_script.__file__, str(rank), "2", str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
     for rank in range(2):
         mine, theirs, their_loss = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -44,7 +44,7 @@ def test_workers_divide_the_tasks_of_one_and_get_its_gradient(fitted, planted_lo
     commands = [[sys.executable, worker_script.__file__, str(rank), str(size), str(tmp_path)] for rank in range(size)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
     for rank, (mine, theirs, their_loss) in enumerate(found):
