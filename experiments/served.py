@@ -30,6 +30,7 @@ from experiments.code_digest import revision
 from experiments.data import TODAY, WORK
 from experiments.inner_loop import worlds
 from experiments.progress import follow
+from experiments.results import plain
 from limaml import metrics
 from limaml.config import Config
 from limaml.evaluation.baselines import fit_baselines
@@ -364,7 +365,7 @@ def main(
             console=console,
         )
         results[name] = found
-        out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+        out.write_text(json.dumps(plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n")
         console.print(name, found["chosen"], found["groups"]["served_returning"]["methods"])
 
 

@@ -354,6 +354,31 @@ def _arms_of(one: Results) -> list[str]:
     return lines + table(("the ten best of the day's catalogue", *(key.replace("_", " ") for key in of_lists)), rows)
 
 
-def _over(found: Results) -> str:
-    text = f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+def served(found: Results) -> list[str]:
+    """Of a world as a daily refresh serves it: every method on returning users' rows, and what the chosen arm adds to it."""
+    best, groups = found["chosen"], found["groups"]
+    returning = groups["served_returning"]
+    metrics = {"pooled_auc": "pooled", "per_user_auc": "per user", "per_visit_auc": "per visit"}
+    rows = [
+        (
+            f"**{name}**" if name == best else name,
+            " / ".join(f"{values[metric]:.2f}" for metric in metrics),
+            *(DASH if name == best else _over(returning["gains"][metric][name], 2) for metric in metrics),
+        )
+        for name, values in sorted(returning["methods"].items(), key=lambda one: -one[1]["per_visit_auc"])
+    ]
+    header = ("method", f"AUC {' / '.join(metrics.values())}", *(f"chosen over it, {name}" for name in metrics.values()))
+    rivals = [name for name in ("global_mlp", "global_mlp, without history") if name in returning["methods"]]
+    parts = [
+        (name, f"{group['rows']:,}", *(_over(group["gains"]["per_visit_auc"][rival], 2) for rival in rivals))
+        for name, group in groups.items()
+        if name != "served_all"
+    ]
+    return [*table(header, rows), *table(("rows", "judged", *(f"over {name}, per visit" for name in rivals)), parts)]
+
+
+def _over(found: Results, digits: int = 1) -> str:
+    if found["mean"] is None or found["low"] is None:
+        return DASH
+    text = f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
     return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
