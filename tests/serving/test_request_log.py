@@ -57,7 +57,8 @@ def share(cfg, value):
 
 
 def files(cfg):
-    return list(Storage(cfg.serving.log_path).walk("."))
+    """Those that are whole: one that is being written is hidden."""
+    return [path for path in Storage(cfg.serving.log_path).walk(".") if "/." not in path]
 
 
 def logged(cfg):
