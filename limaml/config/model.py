@@ -75,6 +75,9 @@ class ModelConfig(Section):
     """fitted: with it, content alone (an item's static features) gives so many of an item vector's factors, and what an item's
     own rows say of it lies in the others, orthogonal to all that content can say (AlphaFuse, Hu et al. 2025). Without it, both
     share all factors."""
+    content_ridge: Positive = 3.0
+    """fitted: decay of the weights that map content to an item vector, by ridge: the more, the closer an item that nobody has
+    touched stays to zero."""
     mlp_reads_vectors: bool = True
     """Whether item vectors that are declared are inputs of the global block's MLP. If not, they reach a score through the
     interaction alone: the factor model fits the prior of an item's vector to them."""

@@ -13,7 +13,7 @@ Content is what the encoder makes of an item's static features, vectors included
 
 With `content_factors` A, content alone gives the first A factors, and the residual lies in the others:
 
-    v_item = [content W, r_item],    r_item ~ N(0, I / PRECISION),    W ~ N(0, 1 / (PRECISION * CONTENT_RIDGE))
+    v_item = [content W, r_item],    r_item ~ N(0, I / PRECISION),    W ~ N(0, 1 / (PRECISION * ridge))
 
 Users' factors have the same prior in every direction, so this is any A-dimensional space that content may reach, and its
 orthogonal complement, in coordinates along them (AlphaFuse: Hu et al. 2025, arXiv 2504.19218). W then is the most likely one
@@ -34,7 +34,7 @@ from limaml.tasks.sampling import TaskRows
 # Chosen on validation users of MovieLens.
 _LEVEL_VARIANCE = 0.03
 _PRECISION = 500.0
-_CONTENT_RIDGE = 3.0
+CONTENT_RIDGE = 3.0
 ROUNDS = 15
 _START_STD = 0.05
 RATE_PRIOR = 0.5, 10.0
@@ -63,14 +63,15 @@ def fit_item_vectors(
     num_content: int,
     rate_prior: tuple[float, float] = RATE_PRIOR,
     content_factors: int | None = None,
+    content_ridge: float = CONTENT_RIDGE,
     start: ItemVectors | None = None,
     rounds: int = ROUNDS,
 ) -> ItemVectors:
     """Fit the factor model to the rows whose item is in the vocabulary (indices 1 to `num_items`).
 
     Content is the first `num_content` of a row's item features. An item's rate starts at `rate_prior`: its value, and the rows
-    that it is worth. `content_factors`: A, less than K. With `start` the fit begins with these vectors, and so stays in their
-    space.
+    that it is worth. `content_factors`: A, less than K. `content_ridge`: the decay of content's weights. With `start` the fit
+    begins with these vectors, and so stays in their space.
     """
     item_R = torch.from_numpy(rows.encoded.item_index) - 1
     user_R = torch.repeat_interleave(torch.arange(rows.num_entities), torch.from_numpy(rows.offsets).diff())
@@ -88,7 +89,7 @@ def fit_item_vectors(
     if start is not None:
         weights_CK = torch.cat([start.content_weights_CK, start.bias_K.unsqueeze(0)])
         begin = start.vectors_IK.double() * slope, weights_CK.double() * slope
-    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, slope, rounds, begin, content_factors)
+    vectors_IK, weights_CK = _fit(pairs, content_IC, num_factors, slope, rounds, begin, content_factors, content_ridge)
     # A small residual is a change of slope = rate * (1 - rate) a logit.
     vectors_IK, weights_CK = (vectors_IK / slope).float(), (weights_CK / slope).float()
     return ItemVectors(vectors_IK, weights_CK[:-1], weights_CK[-1])
@@ -133,6 +134,7 @@ def _fit(
     rounds: int,
     start: tuple[Tensor, Tensor] | None,
     content_factors: int | None,
+    ridge: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior means of the item vectors (I, K) and the content weights (C, K), on the scale of residuals."""
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +144,7 @@ def _fit(
     weights_CK = torch.zeros(content_IC.shape[1], num_factors, dtype=torch.float64)
     if start is not None:
         mean_IK, weights_CK = start
-    ridge_CC = content_IC.T @ content_IC + _CONTENT_RIDGE * torch.eye(len(weights_CK), dtype=torch.float64)
+    ridge_CC = content_IC.T @ content_IC + ridge * torch.eye(len(weights_CK), dtype=torch.float64)
     for _ in range(rounds):
         user_UL, user_cov_ULL = _users(pairs, mean_IK, cov_IKK, noise)
         factor_UK, level_U1 = user_UL[:, :-1], user_UL[:, -1:]
@@ -152,7 +154,7 @@ def _fit(
         shift_IK = (pairs.residuals_IU @ factor_UK - pairs.counts_IU @ cross_UK) / noise
         if content_factors is not None:
             rows = _RowsOfItems(information_IKK, shift_IK)
-            mean_IK, cov_IKK, weights_CK = _apart(rows, content_IC, mean_IK, weights_CK, content_factors)
+            mean_IK, cov_IKK, weights_CK = _apart(rows, content_IC, mean_IK, weights_CK, content_factors, ridge)
             continue
         cov_IKK = torch.linalg.inv(information_IKK + _PRECISION * eye_KK)
         mean_IK = _product(cov_IKK, shift_IK + _PRECISION * content_IC @ weights_CK)
@@ -168,14 +170,14 @@ class _RowsOfItems(NamedTuple):
 
 
 def _apart(
-    rows: _RowsOfItems, content_IC: Tensor, mean_IK: Tensor, weights_CK: Tensor, num_content: int
+    rows: _RowsOfItems, content_IC: Tensor, mean_IK: Tensor, weights_CK: Tensor, num_content: int, ridge: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means (I, K), covariances (I, K, K) and weights (C, K) where content alone gives the first factors: W given the
     residuals' means, then the residuals given W.
     """
     a, b = slice(num_content), slice(num_content, None)
     shift_IA = rows.shift_IK[:, a] - _product(rows.information_IKK[:, a, b], mean_IK[:, b])
-    weights_CA = _most_likely_weights(content_IC, rows.information_IKK[:, a, a], shift_IA, weights_CK[:, a])
+    weights_CA = _most_likely_weights(content_IC, rows.information_IKK[:, a, a], shift_IA, weights_CK[:, a], ridge)
     by_content_IA = content_IC @ weights_CA
     shift_IB = rows.shift_IK[:, b] - _product(rows.information_IKK[:, b, a], by_content_IA)
     eye_BB = torch.eye(shift_IB.shape[1], dtype=torch.float64)
@@ -185,14 +187,16 @@ def _apart(
     return torch.cat([by_content_IA, _product(cov_IBB, shift_IB)], dim=1), cov_IKK, weights_CK
 
 
-def _most_likely_weights(content_IC: Tensor, information_IAA: Tensor, shift_IA: Tensor, start_CA: Tensor) -> Tensor:
-    """(C, A) W of sum over items of x x^T W information + PRECISION * CONTENT_RIDGE W = sum of x shift^T, from `start_CA` on.
+def _most_likely_weights(
+    content_IC: Tensor, information_IAA: Tensor, shift_IA: Tensor, start_CA: Tensor, ridge: float
+) -> Tensor:
+    """(C, A) W of sum over items of x x^T W information + PRECISION * ridge W = sum of x shift^T, from `start_CA` on.
 
     By conjugate gradients: as a matrix that system has (C A)^2 numbers.
     """
 
     def apply(weights_CA: Tensor) -> Tensor:
-        return content_IC.T @ _product(information_IAA, content_IC @ weights_CA) + _PRECISION * _CONTENT_RIDGE * weights_CA
+        return content_IC.T @ _product(information_IAA, content_IC @ weights_CA) + _PRECISION * ridge * weights_CA
 
     right_CA, found_CA = content_IC.T @ shift_IA, start_CA
     rest_CA = right_CA - apply(found_CA)

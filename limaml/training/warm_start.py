@@ -107,6 +107,7 @@ def fit_items(
         num_content=dims.item_static,
         rate_prior=prior,
         content_factors=cfg.model.content_factors,
+        content_ridge=cfg.model.content_ridge,
         start=start,
         rounds=rounds,
     )

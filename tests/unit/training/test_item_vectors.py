@@ -103,6 +103,9 @@ def test_warm_start_follows_the_configuration():
     warm_start(network, rows, _config(content_factors=1))
     assert torch.equal(network.global_block.items.content, apart.content_weights_CK)
     assert not torch.equal(apart.content_weights_CK, found.content_weights_CK)
+    network = build_network(_config(content_ridge=30.0), DIMS)
+    warm_start(network, rows, _config(content_ridge=30.0))
+    assert 0.0 < float(network.global_block.items.content.norm()) < float(found.content_weights_CK.norm())
 
 
 def test_rows_of_unknown_items_and_no_rows_at_all_are_no_trouble():
@@ -190,13 +193,13 @@ def test_content_of_its_own_is_the_dense_closed_form():
     rows = _RowsOfItems(torch.from_numpy(information_IKK), torch.from_numpy(shift_IK))
     mean_IK = torch.zeros(num_items, num_factors, dtype=torch.float64)
     weights_CK = torch.zeros(num_content, num_factors, dtype=torch.float64)
-    _, _, first_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
+    _, _, first_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors, 3.0)
     a = slice(content_factors)
     system = np.einsum("ic,ikl,id->ckdl", x_IC, information_IKK[:, a, a], x_IC).reshape(num_content * content_factors, -1)
     alone = np.linalg.solve(system + 500.0 * 3.0 * np.eye(len(system)), (x_IC.T @ shift_IK[:, a]).ravel())
     np.testing.assert_allclose(first_CK[:, a].numpy().ravel(), alone, rtol=0, atol=1e-8 * np.abs(alone).max())
     for _ in range(300):
-        mean_IK, cov_IKK, weights_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors)
+        mean_IK, cov_IKK, weights_CK = _apart(rows, torch.from_numpy(x_IC), mean_IK, weights_CK, content_factors, 3.0)
     # z = [W's numbers, residuals' numbers]; v_i = M_i z.
     num_weights, free = num_content * content_factors, num_factors - content_factors
     m_IKZ = np.zeros((num_items, num_factors, num_weights + num_items * free))
