@@ -18,7 +18,7 @@ TEST_WORKERS ?= 2
 PYTEST_BESIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments experiments-transfer dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments experiments-transfer experiments-served dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -82,6 +82,9 @@ experiments: .venv/installed  ## What personalisation gains, on real data, with 
 
 experiments-transfer: .venv/installed  ## What vectors of text, and rows without their history, give new items on films and groceries; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.transfer --out experiments/results/transfer.json $(ARGS)
+
+experiments-served: .venv/installed  ## What a stored embedding adds where people return, on the grocer's rows; 4 hours, resumable (ARGS="--origins 1 --seeds 1": half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.served --world grocery --out experiments/results/served.json $(ARGS)
 
 dashboards: .venv/installed  ## Write the Grafana dashboards into the chart (helm/limaml/files/dashboards)
 	$(BIN)/python -m helm.dashboards

@@ -46,6 +46,7 @@ from limaml.training.scoring import score_specs
 from limaml.training.twin_and_refit import fit_twin
 
 TABLE, RIVALS = "served", "rivals"
+_WITHOUT = ", without history"
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "shipped": {},
     "newton": {"meta": {"inner_step": "newton"}},
@@ -245,7 +246,7 @@ class Measurement:
             for key in outputs[0][0].arrays:
                 protocol, _, method = key.partition(".")
                 if protocol == "served" and method:
-                    yield f"{method}{'' if history else ', without history'}", (history, arm), method
+                    yield f"{method}{'' if history else _WITHOUT}", (history, arm), method
 
     def compare(self) -> dict[str, Any]:
         """Values of every method, and what the arm that validates best adds to each, by group."""
@@ -283,23 +284,31 @@ class Measurement:
                 key: (float(np.mean([value for value, _ in pairs])), np.mean([draw for _, draw in pairs], axis=0))
                 for key, pairs in every.items()
             }
-        ours = values[best]
-        gains = {
-            metric: {
-                rival: _gain(ours[False, metric], theirs[False, metric])
-                | ({"by_day": _gain(ours[True, metric], theirs[True, metric])} if (True, metric) in ours else {})
-                for rival, theirs in values.items()
-                if rival != best
-            }
-            for metric in METRICS
-        }
+        gains = {"gains": _gains(values, best)}
+        if (without := f"{best}{_WITHOUT}") in values:
+            alike = {name: of for name, of in values.items() if name.endswith(_WITHOUT)}
+            gains["gains_without_history"] = _gains(alike, without)
         masks = [judged.groups[group] for judged in parts]
         return {
             "rows": sum(int(mask.sum()) for mask in masks),
             "users": len(np.unique(np.concatenate([judged.user_R[mask] for judged, mask in zip(parts, masks, strict=True)]))),
             "methods": {name: {metric: 100 * found[False, metric][0] for metric in METRICS} for name, found in values.items()},
-            "gains": gains,
+            **gains,
         }
+
+
+def _gains(values: Mapping[str, Mapping[tuple[bool, str], tuple[float, Floats]]], best: str) -> dict[str, Any]:
+    """Metric -> rival -> what one method adds to it."""
+    ours = values[best]
+    return {
+        metric: {
+            rival: _gain(ours[False, metric], theirs[False, metric])
+            | ({"by_day": _gain(ours[True, metric], theirs[True, metric])} if (True, metric) in ours else {})
+            for rival, theirs in values.items()
+            if rival != best
+        }
+        for metric in METRICS
+    }
 
 
 def _gain(ours: tuple[float, Floats], theirs: tuple[float, Floats]) -> dict[str, float]:
@@ -334,7 +343,7 @@ def measure(
     keys = dict.fromkeys((history, arm) for history, arm, _, _ in jobs)
     of = {key: [[outputs[jobs[*key, end, seed]] for seed in range(seeds)] for end in ends] for key in keys}
     seconds = {
-        f"{arm}{'' if history else ', without history'}": float(
+        f"{arm}{'' if history else _WITHOUT}": float(
             np.mean([seed.values["seconds"] for each in of[history, arm] for seed in each])
         )
         for history, arm in keys

@@ -32,7 +32,7 @@ _SERVICES = {
 }
 
 
-def result(found: Results, grocer: Results) -> list[str]:
+def result(found: Results, grocer: Results, served: Results) -> list[str]:
     """The README's one table: per-user AUC beside what one has without LiMAML."""
     metric = "peruser_auc"
     judged = {
@@ -50,6 +50,11 @@ def result(found: Results, grocer: Results) -> list[str]:
     own = [points(known[method]["per_user_auc"], 2) for method in ("global_mlp", "limaml")]
     gain = change(_gain(known, "per_user_auc"), 2)
     rows.append(("A grocer's mailer, returning households, as served daily", own[0], DASH, own[1], gain, DASH))
+    returning = served["groups"]["served_returning"]
+    rival, ours = (f"{name}, without history" for name in ("global_mlp", served["chosen"]))
+    own = [f"{returning['methods'][name]['per_user_auc']:.2f}" for name in (rival, ours)]
+    gain = _over(returning["gains_without_history"]["per_user_auc"][rival], 2)
+    rows.append(("The same by networks that read no history", own[0], DASH, own[1], gain, DASH))
     return table(("per-user AUC", "global MLP", "history MLP", "**LiMAML**", "gain over global", "gain over history"), rows)
 
 
@@ -358,23 +363,31 @@ def served(found: Results) -> list[str]:
     """Of a world as a daily refresh serves it: every method on returning users' rows, and what the chosen arm adds to it."""
     best, groups = found["chosen"], found["groups"]
     returning = groups["served_returning"]
-    metrics = {"pooled_auc": "pooled", "per_user_auc": "per user", "per_visit_auc": "per visit"}
-    rows = [
-        (
-            f"**{name}**" if name == best else name,
-            " / ".join(f"{values[metric]:.2f}" for metric in metrics),
-            *(DASH if name == best else _over(returning["gains"][metric][name], 2) for metric in metrics),
-        )
-        for name, values in sorted(returning["methods"].items(), key=lambda one: -one[1]["per_visit_auc"])
-    ]
-    header = ("method", f"AUC {' / '.join(metrics.values())}", *(f"chosen over it, {name}" for name in metrics.values()))
-    rivals = [name for name in ("global_mlp", "global_mlp, without history") if name in returning["methods"]]
+    metrics, suffix = {"pooled_auc": "pooled", "per_user_auc": "per user", "per_visit_auc": "per visit"}, ", without history"
+    lines = []
+    for key, ours in (("gains", best), ("gains_without_history", best + suffix)):
+        rows = [
+            (
+                f"**{name}**" if name == ours else name,
+                " / ".join(f"{values[metric]:.2f}" for metric in metrics),
+                *(DASH if name == ours else _over(returning[key][metric][name], 2) for metric in metrics),
+            )
+            for name, values in sorted(returning["methods"].items(), key=lambda one: -one[1]["per_visit_auc"])
+            if name.endswith(suffix) == (key != "gains")
+        ]
+        header = ("method", f"AUC {' / '.join(metrics.values())}", *(f"{ours} over it, {name}" for name in metrics.values()))
+        lines += table(header, rows)
     parts = [
-        (name, f"{group['rows']:,}", *(_over(group["gains"]["per_visit_auc"][rival], 2) for rival in rivals))
+        (
+            name.replace("_", " "),
+            f"{group['rows']:,}",
+            _over(group["gains"]["per_visit_auc"]["global_mlp"], 2),
+            _over(group["gains_without_history"]["per_visit_auc"][f"global_mlp{suffix}"], 2),
+        )
         for name, group in groups.items()
-        if name != "served_all"
+        if name != "served_all" and group["rows"] > 100
     ]
-    return [*table(header, rows), *table(("rows", "judged", *(f"over {name}, per visit" for name in rivals)), parts)]
+    return [*lines, *table(("rows", "judged", "over the global MLP, per visit", "without history"), parts)]
 
 
 def _over(found: Results, digits: int = 1) -> str:

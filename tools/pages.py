@@ -22,12 +22,15 @@ def results(path: str) -> dict[str, Any]:
 PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
         "result": lambda: figures.result(
-            results("experiments/results/results.json"), results("experiments/results/grocery.json")
+            results("experiments/results/results.json"),
+            results("experiments/results/grocery.json"),
+            results("experiments/results/served.json")["grocery"],
         )
     },
     "docs/results.md": {
         "gains": lambda: figures.gains(results("experiments/results/results.json")),
         "grocer": lambda: figures.grocer(results("experiments/results/grocery.json")),
+        "served": lambda: figures.served(results("experiments/results/served.json")["grocery"]),
     },
     "docs/performance.md": {
         "engine": lambda: figures.engine(results("benchmarks/results/engine.json")),

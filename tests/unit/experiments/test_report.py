@@ -216,8 +216,9 @@ def test_the_page_follows_from_the_results_file_and_its_plots_are_small(results,
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_header(results):
-    grocer = pages.results("experiments/results/grocery.json")
-    for page in (report.render(results), "\n".join(figures.gains(results)), "\n".join(figures.result(results, grocer))):
+    grocer, served = (pages.results(f"experiments/results/{name}.json") for name in ("grocery", "served"))
+    readme = figures.result(results, grocer, served["grocery"])
+    for page in (report.render(results), *map("\n".join, (figures.gains(results), readme, figures.served(served["grocery"])))):
         for block in page.split("\n\n"):
             rows = [line.count("|") for line in block.splitlines() if line.startswith("|")]
             assert len(set(rows)) <= 1, block

@@ -54,6 +54,16 @@ def test_gains_are_the_chosen_arm_less_the_others(measured):
             assert ("by_day" in gain) == (metric != "per_user_auc")
 
 
+def test_without_history_the_arm_is_held_against_what_has_none_either(measured):
+    group = measured["groups"]["served_returning"]
+    ours = group["methods"][f"{measured['chosen']}, without history"]["pooled_auc"]
+    gains = group["gains_without_history"]["pooled_auc"]
+    assert {rival.rpartition(", ")[2] for rival in gains} == {"without history"}
+    assert gains["global_mlp, without history"]["mean"] == pytest.approx(
+        ours - group["methods"]["global_mlp, without history"]["pooled_auc"]
+    )
+
+
 def test_groups_are_those_of_who_asks(measured):
     rows = {name: group["rows"] for name, group in measured["groups"].items()}
     returning = rows["served_returning"]
