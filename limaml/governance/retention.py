@@ -137,7 +137,8 @@ def _without_known(table: pa.Table, key: str, past: Sequence[FeatureConfig], rep
     is_replaced = pa.array([entity in replaced for entity in table[key].to_pylist()], pa.bool_())
     for feature in past:
         if feature.name in table.column_names:
-            field, values = table.schema.field(feature.name), table[feature.name]
+            # A count could not be null before its retention was declared.
+            field, values = table.schema.field(feature.name).with_nullable(True), table[feature.name]
             goes = pa.scalar(True) if feature.aggregate else is_replaced
             kept = pc.if_else(goes, pa.scalar(None, field.type), values)
             table = table.set_column(table.column_names.index(feature.name), field, kept)

@@ -152,6 +152,18 @@ def test_of_what_was_known_the_newest_row_stays(shop):
         retain(shop.cfg, DAYS[-1])
 
 
+def test_a_count_whose_retention_is_declared_later_is_dropped_from_older_files(shop):
+    """They were written when a count could not be null."""
+    users = catalogue.kinds(schema.tables(shop.cfg.features))["user"]
+    for path in shop.storage.walk("snapshots/user"):
+        table = shop.storage.read_table(path)
+        never_null = pa.schema([field.with_nullable(field.name != "seen") for field in table.schema])
+        shop.storage.write_table(path, table.cast(never_null))
+    assert retain(shop.cfg, DAYS[-2])["files"] > 0
+    first = snapshots.changed(shop.storage, users, FIRST)
+    assert first["seen"].null_count == first.num_rows > 0
+
+
 def test_a_retention_that_is_declared_later_ends_what_is_past_already(shop):
     """The next day has a row for everyone whose last event is so many days old, or older."""
     users = catalogue.kinds(schema.tables(shop.cfg.features))["user"]
@@ -164,6 +176,7 @@ def test_a_retention_that_is_declared_later_ends_what_is_past_already(shop):
     assert set(rows) == {f"u{n}" for n in range(5)}
     assert rows.pop("u0") is not None
     assert set(rows.values()) == {None}
+    assert retain(shop.cfg, day)["files"] > 0
     unlimited = catalogue.kinds(schema.tables(limited(shop.cfg, {}).features))["user"]
     assert snapshots.latest(shop.storage, unlimited, day)["seen"].null_count == 4, "also where it is no longer declared"
 
