@@ -6,9 +6,11 @@ A task set is one list of tasks; a method gives one probability for every query 
     served/<cadence>          as served with embeddings refreshed at that cadence (test and returning users)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -62,6 +64,11 @@ class OriginData:
     def validator(self) -> MethodValidator:
         """The validation users' tasks by both protocols, and the number that choices are made by."""
         return MethodValidator(self.validation, self.cfg)
+
+    def configured(self, design: Mapping[str, Any], seed: int) -> Config:
+        """The configuration that a design's `overrides` ask for, with this seed."""
+        found = load(CONFIG, [*design.get("overrides", ()), f"training.seed={seed}"])
+        return found.model_copy(update={"storage": self.cfg.storage})
 
     def task_sets(self) -> TaskSets:
         """All lists of tasks that the origin's methods are tested on."""

@@ -2,20 +2,36 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from experiments.origin_data import CONFIG, OriginData
-from limaml.config import Config, load
-from limaml.evaluation.scoring_method import ScoringMethod
+from limaml.config import Config
+from limaml.evaluation.scoring_method import MethodInput, MethodValidator, ScoringMethod
+from limaml.features.encoder import Encoder
 
 Design = Mapping[str, Any]
-"""JSON values. Methods built on the project's network read `overrides`: `section.key=value` strings on `CONFIG`."""
+"""JSON values. Methods built on the project's network read `overrides`: `section.key=value` strings."""
+
+
+class Data(Protocol):
+    """Rows that a method may read, as the encoder of the training rows sees them."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+    @property
+    def training(self) -> MethodInput: ...
+    @property
+    def validation(self) -> MethodInput: ...
+    @property
+    def validator(self) -> MethodValidator: ...
+    def configured(self, design: Design, seed: int, /) -> Config:
+        """The configuration that a design asks for, with this seed."""
+        ...
 
 
 @dataclass(frozen=True)
 class Fitted:
     score: ScoringMethod
-    """Probability of every query row of some specs over `OriginData.test` or `.validation`."""
+    """Probability of every query row of some specs over the rows that are judged or that validate."""
     validation: float
     """The number that choices are made by, `MethodValidator.auc`, on the origin's validation users."""
     prior: ScoringMethod | None = None
@@ -24,11 +40,5 @@ class Fitted:
     """What was chosen on the validation users (steps, shrinkage...), JSON values."""
 
 
-Fit = Callable[[OriginData, Design, int], Fitted]
+Fit = Callable[[Any, Design, int], Fitted]
 """(data, design, seed). It may read `data.training` and `data.validation`, never `data.test`."""
-
-
-def configured(data: OriginData, design: Design, seed: int) -> Config:
-    """The configuration a design asks for, with the origin's storage and this seed."""
-    found = load(CONFIG, [*design.get("overrides", ()), f"training.seed={seed}"])
-    return found.model_copy(update={"storage": data.cfg.storage})

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Data, Design, Fitted
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
-from experiments.origin_data import OriginData
-from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator
+from limaml.evaluation.scoring_method import Floats, MethodInput
 from limaml.models.network import Network, build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 from limaml.training.fit import fit
@@ -26,12 +25,12 @@ _ROWS_PER_BATCH = 32768
 _TASKS_PER_BATCH = 256
 
 
-def full(data: OriginData, design: Design, seed: int) -> Fitted:
+def full(data: Data, design: Design, seed: int) -> Fitted:
     """Design: `overrides`. The averaged network that validates best by its own scores."""
     overrides = design.get("overrides", ())
     named = any(override.startswith("model.meta_block=") for override in overrides)
-    cfg = configured(data, {"overrides": overrides if named else [*ROW_LEVEL, *overrides]}, seed)
-    rows, validator = data.training.rows, MethodValidator(data.validation, cfg)
+    cfg = data.configured({"overrides": overrides if named else [*ROW_LEVEL, *overrides]}, seed)
+    rows, validator = data.training.rows, data.validator
     start = build_network(cfg, data.encoder.dims, seed)
     warm_start(start, rows, cfg)
 

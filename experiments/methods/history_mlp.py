@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Data, Design, Fitted
 from experiments.methods.history import (
     VECTOR_FEATURES,
     HistorySettings,
@@ -23,9 +23,8 @@ from experiments.methods.history import (
     vector_features,
 )
 from experiments.methods.item_tables import ALL_USERS, FittedItems, LearnedItems, fitted_items, table_of
-from experiments.origin_data import OriginData
 from limaml.config import Config
-from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator, ScoringMethod
+from limaml.evaluation.scoring_method import Floats, MethodInput, ScoringMethod
 from limaml.evaluation.trained_baselines import fit_on_queries
 from limaml.features.encoder import EncoderDims
 from limaml.tasks.rows import TaskBatch
@@ -73,9 +72,9 @@ class HistoryMlp(nn.Module):
         return logit_TQ
 
 
-def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
+def history_mlp(data: Data, design: Design, seed: int) -> Fitted:
     """Design: `overrides`, `vectors` ("fitted" or "learned"), `folds`, `vector_features`, `direct`, `history` (settings)."""
-    cfg, dims, folds = configured(data, design, seed), data.encoder.dims, int(design.get("folds", 4))
+    cfg, dims, folds = data.configured(design, seed), data.encoder.dims, int(design.get("folds", 4))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if design.get("vectors", "fitted") == "fitted":
@@ -83,7 +82,7 @@ def history_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
         else:
             items, folds = LearnedItems(dims.num_items, cfg.model.embedding_dim - 1), 0
         model = HistoryMlp(cfg, dims, items, design)
-    validator, num_sets = MethodValidator(data.validation, cfg), dims.item_sets
+    validator, num_sets = data.validator, dims.item_sets
 
     def draw(step: int) -> tuple[TaskBatch, tuple[HistoryTasks, Tensor]]:
         specs = meta_batch(data.training.rows, cfg, seed=seed, step=step)

@@ -5,7 +5,7 @@ from itertools import product
 
 import torch
 
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Design, Fitted
 from experiments.methods.support_size_bands import BANDS, Choice, band_tasks, by_band, choose_by_band
 from experiments.origin_data import OriginData
 from limaml.config import Config
@@ -21,7 +21,7 @@ STEPS = (0, 1, 3, 10, 30)
 
 def global_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
     """The global block alone."""
-    cfg = configured(data, design, seed)
+    cfg = data.configured(design, seed)
     validator = MethodValidator(data.validation, cfg)
     score = score_as_trained(train(cfg, GlobalMlp(cfg, data.encoder.dims), data.training.rows, validator))
     return Fitted(score, validator.auc_of(score))
@@ -29,7 +29,7 @@ def global_mlp(data: OriginData, design: Design, seed: int) -> Fitted:
 
 def user_id(data: OriginData, design: Design, seed: int) -> Fitted:
     """Wide and deep; a user's vector is fitted on its support, with what validates best for its band of support size."""
-    cfg = configured(data, design, seed)
+    cfg = data.configured(design, seed)
     validator = MethodValidator(data.validation, cfg)
     model = train(cfg, WideDeep(cfg, data.encoder.dims), data.training.rows, validator)
     chosen = _choose(cfg, model, data.validation)

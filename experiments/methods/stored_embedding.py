@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Design, Fitted
 from experiments.origin_data import OriginData
 from limaml.evaluation.scoring_method import Floats, MethodInput
 from limaml.tasks.sampling import TaskSpec
@@ -12,7 +12,7 @@ from limaml.training.validation import Validator
 
 
 def stored(data: OriginData, design: Design, seed: int) -> Fitted:
-    cfg = configured(data, design, seed)
+    cfg = data.configured(design, seed)
     network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, Validator(data.validation.rows, cfg))
 
     prior_D = network.priors()[network.kind].detach()

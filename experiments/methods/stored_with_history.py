@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.methods.cross_fit import cross_fitted
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Design, Fitted
 from experiments.methods.history import (
     HistorySettings,
     HistoryTasks,
@@ -83,7 +83,7 @@ class HistoryLiMAML(nn.Module):
 
 def history(data: OriginData, design: Design, seed: int) -> Fitted:
     """Design: `overrides`, `history` (settings), `hidden`, `folds` of the item vectors' cross-fitting."""
-    cfg, dims = configured(data, design, seed), data.encoder.dims
+    cfg, dims = data.configured(design, seed), data.encoder.dims
     model = HistoryLiMAML(cfg, dims, HistorySettings(**design.get("history", {})), int(design.get("hidden", 32)))
     warm_start(model.network, data.training.rows, cfg)
     rows = cross_fitted(model.network, data.training.rows, cfg, int(design.get("folds", 4)))

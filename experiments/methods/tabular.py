@@ -11,9 +11,8 @@ import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from experiments.methods.fitted import Design, Fitted, configured
+from experiments.methods.fitted import Data, Design, Fitted
 from experiments.methods.history import HistorySettings, HistoryTasks, aggregates, history_tasks, in_batches
-from experiments.origin_data import OriginData
 from limaml.config import Config
 from limaml.evaluation.scoring_method import Floats, MethodInput, ScoringMethod
 from limaml.tasks.sampling import TaskSpec, meta_batch
@@ -23,9 +22,9 @@ _ROUNDS_BETWEEN_VALIDATIONS = 20
 _ITERATIONS = 1000
 
 
-def logistic(data: OriginData, design: Design, seed: int) -> Fitted:
+def logistic(data: Data, design: Design, seed: int) -> Fitted:
     """Design: `steps` (meta-batches to train on), `C`, `history` (settings), `overrides`."""
-    cfg, settings = configured(data, design, seed), HistorySettings(**design.get("history", {}))
+    cfg, settings = data.configured(design, seed), HistorySettings(**design.get("history", {}))
     x_NF, label_N, weight_N = _training_table(data, cfg, settings, int(design.get("steps", 40)))
     mean_F, std_F = x_NF.mean(axis=0), np.maximum(x_NF.std(axis=0), 1e-3)
     model = LogisticRegression(C=float(design.get("C", 0.01)), max_iter=_ITERATIONS, random_state=seed)
@@ -39,9 +38,9 @@ def logistic(data: OriginData, design: Design, seed: int) -> Fitted:
     return Fitted(score, data.validator.auc_of(score), notes={"iterations": int(model.n_iter_[0])})
 
 
-def boosted(data: OriginData, design: Design, seed: int) -> Fitted:
+def boosted(data: Data, design: Design, seed: int) -> Fitted:
     """LightGBM. Design: `steps`, `rounds` (at most), `params` (LightGBM's own names), `history`, `overrides`."""
-    cfg, settings = configured(data, design, seed), HistorySettings(**design.get("history", {}))
+    cfg, settings = data.configured(design, seed), HistorySettings(**design.get("history", {}))
     x_NF, label_N, weight_N = _training_table(data, cfg, settings, int(design.get("steps", 40)))
     params = {
         "objective": "binary",
@@ -72,7 +71,7 @@ def _predict(booster: lightgbm.Booster, table_NF: Table, rounds: int) -> Floats:
 
 
 def _training_table(
-    data: OriginData, cfg: Config, settings: HistorySettings, steps: int
+    data: Data, cfg: Config, settings: HistorySettings, steps: int
 ) -> tuple[Table, npt.NDArray[np.float32], Floats]:
     """Features, labels and weights of the query rows of the network's own first meta-batches; each task weighs the same."""
     tables, labels, weights = [], [], []

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from experiments.methods.fitted import CONFIG, Design, Fitted, configured
+from experiments.methods.fitted import Design, Fitted
 from experiments.methods.registry import METHODS
 from experiments.methods.search_spaces import SPACES
-from experiments.origin_data import OriginData
+from experiments.origin_data import CONFIG, OriginData
 from experiments.origins import rolling_origins
 from limaml.config import load
 from limaml.evaluation.scoring_method import Floats, MethodInput
@@ -168,4 +168,4 @@ def test_a_space_draws_valid_designs_and_the_same_ones_again(name: str, data: Or
     assert drawn == again
     assert len({dumps(design, sort_keys=True) for design in drawn}) > 1
     for design in drawn:
-        configured(data, design, 0)
+        data.configured(design, 0)

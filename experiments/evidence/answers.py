@@ -1,0 +1,267 @@
+"""The answers of a world, from the outputs of its jobs: JSON values, AUCs and NDCG in points.
+
+chosen          of ours the arm that validates best; judged rows choose nothing
+gains           group -> metric -> rival -> what the chosen arm has over it; gains_without_history: neither has history
+methods         method -> group -> metric -> value
+groups          every group -> rows, users, and per visit the chosen arm over the global MLP, with and without history
+first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior) at each origin
+staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh
+cost            arm -> seconds to train, microseconds to adapt a task, bytes that are stored
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from experiments.cached_jobs import JobOutput
+from experiments.evidence import groups, measure
+from experiments.evidence.arms import FULL, REFRESHED, RIVALS, SHIPPABLE, WITHOUT
+from experiments.evidence.groups import ALL, FIRST_20, MAIN, NEW, RETURNING
+from experiments.evidence.jobs import DAILY, FIRST, KS, SERVED
+from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
+from experiments.evidence.worlds import Origin
+from limaml.metrics import Floats, draw_users
+
+DRAWS = 1000
+GLOBAL = "global_mlp"
+_VARIANT_OF = {FIRST_20: str(KS[-1])}
+
+Outputs = Mapping[tuple[bool, str], Sequence[Sequence[JobOutput]]]
+"""(with history, job) -> [origin][seed]."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method's scores are: the job that made them, and its name there."""
+
+    history: bool
+    job: str
+    name: str
+
+    @property
+    def title(self) -> str:
+        return self.name if self.history else f"{self.name}{WITHOUT}"
+
+
+class Answers:
+    def __init__(self, origins: Sequence[Origin], outputs: Outputs) -> None:
+        self._origins, self._outputs = origins, outputs
+        self._measured: dict[tuple[str, str, str, bool, bool], dict[str, tuple[float, Floats]]] = {}
+
+    def all(self) -> dict[str, Any]:
+        found = {
+            "chosen": self.chosen,
+            "validation": self.validation,
+            "gains": {group: self._gains(group, self.chosen, "") for group in MAIN},
+            "methods": {title: self._values(title) for title in self.methods},
+            "groups": {group: self._group(group) for group in self._groups()},
+            "first_visits": self._first_visits(),
+            "staleness": self._staleness(),
+            "cost": self._cost(),
+        }
+        if f"{self.chosen}{WITHOUT}" in self.methods:
+            found["gains_without_history"] = {group: self._gains(group, f"{self.chosen}{WITHOUT}", WITHOUT) for group in MAIN}
+        return found
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """By title. Rules that read no network come once."""
+        found = {}
+        for (history, job), outputs in self._outputs.items():
+            for key in outputs[0][0].arrays:
+                protocol, _, rest = key.partition("|")
+                if protocol == SERVED and rest.startswith(f"{DAILY}|"):
+                    method = Method(history, job, rest.partition("|")[2])
+                    found[method.title] = method
+        return found
+
+    @cached_property
+    def validation(self) -> dict[str, float]:
+        """Of ours with history, the mean of what training stopped on."""
+        return {
+            arm: float(np.mean([seed.values["validation"] for each in outputs for seed in each]))
+            for (history, arm), outputs in self._outputs.items()
+            if history and arm not in RIVALS
+        }
+
+    @cached_property
+    def chosen(self) -> str:
+        arms = {arm: value for arm, value in self.validation.items() if arm in SHIPPABLE}
+        return max(arms, key=arms.__getitem__)
+
+    @cached_property
+    def _judged(self) -> dict[str, list[Judged]]:
+        """Protocol -> an origin's rows; every method has scored the same ones."""
+        users = pc.unique(self._origins[0].logged["user_id"])
+        found = {}
+        for protocol, of in ((SERVED, groups.served), (FIRST, groups.first)):
+            with_it = [each for each in self._outputs.values() if protocol in each[0][0].arrays]
+            places = [each[0].arrays[protocol] for each in with_it[0]]
+            for outputs in with_it:
+                for place_R, seeds in zip(places, outputs, strict=True):
+                    assert all(np.array_equal(seed.arrays[protocol], place_R) for seed in seeds), "judged on other rows"
+            found[protocol] = [of(origin, place_R, users) for origin, place_R in zip(self._origins, places, strict=True)]
+        return found
+
+    @cached_property
+    def _parts(self) -> dict[str, list[Part]]:
+        """Group -> an origin's rows of it; groups that an origin has no row of are left out."""
+        found = {}
+        for parts in self._judged.values():
+            for group in parts[0].groups:
+                if all(part.groups.get(group, np.zeros(1)).any() for part in parts):
+                    found[group] = [part.part(group) for part in parts]
+        return found
+
+    def _groups(self) -> list[str]:
+        return list(self._parts)
+
+    @cached_property
+    def _weights(self) -> dict[bool, Floats]:
+        """Whether of days -> draws."""
+        found = {}
+        for by_day in (False, True):
+            number = 1 + max(
+                int((part.day_R if by_day else part.user_R).max()) for parts in self._judged.values() for part in parts
+            )
+            found[by_day] = draw_users(number, draws=DRAWS, seed=int(by_day))
+        return found
+
+    def _scores(self, method: Method, group: str, variant: str) -> Iterator[tuple[int, Floats]]:
+        """Each seed's scores of the group's rows, with the number of its origin."""
+        protocol = FIRST if group == FIRST_20 else SERVED
+        for number, seeds in enumerate(self._outputs[method.history, method.job]):
+            mask_R = self._judged[protocol][number].groups[group]
+            for seed in seeds:
+                yield number, seed.arrays[f"{protocol}|{variant}|{method.name}"].astype(np.float64)[mask_R]
+
+    def _has(self, title: str, group: str) -> bool:
+        method = self.methods[title]
+        return group != FIRST_20 or FIRST in self._outputs[method.history, method.job][0][0].arrays
+
+    def _of(
+        self,
+        title: str,
+        group: str,
+        variant: str = "",
+        *,
+        by_day: bool = False,
+        origin: int | None = None,
+        pooled: bool | None = None,
+    ) -> Draws:
+        """Metrics with draws, means over origins and seeds, or over one origin's seeds; pooled ones of the main groups alone.
+
+        What is asked for without an origin is kept.
+        """
+        variant = variant or _VARIANT_OF.get(group, DAILY)
+        pooled = group in MAIN if pooled is None else pooled
+        key = title, group, variant, by_day, pooled
+        if origin is None and key in self._measured:
+            return self._measured[key]
+        parts: dict[str, list[tuple[float, Floats]]] = {}
+        for number, score_R in self._scores(self.methods[title], group, variant):
+            if origin in (None, number):
+                part = self._parts[group][number]
+                for metric, pair in part.measured(score_R, self._weights[by_day], by_day=by_day, pooled=pooled).items():
+                    parts.setdefault(metric, []).append(pair)
+        found = {metric: measure.mean(pairs) for metric, pairs in parts.items()}
+        if origin is None:
+            self._measured[key] = found
+        return found
+
+    def _gains(self, group: str, ours: str, suffix: str) -> dict[str, Any]:
+        """Metric -> rival -> what `ours` has over it; rivals whose titles end alike."""
+        rivals = [title for title in self.methods if title != ours and title.endswith(WITHOUT) == bool(suffix)]
+        rivals = [title for title in rivals if self._has(title, group)]
+        found: dict[str, Any] = {metric: {} for metric in METRICS}
+        for rival in rivals:
+            for by_day in (False, True):
+                us, them = (self._of(title, group, by_day=by_day) for title in (ours, rival))
+                for metric, pair in us.items():
+                    one = measure.gain(pair, them[metric])
+                    if by_day:
+                        found[metric][rival]["by_day"] = one
+                    else:
+                        found[metric][rival] = one
+        return found
+
+    def _values(self, title: str) -> dict[str, Any]:
+        """Group -> metric -> value, of the main groups."""
+        found = {}
+        for group in MAIN:
+            if self._has(title, group):
+                values = {metric: value for metric, (value, _) in self._of(title, group).items()}
+                found[group] = values | self._points(title, group)
+        return found
+
+    def _points(self, title: str, group: str) -> dict[str, float]:
+        variant = _VARIANT_OF.get(group, DAILY)
+        every = [
+            self._parts[group][number].points(score_R) for number, score_R in self._scores(self.methods[title], group, variant)
+        ]
+        return {name: float(np.mean([each[name] for each in every])) for name in POINTS}
+
+    def _group(self, group: str) -> dict[str, Any]:
+        """Who they are, and what the chosen arm has over the global network there, per visit and per user."""
+        parts = self._parts[group]
+        found: dict[str, Any] = {
+            "rows": sum(len(part.labels_R) for part in parts),
+            "users": len(np.unique(np.concatenate([part.user_R for part in parts]))),
+        }
+        for name, suffix in (("over_global", ""), ("over_global_without_history", WITHOUT)):
+            ours, rival = f"{self.chosen}{suffix}", f"{GLOBAL}{suffix}"
+            if ours in self.methods and rival in self.methods:
+                us, them = self._of(ours, group), self._of(rival, group)
+                found[name] = {metric: measure.gain(us[metric], them[metric]) for metric in us}
+        return found
+
+    def _first_visits(self) -> dict[str, Any]:
+        """Of every method after k rows its values; of the chosen arm at each origin what the rows add to its prior."""
+        found: dict[str, Any] = {}
+        for title, method in self.methods.items():
+            if not self._has(title, FIRST_20):
+                continue
+            found[title] = {str(k): {"values": self._without_draws(title, FIRST_20, str(k))} for k in KS}
+            for origin in range(len(self._origins)) if method.name == self.chosen else ():
+                prior = self._of(title, FIRST_20, "0", origin=origin)
+                for k in KS[1:]:
+                    after = self._of(title, FIRST_20, str(k), origin=origin)
+                    one = {metric: measure.gain(after[metric], prior[metric]) for metric in METRICS}
+                    found[title][str(k)].setdefault("over_prior", []).append(one)
+        return found
+
+    def _without_draws(self, title: str, group: str, variant: str) -> dict[str, float]:
+        every = [
+            self._parts[group][number].values(score_R) for number, score_R in self._scores(self.methods[title], group, variant)
+        ]
+        return {metric: float(np.mean([each[metric] for each in every])) for metric in METRICS}
+
+    def _staleness(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for title, method in self.methods.items():
+            if method.name not in REFRESHED:
+                continue
+            arrays = self._outputs[method.history, method.job][0][0].arrays
+            cadences = [key.split("|")[1] for key in arrays if key.startswith(f"{SERVED}|")]
+            for group in (RETURNING, NEW, ALL):
+                daily = self._of(title, group)
+                for cadence in cadences:
+                    values = self._without_draws(title, group, cadence)
+                    of = self._of(title, group, cadence, pooled=False)
+                    over = {metric: measure.gain(of[metric], daily[metric]) for metric in of}
+                    found.setdefault(title, {}).setdefault(cadence, {})[group] = {"values": values, "over_daily": over}
+        return found
+
+    def _cost(self) -> dict[str, Any]:
+        names = ("train_seconds", "adapt_us", "stored_bytes", "best_step")
+        return {
+            f"{arm}{'' if history else WITHOUT}": {
+                name: float(np.mean([seed.values[name] for each in outputs for seed in each])) for name in names
+            }
+            for (history, arm), outputs in self._outputs.items()
+            if arm not in RIVALS and arm != FULL
+        }

@@ -1,0 +1,65 @@
+"""What is compared: ours, by what each changes in a world's configuration, and rivals, by what is fitted together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from limaml.config import Config
+
+WITHOUT = ", without history"
+"""Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
+FULL = "full"
+_PAPER: Mapping[str, Any] = {
+    "model": {
+        "meta_block": "row_mlp",
+        "interaction": "concat",
+        "embedding_dim": 32,
+        "meta_hidden": [64],
+        "row_age": False,
+        "start": "prior",
+    },
+    "meta": {"inner_step": "gradient", "inner_steps": 1, "inner_lr": 0.3, "learn_inner_lr": False, "learn_damping": False},
+}
+_NEWTON = {"inner_step": "newton"}
+_USER = {"name": "user", "entity_column": "user_id", "max_lag_s": 1_209_600}
+_ITEM = {"name": "item", "entity_column": "item_id", "support_rows": 64, "prior_std": 0.3, "max_lag_s": 1_209_600}
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "shipped": {},
+    "newton": {"meta": _NEWTON},
+    "hybrid": {"meta": _NEWTON, "model": {"meta_block": "hybrid", "start": "prior"}},
+    "set": {"meta": _NEWTON, "model": {"meta_block": "set", "start": "prior"}},
+    "sequence": {"meta": _NEWTON, "model": {"meta_block": "sequence", "start": "prior"}},
+    "pairwise": {"meta": {**_NEWTON, "pairwise_share": 0.5}},
+    "item": {"meta": _NEWTON, "task_kinds": [_ITEM]},
+    "both": {"meta": _NEWTON, "task_kinds": [_USER, _ITEM]},
+    "paper": _PAPER,
+    FULL: _PAPER,
+}
+"""Ours -> what it changes in the world's configuration, by section; a list takes a section's place.
+
+newton is the task vector with Newton's step and its default rates, which for a task vector is the posterior. set is amortised:
+an encoder of the support, no gradient at all; hybrid takes one step from where that encoder starts. paper
+is the paper's form, of which an output is stored, and full is the same network, adapted and kept whole.
+"""
+SHIPPABLE = ("shipped", "newton", "hybrid", "set", "sequence", "pairwise", "both", "paper")
+"""Of ours, what may be chosen: a user's embedding is served."""
+REFRESHED = ("shipped", "set")
+"""Of ours, what is scored with older embeddings as well."""
+RIVALS = {
+    "rules": ("item_mean", "own_rate", "user_residual", "popular_lately", "bought_before"),
+    "networks": ("global_mlp", "wide_deep"),
+    "tables": ("logistic", "lightgbm"),
+    "history_mlp": ("history_mlp",),
+}
+"""Job -> the rivals that it fits."""
+
+
+def configured(world: Config, arm: str, *, history: bool, seed: int) -> Config:
+    """A world's configuration for an arm; without history its features by a key of the user's are not declared."""
+    values = world.model_dump(mode="json")
+    if not history:
+        values["features"] = [feature for feature in values["features"] if not feature["by"]]
+    for section, changes in ARMS.get(arm, {}).items():
+        values[section] = changes if isinstance(changes, list) else values[section] | changes
+    values["training"] |= {"seed": seed, "num_workers": 1}
+    return Config.model_validate(values)

@@ -1,0 +1,57 @@
+"""An origin as a fit reads it: rows that train, validate and are judged, encoded by what the training rows say."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from experiments.evidence.worlds import Origin
+from experiments.methods.fitted import Design
+from limaml.config import Config
+from limaml.evaluation.scoring_method import MethodInput, MethodValidator
+from limaml.features.encoder import Encoder
+from limaml.training.prepare import fit_encoders, validating_rows
+from limaml.training.validation import Validator
+
+
+@dataclass(frozen=True)
+class FitData:
+    """`cfg` is the arm's own; `origin` may hold more features than it declares."""
+
+    cfg: Config
+    origin: Origin
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return fit_encoders(self.cfg, self.origin.logged, self.origin.split)[0]
+
+    @cached_property
+    def training(self) -> MethodInput:
+        return MethodInput.from_logged(self.origin.split.train_rows(self.origin.logged), self.encoder, self.cfg)
+
+    @cached_property
+    def test(self) -> MethodInput:
+        """All rows: what is judged, and what comes before it."""
+        return MethodInput.from_logged(self.origin.logged, self.encoder, self.cfg)
+
+    @cached_property
+    def validation(self) -> MethodInput:
+        return MethodInput.from_logged(self._validating[0], self.encoder, self.cfg)
+
+    @cached_property
+    def validator(self) -> MethodValidator:
+        """For methods."""
+        return MethodValidator(self.validation, self.cfg, self.origin.split.validate_from_us, self._validating[1])
+
+    @cached_property
+    def network_validator(self) -> Validator:
+        """For the network's training: the same tasks and the same number."""
+        return Validator(self.validation.rows, self.cfg, self.origin.split.validate_from_us, self._validating[1])
+
+    def configured(self, _design: Design, _seed: int) -> Config:
+        """The world's own: no rival has another network than ours."""
+        return self.cfg
+
+    @cached_property
+    def _validating(self) -> tuple[pa.Table, tuple[str, ...] | None]:
+        return validating_rows(self.cfg, self.origin.logged, self.origin.split)

@@ -1,0 +1,216 @@
+"""Tables of a world's answers, and REPORT.md of all worlds; pictures are `experiments.evidence.pictures`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from experiments.evidence.arms import FULL, WITHOUT
+from experiments.evidence.groups import ALL, FIRST_20, NEW, RETURNING
+from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
+from experiments.evidence.pictures import PICTURES, write_pictures
+from experiments.evidence.worlds import ABOUT
+from experiments.markdown import DASH, Results, number, over, pick, table
+from limaml.io import atomic
+
+METRICS = {POOLED: "pooled", PER_USER: "per user", PER_VISIT: "per visit", NDCG: "NDCG@10"}
+NAMES = {
+    "item_mean": "item's own rate",
+    "popular_lately": "item's rate in the last week",
+    "own_rate": "the user's own rate of the item",
+    "bought_before": "what the user took before, counted with decay",
+    "user_residual": "item's rate + one shrunk number a user",
+    "logistic": "logistic regression on history",
+    "lightgbm": "LightGBM on history",
+    "global_mlp": "global MLP, not personalised",
+    "wide_deep": "wide & deep with user ids",
+    "history_mlp": "MLP on history and fitted item vectors",
+    "sasrec_daily": "SASRec, state of the day before",
+    "sasrec_request": "SASRec, state at the request",
+    "truth": "what the labels were drawn by",
+    "shipped": "LiMAML as shipped",
+    "newton": "LiMAML, Newton's step (the posterior)",
+    "hybrid": "LiMAML, one step from an encoder's start",
+    "set": "encoder of the support, no gradient",
+    "sequence": "LiMAML, transformer block",
+    "pairwise": "LiMAML, half of the loss pairwise",
+    "item": "LiMAML, items adapted, not users",
+    "both": "LiMAML, users and items adapted",
+    "paper": "LiMAML, the paper's form, stored",
+    FULL: "LiMAML, the paper's form, adapted network kept whole",
+}
+_CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
+_GROUPS = {
+    RETURNING: "returning",
+    NEW: "held out",
+    FIRST_20: "held out, after 20 rows",
+}
+
+
+def name_of(title: str) -> str:
+    """A method's, whatever features it has."""
+    return NAMES[title.removesuffix(WITHOUT)]
+
+
+def _with_features(title: str) -> str:
+    return name_of(title) + (", without history features" if title.endswith(WITHOUT) else "")
+
+
+def methods(found: Results, group: str) -> list[str]:
+    """Every method on a group's rows, the best per visit first, and what the chosen arm has over it."""
+    lines = []
+    for key, ours in _sides(found):
+        gains = found[key][group]
+        titles = {ours, *gains[PER_VISIT]}
+        values = {title: found["methods"][title][group] for title in titles}
+        rows = [
+            (
+                f"**{name_of(title)}**" if title == ours else name_of(title),
+                " / ".join(number(values[title][metric], 2) for metric in METRICS),
+                *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in METRICS),
+            )
+            for title in sorted(titles, key=lambda title: -(values[title][PER_VISIT] or 0))
+        ]
+        what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
+        lines += table((what, " / ".join(METRICS.values()), *(f"chosen over it, {name}" for name in METRICS.values())), rows)
+    return lines
+
+
+def _split(found: Results) -> bool:
+    return "gains_without_history" in found
+
+
+def _sides(found: Results) -> list[tuple[str, str]]:
+    sides = [("gains", found["chosen"])]
+    return [*sides, ("gains_without_history", found["chosen"] + WITHOUT)] if _split(found) else sides
+
+
+def who(found: Results) -> list[str]:
+    """Groups of returning users' rows, and what the chosen arm has over the global MLP there."""
+    keys = ("over_global", "over_global_without_history") if _split(found) else ("over_global",)
+    rows = [
+        (
+            _GROUPS.get(name, name),
+            f"{group['rows']:,}",
+            *(over(pick(group, key, metric), 2) for key in keys for metric in (PER_USER, PER_VISIT)),
+        )
+        for name, group in found["groups"].items()
+        if name != ALL and group["rows"] >= 100
+    ]
+    titles = [
+        f"{METRICS[metric]}{', without history' if key != keys[0] else ''}" for key in keys for metric in (PER_USER, PER_VISIT)
+    ]
+    return table(("rows", "judged", *(f"over the global MLP, {title}" for title in titles)), rows)
+
+
+def first_visits(found: Results) -> list[str]:
+    """Held-out users after k rows: per-user AUC and NDCG@10 of each method, and what the rows add to the prior."""
+    lines = []
+    for _, ours in _sides(found):
+        suffix = WITHOUT if ours.endswith(WITHOUT) else ""
+        by_k = {title: of for title, of in found["first_visits"].items() if title.endswith(WITHOUT) == bool(suffix)}
+        ks = sorted(next(iter(by_k.values())), key=int)
+        rows = [
+            (
+                f"**{name_of(title)}**" if title == ours else name_of(title),
+                *(" / ".join(number(of[k]["values"][metric], 1) for metric in (PER_USER, NDCG)) for k in ks),
+            )
+            for title, of in sorted(by_k.items(), key=lambda one: -(one[1][ks[-1]]["values"][PER_USER] or 0))
+        ]
+        where = ", without history features" if suffix else ""
+        lines += table((f"per-user AUC / NDCG@10{where}", *(f"k = {k}" for k in ks)), rows)
+        rows = [
+            (f"origin {at + 1}, {METRICS[metric]}", *(over(by_k[ours][k]["over_prior"][at][metric]) for k in ks[1:]))
+            for at in range(len(found["origins"]))
+            for metric in (POOLED, PER_USER)
+        ]
+        lines += table((f"{name_of(ours)}{where}: k rows less none", *(f"k = {k}" for k in ks[1:])), rows)
+    return lines
+
+
+def staleness(found: Results) -> list[str]:
+    """Of returning users: what an older embedding loses."""
+    rows = []
+    for title, by in found["staleness"].items():
+        of = {cadence: by[cadence][RETURNING] for cadence in _CADENCES}
+        cells = (f"{number(one['values'][PER_VISIT], 2)}, {over(one['over_daily'][PER_VISIT], 2)}" for one in of.values())
+        rows.append((_with_features(title), *cells))
+    return table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in _CADENCES)), rows)
+
+
+def cost(found: Results) -> list[str]:
+    """What ours cost, with the AUC that they buy, the cheapest to adapt first."""
+    rows = []
+    for title, one in sorted(found["cost"].items(), key=lambda each: each[1]["adapt_us"]):
+        served, new = (pick(found, "methods", title, group) or {} for group in (RETURNING, FIRST_20))
+        rows.append(
+            (
+                _with_features(title),
+                *(number(served.get(metric), 2) for metric in (PER_USER, PER_VISIT)),
+                number(new.get(PER_USER), 2),
+                number(one["train_seconds"], 0),
+                number(one["adapt_us"], 0),
+                number(one["stored_bytes"], 0),
+                number(pick(found, "validation", title), 4),
+            )
+        )
+    header = (
+        "ours",
+        "returning, per user",
+        "returning, per visit",
+        "k = 20, per user",
+        "seconds to train",
+        "µs to adapt a task",
+        "bytes stored",
+        "validation",
+    )
+    return table(header, rows)
+
+
+_SECTIONS: dict[str, Callable[[Results], list[str]]] = {
+    "As served daily, returning users: what a stored embedding adds, and to what": lambda found: methods(found, RETURNING),
+    "Who gains, and who does not": who,
+    "First visits: held-out users after k rows": first_visits,
+    "How stale it may be": staleness,
+    "What it costs": cost,
+    "Held-out users as served daily": lambda found: methods(found, NEW),
+}
+
+
+def world(found: Results) -> list[str]:
+    """A world's part of the report."""
+    returning = found["groups"][RETURNING]
+    lines = [
+        f"## {found['title']}",
+        "",
+        f"{len(found['origins'])} origins (last days {', '.join(found['origins'])}), {found['seeds']} seeds;"
+        f" {returning['rows']:,} rows of {returning['users']:,} returning users are judged. Terms: {found['terms']}. It cannot"
+        f" show {found['cannot_show']}. Of ours *{name_of(found['chosen'])}* validates best.",
+        "",
+    ]
+    for title, section in _SECTIONS.items():
+        lines += [f"### {title}", "", *section(found)]
+    return lines
+
+
+def render(results: Mapping[str, Results]) -> str:
+    """REPORT.md: every world's tables."""
+    lines = [
+        "# What LiMAML gains where people return, and what it costs",
+        "",
+        "Written by `make experiments` from a results file a world. AUC and NDCG in points (hundredths); differences with 95 %"
+        " paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files. *Pooled* ranks"
+        " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
+        " NDCG@10 is of that list. *Chosen* is of ours the arm that validates best: judged rows choose nothing. History"
+        " features are what a user did with an item, or its category, before.",
+        "",
+    ]
+    lines += [line for name, text in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
+    for name in ABOUT:
+        if name in results:
+            lines += world(results[name])
+    return "\n".join(lines).strip() + "\n"
+
+
+def write(results: Mapping[str, Results], folder: Path) -> None:
+    """The page and its pictures."""
+    write_pictures(results, folder)
+    atomic.write(folder / "REPORT.md", render(results))

@@ -1,0 +1,110 @@
+"""`make experiments-worlds`: arms and rivals of every world, on the same rows.
+
+    python -m experiments.evidence.run [--world grocery ...] [--kuairand FOLDER] [--origins 3] [--seeds 3]
+
+Finished jobs are kept below experiments/.work, so that an interrupted run goes on where it was. What ships is chosen on the
+rows that validate.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from experiments.cached_jobs import Job, JobCache
+from experiments.code_digest import revision
+from experiments.data import WORK
+from experiments.evidence import jobs, report
+from experiments.evidence.answers import Answers
+from experiments.evidence.arms import ARMS, FULL, RIVALS, configured
+from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
+from experiments.progress import follow
+from experiments.results import RESULTS, plain
+from limaml import telemetry
+from limaml.config import Config
+from limaml.io import atomic
+
+TABLE = "evidence"
+_FITTED_BY = tuple(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds"))
+"""What a job's output follows from, beside the core."""
+_LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "hybrid", "set", "both")}
+"""World -> those of ours that are measured by default, where one takes minutes, and a history MLP fits items five times over."""
+
+
+def measured(
+    world: Config, name: str, *, arms: list[str], num_origins: int, seeds: int, workers: int, root: Path, console: Console
+) -> dict[str, Any]:
+    """Everything of a world."""
+    world = ingested(world, root / name)
+    at, has_history = origins(world, num_origins), any(feature.by for feature in world.features)
+    wanted: dict[tuple[bool, str, int, int], Job] = {}
+    for number, (cfg, through) in enumerate(at):
+        for history in (True, False) if has_history else (True,):
+            for arm in (*RIVALS, *arms):
+                if (arm == "rules" and not history) or (arm == "history_mlp" and name in _LARGE):
+                    continue
+                for seed in range(1 if arm == "rules" else seeds):
+                    key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
+                    params = {"arm": arm, "history": history, "seed": seed, "through": str(through)}
+                    wanted[history, arm, number, seed] = Job(TABLE, key, params | {"config": cfg.model_dump_json()})
+    cache = JobCache(
+        root / "jobs", revision("methods", *(f"evidence/{part}" for part in ("arms", "fit_data", "jobs", "rivals", "worlds")))
+    )
+    outputs = follow(list(wanted.values()), {TABLE: jobs.run}, cache, workers, console)
+    of = {
+        (history, arm): [
+            [outputs[job] for key, job in wanted.items() if key[:3] == (history, arm, number)] for number in range(len(at))
+        ]
+        for history, arm in dict.fromkeys(key[:2] for key in wanted)
+    }
+    title, terms, cannot_show = ABOUT.get(name, (name, "", ""))
+    about = {"title": title, "terms": terms, "cannot_show": cannot_show, "seeds": seeds}
+    return about | {"origins": [str(through) for _, through in at]} | Answers([Origin(*each) for each in at], of).all()
+
+
+def distinct(world: Config, arms: list[str]) -> list[str]:
+    """Without arms that are another one's configuration: a world may ship the default."""
+    found: dict[str, str] = {}
+    for arm in arms:
+        cfg = configured(world, arm, history=True, seed=0).model_dump_json()
+        found.setdefault(f"{arm == FULL}{cfg}", arm)
+    return list(found.values())
+
+
+def main(
+    world: Annotated[list[str] | None, typer.Option(help="One of them; all by default.")] = None,
+    kuairand: Annotated[str, typer.Option(help="Folder with KuaiRand's tables; without it that world is not measured.")] = "",
+    arm: Annotated[list[str] | None, typer.Option(help="One of ours; all by default.")] = None,
+    num_origins: Annotated[int, typer.Option("--origins", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the results, a file a world.")] = RESULTS,
+) -> None:
+    """Measure worlds one after another, and write after each."""
+    console, known = Console(), evidence_worlds(kuairand)
+    telemetry.configure(json_lines=False, level=logging.WARNING)
+    unknown = [name for name in [*(world or []), *(arm or [])] if name not in (*known, *ARMS)]
+    if unknown:
+        raise typer.BadParameter(f"must be among {', '.join((*known, *ARMS))}, got {', '.join(unknown)}")
+    for name in world or known:
+        found = measured(
+            known[name],
+            name,
+            arms=distinct(known[name], arm or list(_LARGE.get(name, ARMS))),
+            num_origins=num_origins,
+            seeds=seeds,
+            workers=workers,
+            root=WORK / TABLE,
+            console=console,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.write(out / f"{name}.json", json.dumps(plain(found), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        console.print(name, found["chosen"], found["methods"][found["chosen"]])
+    report.write({name: json.loads(path.read_text()) for name in ABOUT if (path := out / f"{name}.json").exists()}, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,151 @@
+"""The evidence of one small world: every method is judged on the same rows, divided by who asks, and the tables say so."""
+
+import json
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from rich.console import Console
+
+from experiments.evidence import groups, jobs, report
+from experiments.evidence.arms import ARMS, RIVALS, WITHOUT
+from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
+from experiments.evidence.run import measured as measure_world
+from experiments.evidence.worlds import ABOUT, RETURNING, evidence_worlds, origins
+from experiments.results import plain
+from limaml.config import Config, load
+from limaml.metrics import draw_users
+
+SOURCE = RETURNING | {
+    "synthetic_users": 60,
+    "synthetic_items": 20,
+    "synthetic_days": 24,
+    "synthetic_rows_per_user": 60,
+    "synthetic_label_rate": 0.4,
+}
+BY_ITEM = {"entity": "user", "name": "same", "type": "number", "aggregate": "rate", "by": "item_id"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    training = ["training.max_steps=4", "training.validate_every=2", "training.tasks_per_step=8", "evaluation.baseline_steps=2"]
+    shares = ["evaluation.held_out=hash", "evaluation.train_share_of_days=0.7", "evaluation.validation_share_of_days=0.15"]
+    cfg = load("configs/synthetic.toml", [*(f"source.{key}={value}" for key, value in SOURCE.items()), *training, *shares])
+    values = cfg.model_dump(mode="json")
+    world = Config.model_validate(values | {"features": [*values["features"], BY_ITEM]})
+    options = {"arms": list(ARMS), "num_origins": 2, "seeds": 1, "workers": 2, "console": Console(quiet=True)}
+    found = measure_world(world, "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
+    return json.loads(json.dumps(plain(found), allow_nan=False))
+
+
+def test_every_method_is_there_with_and_without_history(measured):
+    methods = set(measured["methods"])
+    rivals = {name for names in RIVALS.values() for name in names}
+    assert methods >= {*ARMS, *rivals, "truth", *(f"{arm}{WITHOUT}" for arm in ARMS), f"global_mlp{WITHOUT}"}
+    assert f"own_rate{WITHOUT}" not in methods, "it is made of what is left out"
+    assert set(measured["validation"]) == set(ARMS)
+
+
+def test_gains_are_the_chosen_arm_less_the_others(measured):
+    for key, ours in (("gains", measured["chosen"]), ("gains_without_history", measured["chosen"] + WITHOUT)):
+        for group in ("served_returning", "served_new", "first_k20"):
+            for metric in METRICS:
+                value = measured["methods"][ours][group][metric]
+                assert len(measured[key][group][metric]) > 5
+                for rival, gain in measured[key][group][metric].items():
+                    assert gain["mean"] == pytest.approx(value - measured["methods"][rival][group][metric], abs=2e-3)
+                    assert gain["low"] <= gain["mean"] <= gain["high"]
+                    assert ("by_day" in gain) == (metric != "per_user_auc")
+                    assert rival.endswith(WITHOUT) == ours.endswith(WITHOUT)
+
+
+def test_nobody_is_better_than_what_the_labels_were_drawn_by(measured):
+    best = measured["methods"]["truth"]["served_all"]["pooled_auc"]
+    assert best > 70
+    assert all(of["served_all"]["pooled_auc"] < best for title, of in measured["methods"].items() if title != "truth")
+
+
+def test_groups_are_those_of_who_asks(measured):
+    rows = {name: group["rows"] for name, group in measured["groups"].items()}
+    returning = rows["served_returning"]
+    assert 0 < returning < rows["served_all"]
+    for what in ("visits before", "days away", "days known"):
+        assert sum(number for name, number in rows.items() if name.startswith(what)) == returning
+    assert 0 < sum(number for name, number in rows.items() if name.startswith("taste")) <= returning
+
+
+def test_without_rows_there_is_the_prior(measured):
+    of = measured["first_visits"][measured["chosen"]]
+    assert set(of) == {str(k) for k in jobs.KS}
+    assert "over_prior" not in of["0"]
+    assert [len(of[str(k)]["over_prior"]) for k in jobs.KS[1:]] == [2] * (len(jobs.KS) - 1), "one for each origin"
+    assert all(one["low"] <= one["mean"] <= one["high"] for part in of["20"]["over_prior"] for one in part.values())
+
+
+def test_older_embeddings_are_held_against_daily_ones(measured):
+    cadences = measured["staleness"]["shipped"]
+    assert set(cadences) == {*jobs.CADENCES, jobs.NEVER}
+    assert cadences["daily"]["served_returning"]["over_daily"][PER_VISIT]["mean"] == 0
+    assert cadences["never"]["served_returning"]["over_daily"][PER_VISIT]["mean"] != 0
+
+
+def test_the_report_has_every_table_and_picture(measured, tmp_path):
+    report.write({"drifting": measured}, tmp_path)
+    text = (tmp_path / "REPORT.md").read_text()
+    assert all(f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 1000 for name in report.PICTURES)
+    assert text.count("### ") == 6
+    assert all(
+        report.name_of(title) in text for title in measured["methods"] if title in measured["gains"]["served_all"][PER_VISIT]
+    )
+
+
+def test_visits_and_days_are_counted_of_all_earlier_days():
+    logged = pa.table(
+        {
+            "user_id": ["a", "b", "a", "a", "a", "b"],
+            "timestamp": pa.array([0, 0, 3, 3, 5, 40], pa.timestamp("s", tz="UTC")),
+            "label": pa.array([0, 1, 0, 1, 1, 0], pa.int8()),
+        }
+    )
+    stamps = pc.multiply(logged["timestamp"].cast(pa.int64()), 86_400_000_000)
+    logged = logged.set_column(1, "timestamp", stamps.cast(pa.timestamp("us", tz="UTC")))
+    before, away, known = groups.visits(logged, pa.array(["b", "a"]))
+    assert before.tolist() == [0, 0, 1, 1, 2, 1]
+    assert away.tolist() == [0, 0, 3, 3, 2, 40]
+    assert known.tolist() == [0, 0, 3, 3, 5, 40]
+
+
+def test_the_mean_of_visits_is_drawn_by_user_and_by_day():
+    labels, scores = np.array([0.0, 1, 0, 1, 0, 1]), np.array([0.1, 0.9, 0.9, 0.1, 0.2, 0.8])
+    part = Part(labels, np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1, 1]))
+    weights = draw_users(2, draws=50, seed=0)
+    by_user, by_day = (part.measured(scores, weights, by_day=each, pooled=False) for each in (False, True))
+    assert by_user[PER_VISIT][0] == by_day[PER_VISIT][0] == pytest.approx(200 / 3), "1, 0 and 1"
+    a, b = weights.T
+    assert by_user[PER_VISIT][1] == pytest.approx(100 * (a + b) / (2 * a + b))
+    assert by_day[PER_VISIT][1] == pytest.approx(100 * (a + b) / (a + 2 * b))
+    assert "per_user_auc" not in by_day
+
+
+def test_ndcg_is_that_of_each_list():
+    """By hand: the second list's positive is third, the third list has nothing to rank."""
+    labels, scores = np.array([1.0, 0, 0, 0, 1, 1, 1]), np.array([0.9, 0.1, 0.9, 0.8, 0.1, 0.5, 0.4])
+    found = ndcgs(labels, scores, np.array([0, 0, 1, 1, 1, 2, 2]))
+    assert found[:2] == pytest.approx([1.0, 1 / np.log2(4)])
+    assert np.isnan(found[2])
+
+
+def test_an_earlier_origin_ends_where_the_next_one_is_judged(tmp_path):
+    """By shares of the days and, where dates are given, by those moved."""
+    world = evidence_worlds()["drifting"]
+    world = world.model_copy(update={"storage": world.storage.model_copy(update={"root": str(tmp_path)})})
+    (_, last), (_, before) = origins(world, 2)
+    assert (last - before).days == round(40 * (1 - 0.8 - 0.1))
+    dates = {"validate_from": last - timedelta(days=5), "test_from": last - timedelta(days=1)}
+    dated = world.model_copy(update={"evaluation": world.evaluation.model_copy(update=dates)})
+    (_, last), (moved, before) = origins(dated, 2)
+    assert before == last - timedelta(days=2)
+    assert moved.evaluation.test_from == last - timedelta(days=3)
+    assert set(ABOUT) == set(evidence_worlds("/data/kuairand"))
