@@ -18,7 +18,7 @@ TEST_WORKERS ?= 2
 PYTEST_BESIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments experiments-transfer experiments-served dashboards
+.PHONY: help run stop test test-services test-production test-worlds images base-image test-images check bench bench-gpu bench-serving bench-vectors bench-data bench-scale experiments experiments-transfer dashboards
 
 help:  ## This list
 	@echo "LiMAML in production. Targets:"
@@ -77,14 +77,11 @@ bench-scale: .venv/installed  ## A million entities adapted and published to Red
 bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end to end: seconds and peak of every part, which has a bound
 	$(BIN)/python -m benchmarks.vectors --limit-mib 2500 $(ARGS)
 
-experiments: .venv/installed  ## What personalisation gains, on real data, with intervals; 70 minutes, resumable (QUICK=1 for a look in 5)
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.run $(if $(QUICK),--quick) $(ARGS)
+experiments: .venv/installed  ## What personalisation gains on four worlds beside its rivals, with intervals; hours, resumable (QUICK=1 for a look in 5 minutes; ARGS="--world movielens")
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.evidence.run $(if $(QUICK),--quick) $(ARGS)
 
 experiments-transfer: .venv/installed  ## What vectors of text, and rows without their history, give new items on films and groceries; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.transfer --out experiments/results/transfer.json $(ARGS)
-
-experiments-served: .venv/installed  ## What a stored embedding adds where people return, on the grocer's rows; 4 hours, resumable (ARGS="--origins 1 --seeds 1": half an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.served --world grocery --out experiments/results/served.json $(ARGS)
 
 dashboards: .venv/installed  ## Write the Grafana dashboards into the chart (helm/limaml/files/dashboards)
 	$(BIN)/python -m helm.dashboards

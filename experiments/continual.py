@@ -28,7 +28,9 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.inner_loop import RETURNING, TODAY, Floats, with_vector, worlds
+from experiments.data import TODAY
+from experiments.evidence.worlds import RETURNING
+from experiments.inner_loop import Floats, with_vector, worlds
 from experiments.intervals import AUC, PERUSER_AUC, Measured, TaskSetRows, difference
 from experiments.intervals import measure as measure_rows
 from limaml import metrics

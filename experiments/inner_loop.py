@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -24,6 +23,8 @@ import torch
 import typer
 from rich.console import Console
 
+from experiments.data import TODAY
+from experiments.evidence.worlds import KUAIRAND_FILES, RETURNING
 from limaml import metrics
 from limaml.config import Config, FeatureConfig, MetaConfig, ModelConfig, TrainingConfig, load
 from limaml.events.catalogue import item_vectors
@@ -41,25 +42,6 @@ from limaml.training.prepare import fit_encoders, load_training_data, read_histo
 from limaml.training.scoring import embed_specs, score_with_embeddings
 from limaml.training.twin_and_refit import fit_twin
 
-TODAY = date(2026, 11, 28)
-RETURNING = {
-    "synthetic_users": 600,
-    "synthetic_items": 150,
-    "synthetic_days": 40,
-    "synthetic_rows_per_user": 120,
-    "synthetic_factors": 2,
-    "synthetic_level": 0.7,
-    "synthetic_first_share": 0.05,
-    "synthetic_arrival_share": 0.2,
-    "synthetic_session_rows": 8,
-    "min_rows_ratio": 0.01,
-    "max_rows_ratio": 100.0,
-    "min_label_rate": 0.0,
-    "max_label_rate": 1.0,
-}
-"""[source] of users who come back."""
-_KUAIRAND = ["source.events=impressions.parquet", "source.users=users.parquet", "source.items=videos.parquet"]
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -67,7 +49,7 @@ def worlds(kuairand: str) -> dict[str, Config]:
     """Name -> its configuration: what is public in packages, what is generated, and KuaiRand where its folder is given."""
     found = {"movielens": load("configs/movielens.toml"), "grocery": load("configs/grocery.toml")}
     if kuairand:
-        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *_KUAIRAND])
+        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *KUAIRAND_FILES])
     for rate in (0.01, 0.1, 0.5):
         for scale in (0.1, 1.0, 10.0):
             own = RETURNING | {"synthetic_label_rate": rate, "synthetic_vector_scale": scale}

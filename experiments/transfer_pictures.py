@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from experiments.data import TODAY
-from experiments.reporting.plots import save
+from experiments.evidence.pictures import save
 from experiments.transfer_jobs import WORLDS, text_feature
 from limaml.config import Config, TransferConfig, load
 from limaml.events import catalogue

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from experiments.reporting.text import table
+from experiments.markdown import table
 
 _KEY = re.compile(r"^( *)([A-Za-z][A-Za-z0-9]*):(?: |$)")
 _TOLD = re.compile(r"^ *# -- (.*)$")

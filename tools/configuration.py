@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
-from experiments.reporting.text import table
+from experiments.markdown import table
 from limaml.config import Config
 from limaml.config.section import Section
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from experiments.reporting.text import table
+from experiments.markdown import table
 
 ROOT = Path(__file__).parents[1]
 _SERVICES = "pytest.mark.services"

@@ -1,22 +1,17 @@
 """Figures of the pages, from the results that `make bench`, `make bench-serving` and `make experiments` left."""
 
-from experiments.reporting.claims import claim_table, claims
-from experiments.reporting.gains import gain_rows, personal, shipped
-from experiments.reporting.text import DASH, METRICS, Results, change, name_of, pick, points, table
+from experiments.evidence import report
+from experiments.evidence.arms import WITHOUT
+from experiments.evidence.groups import FIRST_20, RETURNING
+from experiments.evidence.measure import PER_USER, PER_VISIT
+from experiments.evidence.report import name_of
+from experiments.markdown import DASH, Results, number, over, pick, table
 
-_OURS, _RIVALS = "stored", ("global_mlp", "history_mlp")
+_GLOBAL = "global_mlp"
 _ROWS = {
     "task_vector": "task vector",
     "paper": "paper's form",
     "sequence": "sequence block",
-}
-_METHODS = {
-    "item_mean": "item's own rate",
-    "own_rate": "the household's own rate of the item, shrunk to the item's",
-    "user_residual": "item's own rate + one shrunk number per household",
-    "wide_deep": "wide & deep with user ids",
-    "global_mlp": "global MLP, with what a household did with an item",
-    "limaml": "**LiMAML, stored embedding**",
 }
 _ENGINES = {
     "limaml": "**ours**",
@@ -32,84 +27,28 @@ _SERVICES = {
 }
 
 
-def result(found: Results, grocer: Results, served: Results) -> list[str]:
-    """The README's one table: per-user AUC beside what one has without LiMAML."""
-    metric = "peruser_auc"
-    judged = {
-        "MovieLens-100K, new users after their first 20 or 50 rows": (
-            [personal(found, metric, method) for method in (*_RIVALS, _OURS)],
-            [pick(found, f"delta_{metric}", _OURS, rival, "20+") for rival in _RIVALS],
-        ),
-        "MovieLens-100K, everybody, as served daily": (
-            [pick(found, f"as_served_{metric}", method, "all") for method in (*_RIVALS, _OURS)],
-            [pick(found, f"as_served_delta_{metric}", _OURS, rival, "all") for rival in _RIVALS],
-        ),
-    }
-    rows = [(who, *map(points, own), *map(change, gained)) for who, (own, gained) in judged.items()]
-    known = grocer["as_served"]["known"]["methods"]
-    own = [points(known[method]["per_user_auc"], 2) for method in ("global_mlp", "limaml")]
-    gain = change(_gain(known, "per_user_auc"), 2)
-    rows.append(("A grocer's mailer, returning households, as served daily", own[0], DASH, own[1], gain, DASH))
-    returning = served["groups"]["served_returning"]
-    rival, ours = (f"{name}, without history" for name in ("global_mlp", served["chosen"]))
-    own = [f"{returning['methods'][name]['per_user_auc']:.2f}" for name in (rival, ours)]
-    gain = _over(returning["gains_without_history"]["per_user_auc"][rival], 2)
-    rows.append(("The same by networks that read no history", own[0], DASH, own[1], gain, DASH))
-    return table(("per-user AUC", "global MLP", "history MLP", "**LiMAML**", "gain over global", "gain over history"), rows)
-
-
-def _gain(methods: Results, metric: str) -> Results:
-    """Of LiMAML over the global network, as the experiments' differences are."""
-    found = methods["limaml"][f"{metric}_vs_global_mlp"]
-    return {"mean": found["value"], "low": found["low"], "high": found["high"]}
-
-
-def grocer(found: Results) -> list[str]:
-    """Every method's AUC on the grocer's mailer, as a daily refresh serves it, of whom one asks for."""
-    whom = {"known": "known households", "held_out": "households held out", "all": "all"}
-    parts = found["as_served"]
-    header = ("AUC pooled / per-user", *(f"{name} ({parts[key]['rows']:,} rows)" for key, name in whom.items()))
+def result(worlds: Results) -> list[str]:
+    """The README's one table: ours beside the same network for everybody, to those who return and to new ones."""
     rows = []
-    for method, name in _METHODS.items():
-        values = [pick(parts, key, "methods", method) or {} for key in whom]
-        rows.append((name, *(f"{points(one.get('pooled_auc'), 2)} / {points(one.get('per_user_auc'), 2)}" for one in values)))
-    gained = [
-        " / ".join(change(_gain(parts[key]["methods"], metric), 2) for metric in ("pooled_auc", "per_user_auc")) for key in whom
-    ]
-    rows.append(("LiMAML over the global MLP", *gained))
-    return table(header, rows)
+    for found in worlds.values():
+        sides = [("gains", "")] + ([("gains_without_history", WITHOUT)] if "gains_without_history" in found else [])
+        for key, suffix in reversed(sides):
+            what = "" if len(sides) == 1 else ", history features" if not suffix else ", no history features"
+            rows.append(_beside(found, key, suffix, RETURNING, PER_VISIT, f"{found['title']}{what}: returning, per visit"))
+        key, suffix = sides[-1]
+        rows.append(_beside(found, key, suffix, FIRST_20, PER_USER, f"{found['title']}: new, after 20 rows, per user"))
+    return table(("AUC", "global MLP", "LiMAML", "gain", "block that validated best"), rows)
 
 
-def gains(found: Results) -> list[str]:
-    """What LiMAML gains on MovieLens over each rival, and whether what it was to show holds."""
-    origins, seeds = found["protocol"]["origins"], found["protocol"]["seeds"]
-    users, rows, served, returning = (
-        sum(origin[what] for origin in origins)
-        for what in ("first_k_users", "first_k_rows", "served_rows", "served_returning_rows")
-    )
-    pooled, per_user = [change(pick(found, f"delta_{metric}", "history", "history_mlp", "20+"), 2) for metric in METRICS]
-    return [
-        f"{len(origins)} rolling origins, {users} new users with {rows:,} query rows, {seeds} seeds; each method saw a user's"
-        " first 20 or 50 rows (mean of both). Differences are AUC points with 95 % paired bootstrap intervals over users, bold"
-        " where they exclude zero.",
-        "",
-        *table(_header("k >= 20", ("",)), gain_rows(found, _OURS, served=False)),
-        f"As served daily ({served:,} rows, {returning:,} of them of returning users), where most rows belong to people with no"
-        " history before that day:",
-        "",
-        *table(_header("as served", ("all rows, ", "returning users, ")), gain_rows(found, _OURS, served=True)),
-        "What LiMAML was to show:",
-        "",
-        *claim_table(claims(found)),
-        f"{name_of('history')}, over {name_of('history_mlp')} at k >= 20: pooled {pooled}, per-user {per_user}.",
-        "",
-        shipped(found),
-    ]
+def _beside(found: Results, key: str, suffix: str, group: str, metric: str, title: str) -> tuple[str, ...]:
+    rival, ours = f"{_GLOBAL}{suffix}", f"{found['chosen']}{suffix}"
+    values = [number(pick(found, "methods", name, group, metric), 2) for name in (rival, ours)]
+    return title, *values, over(pick(found, key, group, metric, rival), 2), name_of(ours)
 
 
-def _header(what: str, groups: tuple[str, ...]) -> list[str]:
-    own = [f"{group}AUC pooled / per-user" for group in groups]
-    return [f"method, {what}", *own, *(f"LiMAML over it, {group}{title}" for group in groups for title in METRICS.values())]
+def world(found: Results) -> list[str]:
+    """Of a world as a daily refresh serves it: every method on returning users' rows, and who gains."""
+    return [report.about(found), "", *report.methods(found, RETURNING), *report.who(found)]
 
 
 def engine(found: Results) -> list[str]:
@@ -227,7 +166,7 @@ def arms(found: Results) -> list[str]:
         *table(
             (
                 f"users, in halves, {power_runs} tests each",
-                f"points added to {points(found['rate'])}",
+                f"points added to {100 * found['rate']:.1f}",
                 "found",
                 "by day",
                 "t-test once at the end",
@@ -269,13 +208,9 @@ def _started(world: Results, key: str) -> list[str]:
     cells = [f"{arm['seconds']:.1f}"]
     for days in ("new", "old"):
         parts = [arm["judged_on"][days][metric] for metric in ("pooled", "per_user")]
-        cells.append(" / ".join(f"{one['auc']:.2f}" if key == "scratch" else _points(one["over_scratch"]) for one in parts))
+        cells.append(" / ".join(f"{one['auc']:.2f}" if key == "scratch" else over(one["over_scratch"], 2) for one in parts))
     drifts = [arm["drift"][what] for what in ("embeddings", "items")]
     return cells + [f"{one['cosine']:.3f} / {one['rotated_cosine']:.3f}" for one in drifts]
-
-
-def _points(over: Results) -> str:
-    return change({key: value / 100 for key, value in over.items()}, digits=2)
 
 
 def _split(shares: list[float]) -> str:
@@ -304,7 +239,7 @@ def transfer(found: Results) -> list[str]:
             titles["text, over none"] = one["gains"]["text"]
         for title, gains in titles.items():
             rows = [
-                [label, f"{one['rows'][group]:,}", f"{one['lists'][group]:,}", *(_over(gains[group][key]) for key in _METRICS)]
+                [label, f"{one['rows'][group]:,}", f"{one['lists'][group]:,}", *(over(gains[group][key]) for key in _METRICS)]
                 for group, label in _ITEMS.items()
             ]
             lines += [f"**{world}, {one['draws']} draws: {title}**", ""]
@@ -339,7 +274,7 @@ _POOLED = ("hiding: all", "hiding: untouched items", "vectors: all", "vectors: u
 
 def _pooled(part: Results) -> list[str]:
     found = [part[rows][arm].get("pooled_auc") for arm in ("hiding", "vectors") for rows in ("all", "unseen")]
-    return [_over(one) if one else DASH for one in found]
+    return [over(one) if one else DASH for one in found]
 
 
 def _arms_of(one: Results) -> list[str]:
@@ -357,41 +292,3 @@ def _arms_of(one: Results) -> list[str]:
     of_lists = ("diversity", "novelty", "coverage", "exposure_gini", "unseen_share")
     rows = [[name, *(f"{arm[key]:.3f}" for key in of_lists)] for name, arm in arms.items()]
     return lines + table(("the ten best of the day's catalogue", *(key.replace("_", " ") for key in of_lists)), rows)
-
-
-def served(found: Results) -> list[str]:
-    """Of a world as a daily refresh serves it: every method on returning users' rows, and what the chosen arm adds to it."""
-    best, groups = found["chosen"], found["groups"]
-    returning = groups["served_returning"]
-    metrics, suffix = {"pooled_auc": "pooled", "per_user_auc": "per user", "per_visit_auc": "per visit"}, ", without history"
-    lines = []
-    for key, ours in (("gains", best), ("gains_without_history", best + suffix)):
-        rows = [
-            (
-                f"**{name}**" if name == ours else name,
-                " / ".join(f"{values[metric]:.2f}" for metric in metrics),
-                *(DASH if name == ours else _over(returning[key][metric][name], 2) for metric in metrics),
-            )
-            for name, values in sorted(returning["methods"].items(), key=lambda one: -one[1]["per_visit_auc"])
-            if name.endswith(suffix) == (key != "gains")
-        ]
-        header = ("method", f"AUC {' / '.join(metrics.values())}", *(f"{ours} over it, {name}" for name in metrics.values()))
-        lines += table(header, rows)
-    parts = [
-        (
-            name.replace("_", " "),
-            f"{group['rows']:,}",
-            _over(group["gains"]["per_visit_auc"]["global_mlp"], 2),
-            _over(group["gains_without_history"]["per_visit_auc"][f"global_mlp{suffix}"], 2),
-        )
-        for name, group in groups.items()
-        if name != "served_all" and group["rows"] > 100
-    ]
-    return [*lines, *table(("rows", "judged", "over the global MLP, per visit", "without history"), parts)]
-
-
-def _over(found: Results, digits: int = 1) -> str:
-    if found["mean"] is None or found["low"] is None:
-        return DASH
-    text = f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
-    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text

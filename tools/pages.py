@@ -5,9 +5,11 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.evidence.worlds import ABOUT
 from limaml.io import atomic
 from tools import chart, configuration, faults, figures, scale
 
@@ -19,19 +21,20 @@ def results(path: str) -> dict[str, Any]:
     return found
 
 
+def evidence() -> dict[str, Any]:
+    """World -> its answers."""
+    return {name: results(f"experiments/results/{name}.json") for name in ABOUT}
+
+
+def _world(name: str) -> list[str]:
+    return figures.world(evidence()[name])
+
+
 PARTS: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
-        "result": lambda: figures.result(
-            results("experiments/results/results.json"),
-            results("experiments/results/grocery.json"),
-            results("experiments/results/served.json")["grocery"],
-        )
+        "result": lambda: figures.result(evidence()),
     },
-    "docs/results.md": {
-        "gains": lambda: figures.gains(results("experiments/results/results.json")),
-        "grocer": lambda: figures.grocer(results("experiments/results/grocery.json")),
-        "served": lambda: figures.served(results("experiments/results/served.json")["grocery"]),
-    },
+    "docs/results.md": {name: partial(_world, name) for name in ABOUT},
     "docs/performance.md": {
         "engine": lambda: figures.engine(results("benchmarks/results/engine.json")),
         "service": lambda: figures.service(results("benchmarks/results/serving.json")),

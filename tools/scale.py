@@ -6,7 +6,7 @@ entity does not grow with them.
 
 from collections.abc import Callable
 
-from experiments.reporting.text import Results, table
+from experiments.markdown import Results, table
 
 TARGETS = (1_000_000, 10_000_000, 100_000_000)
 _MEASURED = "measured"

@@ -6,7 +6,6 @@ from functools import cached_property
 import pyarrow as pa
 
 from experiments.evidence.worlds import Origin
-from experiments.methods.fitted import Design
 from limaml.config import Config
 from limaml.evaluation.scoring_method import MethodInput, MethodValidator
 from limaml.features.encoder import Encoder
@@ -47,10 +46,6 @@ class FitData:
     def network_validator(self) -> Validator:
         """For the network's training: the same tasks and the same number."""
         return Validator(self.validation.rows, self.cfg, self.origin.split.validate_from_us, self._validating[1])
-
-    def configured(self, _design: Design, _seed: int) -> Config:
-        """The world's own: no rival has another network than ours."""
-        return self.cfg
 
     @cached_property
     def _validating(self) -> tuple[pa.Table, tuple[str, ...] | None]:

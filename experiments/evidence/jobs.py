@@ -63,11 +63,9 @@ def run(job: Job) -> JobOutput:
             scores |= {(*key, TRUTH): truth_R[rows.source_row[query_rows(rows, specs).rows]] for key, specs in tasks.items()}
         return JobOutput({}, _arrays(rows, tasks, scores))
     if name == FULL:
-        fitted = full(data, {"overrides": ()}, params["seed"])
-        scores = {(*key, name): fitted.score(data.test, specs) for key, specs in tasks.items()}
-        return JobOutput(
-            {"validation": fitted.validation, "best_step": fitted.notes["best_step"]}, _arrays(rows, tasks, scores)
-        )
+        score, progress = full(data)
+        scores = {(*key, name): score(data.test, specs) for key, specs in tasks.items()}
+        return JobOutput({"validation": progress.best_value}, _arrays(rows, tasks, scores))
     started = time.perf_counter()
     network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)
     train_seconds = time.perf_counter() - started

@@ -19,6 +19,7 @@ from limaml.io import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PICTURES = {
     "returning": "What the chosen arm has over each other method, per visit of returning users",
@@ -50,12 +51,16 @@ def write_pictures(results: Mapping[str, Results], folder: Path) -> None:
             panel(axis, found)
             axis.set_title(found["title"], fontsize=9)
             axis.tick_params(labelsize=7)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=_DPI)
-        plt.close(figure)
-        with atomic.replacing(folder / f"{name}.png") as temporary:
-            # With a palette: true colours take three times the bytes, and the file is committed.
-            Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT).save(temporary, format="png", optimize=True)
+        save(figure, folder / f"{name}.png")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """With a palette: true colours take three times the bytes, and the file is committed."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    plt.close(figure)
+    with atomic.replacing(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT).save(temporary, format="png", optimize=True)
 
 
 def _bars(axis: "Axes", gains: Mapping[str, Any]) -> None:

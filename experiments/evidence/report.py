@@ -175,17 +175,19 @@ _SECTIONS: dict[str, Callable[[Results], list[str]]] = {
 }
 
 
-def world(found: Results) -> list[str]:
-    """A world's part of the report."""
+def about(found: Results) -> str:
+    """What was measured, what its terms allow, and what it cannot show."""
     returning = found["groups"][RETURNING]
-    lines = [
-        f"## {found['title']}",
-        "",
+    return (
         f"{len(found['origins'])} origins (last days {', '.join(found['origins'])}), {found['seeds']} seeds;"
         f" {returning['rows']:,} rows of {returning['users']:,} returning users are judged. Terms: {found['terms']}. It cannot"
-        f" show {found['cannot_show']}. Of ours *{name_of(found['chosen'])}* validates best.",
-        "",
-    ]
+        f" show {found['cannot_show']}. Of ours *{name_of(found['chosen'])}* validates best."
+    )
+
+
+def world(found: Results) -> list[str]:
+    """A world's part of the report."""
+    lines = [f"## {found['title']}", "", about(found), ""]
     for title, section in _SECTIONS.items():
         lines += [f"### {title}", "", *section(found)]
     return lines

@@ -13,7 +13,6 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from experiments.designs import read_designs
 from experiments.evidence.fit_data import FitData
 from experiments.methods.history_mlp import history_mlp
 from experiments.methods.tabular import boosted, logistic
@@ -34,7 +33,7 @@ _MANY_DAYS = 1_000_000
 
 def fit_rivals(group: str, data: FitData) -> Iterator[tuple[str, ScoringMethod]]:
     """Each rival of a group of `experiments.evidence.arms.RIVALS`, fitted."""
-    cfg, validator, seed = data.cfg, data.validator, data.cfg.training.seed
+    cfg, validator = data.cfg, data.validator
     if group == "rules":
         yield "item_mean", item_mean
         if validator.inputs.own_rate is not None:
@@ -47,11 +46,10 @@ def fit_rivals(group: str, data: FitData) -> Iterator[tuple[str, ScoringMethod]]
         yield "global_mlp", score_as_trained(train(cfg, GlobalMlp(cfg, dims), rows, validator))
         yield "wide_deep", choose_fit(cfg, train(cfg, WideDeep(cfg, dims), rows, validator), validator)
     elif group == "tables":
-        designs = read_designs()
-        yield "logistic", logistic(data, designs["logistic"]["design"], seed).score
-        yield "lightgbm", boosted(data, designs["lightgbm"]["design"], seed).score
+        yield "logistic", logistic(data)
+        yield "lightgbm", boosted(data)
     else:
-        yield "history_mlp", history_mlp(data, read_designs()["history_mlp"]["design"], seed).score
+        yield "history_mlp", history_mlp(data)
 
 
 def popular_lately(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:

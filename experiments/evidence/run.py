@@ -1,9 +1,9 @@
-"""`make experiments-worlds`: arms and rivals of every world, on the same rows.
+"""`make experiments`: arms and rivals of every world, on the same rows.
 
-    python -m experiments.evidence.run [--world grocery ...] [--kuairand FOLDER] [--origins 3] [--seeds 3]
+    python -m experiments.evidence.run [--world grocery ...] [--kuairand FOLDER] [--origins 3] [--seeds 3] [--quick]
 
 Finished jobs are kept below experiments/.work, so that an interrupted run goes on where it was. What ships is chosen on the
-rows that validate.
+rows that validate. A quick run's figures mean nothing.
 """
 
 import json
@@ -31,7 +31,7 @@ TABLE = "evidence"
 _FITTED_BY = tuple(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds"))
 """What a job's output follows from, beside the core."""
 _LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "hybrid", "set", "both")}
-"""World -> those of ours that are measured by default, where one takes minutes, and a history MLP fits items five times over."""
+"""World -> those of ours that are measured by default, where one takes minutes; its rivals lack the history MLP."""
 
 
 def measured(
@@ -62,7 +62,7 @@ def measured(
     }
     title, terms, cannot_show = ABOUT.get(name, (name, "", ""))
     about = {"title": title, "terms": terms, "cannot_show": cannot_show, "seeds": seeds}
-    return about | {"origins": [str(through) for _, through in at]} | Answers([Origin(*each) for each in at], of).all()
+    return about | {"origins": [str(through) for _, through in at]} | Answers([Origin.read(*each) for each in at], of).all()
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
@@ -74,6 +74,13 @@ def distinct(world: Config, arms: list[str]) -> list[str]:
     return list(found.values())
 
 
+def short(world: Config) -> Config:
+    """With fits of a few steps; what they give means nothing."""
+    training = world.training.model_copy(update={"max_steps": 20, "validate_every": 10})
+    evaluation = world.evaluation.model_copy(update={"baseline_steps": 10})
+    return world.model_copy(update={"training": training, "evaluation": evaluation})
+
+
 def main(
     world: Annotated[list[str] | None, typer.Option(help="One of them; all by default.")] = None,
     kuairand: Annotated[str, typer.Option(help="Folder with KuaiRand's tables; without it that world is not measured.")] = "",
@@ -81,10 +88,14 @@ def main(
     num_origins: Annotated[int, typer.Option("--origins", min=1)] = 3,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder of the results, a file a world.")] = RESULTS,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps, one origin: whether everything works.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results; a quick run's is beside its jobs.")] = RESULTS,
 ) -> None:
     """Measure worlds one after another, and write after each."""
     console, known = Console(), evidence_worlds(kuairand)
+    if quick:
+        num_origins, seeds, out = 1, 1, WORK / "quick"
+        known = {name: short(known[name]) for name in ("drifting",)}
     telemetry.configure(json_lines=False, level=logging.WARNING)
     unknown = [name for name in [*(world or []), *(arm or [])] if name not in (*known, *ARMS)]
     if unknown:

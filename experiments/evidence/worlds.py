@@ -34,7 +34,7 @@ RETURNING = {
 """[source] of users who come back."""
 HALF_LIFE_DAYS = 10.0
 """Of the drifting world: until the correlation of a user's factors with what they were is a half."""
-_KUAIRAND = ("source.events=impressions.parquet", "source.users=users.parquet", "source.items=videos.parquet")
+KUAIRAND_FILES = ("source.events=impressions.parquet", "source.users=users.parquet", "source.items=videos.parquet")
 _KUAIRAND_DAYS = ("evaluation.validate_from=2022-05-05", "evaluation.test_from=2022-05-07")
 """Of its fourteen days the last two are judged, so that three origins have days to train on."""
 
@@ -59,7 +59,7 @@ def evidence_worlds(kuairand: str = "") -> dict[str, Config]:
     """Name -> configuration; KuaiRand where its folder is given."""
     found = {"movielens": load("configs/movielens.toml"), "grocery": load("configs/grocery.toml"), "drifting": drifting()}
     if kuairand:
-        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *_KUAIRAND, *_KUAIRAND_DAYS])
+        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *KUAIRAND_FILES, *_KUAIRAND_DAYS])
     return found
 
 
@@ -72,14 +72,14 @@ def drifting() -> Config:
 
 @dataclass(frozen=True)
 class Origin:
-    """A last day and its rows; `cfg` splits them."""
+    """Rows up to a last day; `cfg` splits them."""
 
     cfg: Config
-    through: date
+    logged: pa.Table
 
-    @cached_property
-    def logged(self) -> pa.Table:
-        return read_history(self.cfg, self.through)
+    @classmethod
+    def read(cls, cfg: Config, through: date) -> "Origin":
+        return cls(cfg, read_history(cfg, through))
 
     @cached_property
     def split(self) -> Split:
@@ -94,7 +94,7 @@ class Origin:
 @lru_cache(maxsize=2)
 def origin(cfg_json: str, through: str) -> Origin:
     """The origin of a job: those that follow in the same process find its rows read."""
-    return Origin(Config.model_validate_json(cfg_json), date.fromisoformat(through))
+    return Origin.read(Config.model_validate_json(cfg_json), date.fromisoformat(through))
 
 
 def ingested(world: Config, root: Path) -> Config:

@@ -8,30 +8,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from experiments.methods.fitted import Data, Design, Fitted
+from experiments.evidence.fit_data import FitData
 from experiments.methods.rowwise import adapt_rowwise, full_loss, logits
-from limaml.evaluation.scoring_method import Floats, MethodInput
+from limaml.evaluation.scoring_method import Floats, MethodInput, ScoringMethod
 from limaml.models.network import Network, build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
+from limaml.training.checkpoint import Progress
 from limaml.training.fit import fit
 from limaml.training.step import OuterObjective, Workers, meta_batches
 from limaml.training.validation import OBJECTIVE
 from limaml.training.warm_start import warm_start
 
-ROW_LEVEL = ("model.meta_block=row_mlp", "model.row_age=false", "meta.inner_lr=0.3")
-"""The one block of which full and stored network differ: where a design names no block, before its overrides."""
 _ROWS_PER_BATCH = 32768
 """Padded query rows that are scored at a time."""
 _TASKS_PER_BATCH = 256
 
 
-def full(data: Data, design: Design, seed: int) -> Fitted:
-    """Design: `overrides`. The averaged network that validates best by its own scores."""
-    overrides = design.get("overrides", ())
-    named = any(override.startswith("model.meta_block=") for override in overrides)
-    cfg = data.configured({"overrides": overrides if named else [*ROW_LEVEL, *overrides]}, seed)
-    rows, validator = data.training.rows, data.validator
-    start = build_network(cfg, data.encoder.dims, seed)
+def full(data: FitData) -> tuple[ScoringMethod, Progress]:
+    """The averaged network that validates best by its own scores, and how far it came."""
+    cfg, rows, validator = data.cfg, data.training.rows, data.validator
+    start = build_network(cfg, data.encoder.dims, cfg.training.seed)
     warm_start(start, rows, cfg)
 
     network, progress = fit(
@@ -46,7 +42,7 @@ def full(data: Data, design: Design, seed: int) -> Fitted:
     def score(inputs: MethodInput, specs: Sequence[TaskSpec]) -> Floats:
         return full_scores(network, inputs.rows, specs)
 
-    return Fitted(score, progress.best_value or 0.0, notes={"best_step": progress.best_step})
+    return score, progress
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Item vectors of the history MLP: learned with it, or fitted beforehand on other users than those they are read for.
+"""Item vectors of the history MLP, fitted beforehand on other users than those they are read for.
 
 A factor model that saw a training user's labels explains that user better than it will explain a new one, and a network
 trained on such products trusts them too much. So the training users are dealt into folds, and the rows of a fold's users are
@@ -23,20 +23,6 @@ from limaml.training.warm_start import fit_items
 
 ALL_USERS = 0
 """The table fitted to all training users: what new users are read with."""
-
-
-class LearnedItems(nn.Module):
-    """Vectors trained from random; row 0 is the unknown item's."""
-
-    def __init__(self, num_items: int, width: int) -> None:
-        super().__init__()
-        self.items = nn.Embedding(num_items + 1, width)
-        nn.init.normal_(self.items.weight, std=0.1)
-
-    def forward(self, rows: Rows, _table_T: Tensor) -> Tensor:
-        """(T, R, K)"""
-        vector_TRK: Tensor = self.items(rows.item_index_TR)
-        return vector_TRK
 
 
 class FittedItems(nn.Module):

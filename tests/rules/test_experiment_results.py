@@ -1,63 +1,49 @@
-"""The committed results hold what readers of results.json rely on, and what ships is what they say won."""
+"""The committed results hold what their readers rely on."""
 
 import json
 
 import pytest
 
 from experiments.continual import ARMS, known_worlds
-from experiments.designs import read_designs
+from experiments.evidence.jobs import CADENCES, KS, NEVER
+from experiments.evidence.measure import METRICS
+from experiments.evidence.worlds import ABOUT
 from experiments.inner_loop import worlds
-from experiments.origin_data import CADENCES, CONFIG, KS, NEVER
-from experiments.results import RESULTS, plain, read
-from experiments.search import drawn
-from limaml.config import load
+from experiments.results import RESULTS
 
-OURS, RIVALS = ("stored", "full"), ("global_mlp", "user_level", "user_id", "history_mlp")
-
-
-@pytest.fixture(scope="module")
-def results():
-    return read()
+GROUPS, RIVALS = (
+    ("served_returning", "served_new", "first_k20"),
+    ("item_mean", "global_mlp", "wide_deep", "lightgbm", "bought_before"),
+)
 
 
-def test_differences_have_a_mean_and_an_interval(results):
-    for ours in OURS:
-        for rival in RIVALS:
-            for name in ("delta_auc", "delta_peruser_auc"):
-                by_k = results[name][ours][rival]
-                assert {str(k) for k in KS} | {"20+"} == set(by_k)
-                assert all(found["low"] <= found["mean"] <= found["high"] for found in by_k.values())
-            served = results["as_served_delta"][ours][rival]
-            assert served["low"] <= served["mean"] <= served["high"]
-            assert served["returning"]["low"] <= served["returning"]["high"]
+@pytest.fixture(scope="module", params=ABOUT)
+def world(request):
+    return json.loads((RESULTS / f"{request.param}.json").read_text())
 
 
-def test_values_are_there_at_every_k_cadence_and_number_of_rows(results):
-    assert not results["quick"]
-    for method in {*OURS, *RIVALS, "item_mean", "logistic", "lightgbm", "history"}:
-        assert {str(k) for k in KS} == set(results["auc"][method])
-        assert all(0.5 < value < 1.0 for value in results["auc"][method].values())
-    assert set(results["refresh_auc"]) == {*CADENCES, NEVER}
-    assert all({"all", "returning"} == set(found) for found in results["refresh_auc"].values())
-    assert {"5", "10", "20", "50", "100", "200"} <= set(results["recovered_share"])
+def test_gains_have_a_mean_and_an_interval(world):
+    """As `gains.<group>.<metric>.<rival>`; the values behind them as `methods.<name>`."""
+    for group in GROUPS:
+        for metric in METRICS:
+            for rival in RIVALS:
+                found = world["gains"][group][metric][rival]
+                assert found["low"] <= found["mean"] <= found["high"]
+                values = [world["methods"][name][group][metric] for name in (world["chosen"], rival)]
+                assert found["mean"] == pytest.approx(values[0] - values[1], abs=2e-3)
 
 
-def test_every_method_with_settings_got_as_many_configurations(results):
-    counts = {name: count for name, count in results["configurations"].items() if name not in ("item_mean", "user_level")}
-    assert len(set(counts.values())) == 1, counts
-    assert results["designs"] == plain(read_designs()), "designs were changed after the run: python -m experiments.run"
+def test_several_origins_choose_by_what_validates(world):
+    assert len(set(world["origins"])) > 1
+    assert world["chosen"] == max(
+        (arm for arm in world["validation"] if arm not in ("item", "full")), key=world["validation"].get
+    )
 
 
-def test_every_frozen_design_is_among_its_methods_draws():
-    for method, frozen in read_designs().items():
-        assert frozen["design"] in drawn(method, frozen["configurations"]), method
-        assert len(frozen["validation_of_all"]) == frozen["configurations"]
-
-
-def test_what_ships_is_the_winner_on_validation_users():
-    shipped = load("configs/movielens.toml")
-    won = load(CONFIG, read_designs()["stored"]["design"]["overrides"])
-    assert (shipped.model, shipped.meta, shipped.training) == (won.model, won.meta, won.training)
+def test_values_are_there_at_every_k_and_cadence(world):
+    assert all(set(by_k) == {str(k) for k in KS} for by_k in world["first_visits"].values())
+    assert all(set(by) == {*CADENCES, NEVER} for by in world["staleness"].values())
+    assert world["staleness"]
 
 
 def test_one_set_of_defaults_adapts_on_every_table():

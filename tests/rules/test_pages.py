@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.work import DIMS, ROWS
-from experiments import report
-from experiments.results import RESULTS, read
+from experiments.evidence import report
+from experiments.results import RESULTS
 from limaml.config import Config
 from tests.rules.test_repository import ROOT
 from tools import pages
@@ -26,15 +26,6 @@ def test_every_setting_is_explained():
     assert len(keys) > 100
 
 
-def test_the_readme_advises_what_the_results_show():
-    """Use it: it gains over one network for everybody. Do not: as served, or beside history features, nothing is shown."""
-    delta = read()["delta_peruser_auc"]["stored"]
-    served = read()["as_served_delta_peruser_auc"]["stored"]["global_mlp"]["all"]
-    assert delta["global_mlp"]["20+"]["low"] > 0.0
-    assert served["low"] < 0.0
-    assert delta["history_mlp"]["20+"]["low"] < 0.0 < delta["history_mlp"]["20+"]["high"]
-
-
 def test_the_engine_was_measured_where_it_is_said_to_be():
     assert json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text())["device"] == "cpu"
 
@@ -48,7 +39,5 @@ def test_the_rows_that_are_timed_are_configurations_that_ship():
     assert f"{DIMS.num_features} features, {DIMS.num_items:,} items" in " ".join(page.split())
 
 
-def test_the_report_is_made_from_the_results_file_of_a_whole_run():
-    results = read()
-    assert not results["quick"]
-    assert (RESULTS / "REPORT.md").read_text() == report.render(results), "write it again: experiments.report.write"
+def test_the_report_is_made_from_the_results_files():
+    assert (RESULTS / "REPORT.md").read_text() == report.render(pages.evidence()), "write it again: experiments.evidence.report"

@@ -7,7 +7,8 @@ import torch
 
 from experiments import continual
 from experiments.continual import Arm
-from experiments.inner_loop import RETURNING, with_vector
+from experiments.evidence.worlds import RETURNING
+from experiments.inner_loop import with_vector
 from limaml.config import load
 from limaml.models.network import build_network
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.evidence.fit_data import FitData
+from experiments.evidence.worlds import Origin
 from experiments.methods.full_network import full, full_scores
 from experiments.methods.rowwise import full_loss
-from experiments.methods.stored_embedding import stored
-from experiments.origin_data import OriginData
-from experiments.origins import rolling_origins
+from limaml.config import Config
 from limaml.errors import TrainingError
 from limaml.features.encoder import Encoder
 from limaml.meta import reference
@@ -20,6 +20,7 @@ from limaml.models.blocks import Support
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
 from limaml.training.scoring import score_specs
+from limaml.training.twin_and_refit import fit_twin
 
 BLOCKS = ("task_vector", "id_mlp", "row_mlp")
 
@@ -139,31 +140,43 @@ def test_a_block_that_reads_the_age_of_a_row_is_refused(made):
         full_scores(network.float(), rows, specs)
 
 
+def _data(cfg, logged, **sections):
+    values = cfg.model_dump(mode="json")
+    for section, changes in sections.items():
+        values[section] |= changes
+    cfg = Config.model_validate(values)
+    return FitData(cfg, Origin(cfg, logged))
+
+
 def test_a_fit_learns_and_is_a_function_of_its_seed(planted_logged, small_config):
-    data = OriginData(small_config(), rolling_origins(planted_logged)[0], planted_logged)
-    small = ["training.max_steps=24", "training.num_workers=1", "training.tasks_per_step=16", "training.validate_every=6"]
-    small += ["model.embedding_dim=3", "evaluation.first_k=[0, 3, 6]"]
-    fitted, again, other = (full(data, {"overrides": small}, seed) for seed in (0, 0, 1))
-    assert fitted.validation == again.validation != other.validation
-    assert 0.5 < fitted.validation <= 1.0
-    assert fitted.notes["best_step"] in (6, 12, 18, 24)
-    scores = fitted.score(data.validation, data.validator.tasks[-1])
-    assert len(scores) == sum(len(spec.query) for spec in data.validator.tasks[-1])
+    def fitted(seed):
+        training = {"max_steps": 24, "num_workers": 1, "tasks_per_step": 16, "validate_every": 6, "seed": seed}
+        model, evaluation = {"embedding_dim": 3, "meta_block": "row_mlp", "row_age": False}, {"first_k": [0, 3, 6]}
+        data = _data(small_config(), planted_logged, training=training, model=model, evaluation=evaluation)
+        return data, *full(data)
+
+    (data, score, progress), (_, _, again), (_, _, other) = (fitted(seed) for seed in (0, 0, 1))
+    assert progress.best_value == again.best_value != other.best_value
+    assert 0.5 < progress.best_value <= 1.0
+    assert progress.best_step in (6, 12, 18, 24)
+    assert data.validator.auc_of(score) == pytest.approx(progress.best_value, abs=1e-9)
 
 
 def test_a_task_level_block_fitted_in_full_is_the_stored_network(make_planted, small_config):
     """Trained by either loss, in float32: the same scores up to rounding."""
-    logged = make_planted(num_users=60)
-    data = OriginData(small_config(), rolling_origins(logged)[0], logged)
-    small = ["model.meta_block=task_vector", "training.max_steps=4", "training.tasks_per_step=8", "model.embedding_dim=3"]
-    design = {"overrides": [*small, "evaluation.first_k=[0, 3]", "model.dropout=0.0"]}
+    training, evaluation = {"max_steps": 4, "tasks_per_step": 8, "num_workers": 1}, {"first_k": [0, 3]}
+    model = {"meta_block": "task_vector", "embedding_dim": 3, "dropout": 0.0}
+    data = _data(small_config(), make_planted(num_users=60), training=training, model=model, evaluation=evaluation)
+    network, _ = fit_twin(data.cfg, data.training.rows, data.encoder.dims, data.network_validator)
     specs = data.validator.tasks[-1]
-    ours, theirs = (fit(data, design, 0).score(data.validation, specs) for fit in (full, stored))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        full(data)[0](data.validation, specs), score_specs(network, data.validation.rows, specs), atol=1e-5
+    )
 
 
 def test_a_fit_that_diverges_says_so(planted_logged, small_config):
-    data = OriginData(small_config(), rolling_origins(planted_logged)[0], planted_logged)
-    wild = ["meta.inner_lr=1e30", "training.max_steps=3", "training.tasks_per_step=8", "evaluation.first_k=[0, 3]"]
+    training, evaluation = {"max_steps": 3, "tasks_per_step": 8, "num_workers": 1}, {"first_k": [0, 3]}
+    meta, model = {"inner_step": "gradient", "inner_lr": 1e30}, {"meta_block": "row_mlp", "row_age": False}
+    data = _data(small_config(), planted_logged, training=training, meta=meta, model=model, evaluation=evaluation)
     with pytest.raises(TrainingError, match="must stay finite"):
-        full(data, {"overrides": wild}, 0)
+        full(data)
