@@ -9,10 +9,10 @@ _HERE = Path(__file__).parent
 
 
 def revision(*parts: str) -> str:
-    """SHA-256 (hex) of the core's model code and of the named modules or folders of this package, and its settings."""
+    """SHA-256 (hex) of the core's model code and of the named modules or folders of this package."""
     digest = hashlib.sha256(code_revision().encode())
-    files = [*_HERE.glob("*.toml")]
-    for part in ("data", "origins", *parts):
+    files: list[Path] = []
+    for part in ("data", *parts):
         path = _HERE / part
         files += path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
     for file in sorted(files):

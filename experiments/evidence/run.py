@@ -30,7 +30,7 @@ from limaml.io import atomic
 TABLE = "evidence"
 _FITTED_BY = tuple(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds"))
 """What a job's output follows from, beside the core."""
-_LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "hybrid", "set", "both")}
+_LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "set")}
 """World -> those of ours that are measured by default, where one takes minutes; its rivals lack the history MLP."""
 
 
