@@ -103,7 +103,11 @@ def who(found: Results) -> list[str]:
 
 def first_visits(found: Results) -> list[str]:
     """Held-out users after k rows: per-user AUC and NDCG@10 of each method, and what the rows add to the prior."""
-    lines = []
+    lines = [
+        "The query rows are the same for every k. Features are those logged with a row: counts and history features hold all"
+        " rows before its day, not the first k alone.",
+        "",
+    ]
     for _, ours in _sides(found):
         suffix = WITHOUT if ours.endswith(WITHOUT) else ""
         by_k = {title: of for title, of in found["first_visits"].items() if title.endswith(WITHOUT) == bool(suffix)}
@@ -133,7 +137,12 @@ def staleness(found: Results) -> list[str]:
         of = {cadence: by[cadence][RETURNING] for cadence in _CADENCES}
         cells = (f"{number(one['values'][PER_VISIT], 2)}, {over(one['over_daily'][PER_VISIT], 2)}" for one in of.values())
         rows.append((_with_features(title), *cells))
-    return table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in _CADENCES)), rows)
+    lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in _CADENCES)), rows)
+    return [
+        "Refreshed at multiples of 7 and of 28 days since 1970, which may lie before the judged days; *never*: not in them.",
+        "",
+        *lines,
+    ]
 
 
 def cost(found: Results) -> list[str]:
