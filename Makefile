@@ -35,7 +35,7 @@ test: check tests/.deploy/installed  ## Lint, types, import rules, and every tes
 	$(PYTEST_BESIDE) -m "not timed and not services and not worlds and not images and not production"
 	$(BIN)/python -m pytest -m timed
 
-test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command) and an S3 server
+test-services: .venv/installed tests/.venv/installed tests/.deploy/installed tests/.checkov/installed experiments/.sequence/installed  ## Tests against Debian programs (a missing one is a failure that names the apt command), an S3 server, and the sequence rival's environment
 	$(PYTEST_BESIDE) -m services
 
 test-production: .venv/installed tests/.venv/installed  ## configs/production.toml on Postgres, Redis with TLS, S3, MLflow and a Ray cluster: both DAGs, requests, a cut-over, a roll-back; at most 15 minutes
@@ -111,6 +111,12 @@ tests/.deploy/installed: tests/requirements-deploy.txt
 tests/.checkov/installed: tests/requirements-checkov.txt
 	$(PYTHON) -m venv tests/.checkov
 	tests/.checkov/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
+	@touch $@
+
+# RecTools, of which the sequence rival is made (experiments/sequence_rival.py), has one: it wants an older numpy.
+experiments/.sequence/installed: experiments/sequence/requirements.txt
+	$(PYTHON) -m venv experiments/.sequence
+	experiments/.sequence/bin/python -m pip install --quiet --no-deps --progress-bar off -r $<
 	@touch $@
 
 # The locks are complete, so pip need not resolve; what is never imported need not be compiled.

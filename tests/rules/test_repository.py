@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 OWN = {"limaml", "serving", "dags", "feature_repo", "tests", "benchmarks", "experiments", "helm", "tools"}
 BROWSER = Path("tests/browser.py")
 SCHEMAS = Path("tests/deploy/kubernetes_schemas.py")
+SEQUENCE = Path("experiments/sequence/sasrec.py")
 """Programs of their own, in environments of their own."""
 PEERS = Path("benchmarks", "peers")
 MAX_COMMITTED_BYTES = 1_000_000
@@ -51,6 +52,11 @@ def services_locked() -> dict[str, str]:
     return pins("tests/requirements-services.txt")
 
 
+def sequence_locked() -> dict[str, str]:
+    """The sequence rival's environment (experiments/.sequence)."""
+    return pins("experiments/sequence/requirements.txt")
+
+
 def imported(path: Path) -> set[str]:
     """Top-level names of absolute imports anywhere in a file."""
     found = set()
@@ -69,13 +75,13 @@ def test_what_drives_the_browser_is_in_the_services_lock() -> None:
 
 
 def test_every_pin_is_exact() -> None:
-    every = [*locked().items(), *peers_locked().items(), *services_locked().items()]
+    every = [*locked().items(), *peers_locked().items(), *services_locked().items(), *sequence_locked().items()]
     assert not [name for name, version in every if not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version)]
 
 
 def test_the_lock_has_no_gpu_build() -> None:
     # nvidia-ml-py is one pure Python file, which BentoML imports on every machine.
-    every = (set(locked()) | set(peers_locked()) | set(services_locked())) - {"nvidia-ml-py"}
+    every = (set(locked()) | set(peers_locked()) | set(services_locked()) | set(sequence_locked())) - {"nvidia-ml-py"}
     assert not [name for name in every if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
@@ -99,7 +105,7 @@ def test_the_lock_contains_every_import() -> None:
     missing = {
         f"{path}: {name}"
         for path in python_files()
-        if not path.is_relative_to(PEERS) and path not in (BROWSER, SCHEMAS)
+        if not path.is_relative_to(PEERS) and path not in (BROWSER, SCHEMAS, SEQUENCE)
         for name in imported(path) - OWN - local - set(sys.stdlib_module_names)
         if not {normal(found) for found in distributions.get(name, [])} & set(locked())
     }
@@ -130,6 +136,13 @@ def test_the_s3_server_has_the_versions_of_the_lock() -> None:
     shared = set(locked()) & set(services_locked())
     assert {"requests", "cryptography"} <= shared
     assert not {name for name in shared if locked()[name] != services_locked()[name]}
+
+
+def test_the_sequence_rivals_lock_contains_what_it_imports() -> None:
+    """Of what it shares with the project only what RecTools bounds has another version."""
+    assert {normal(name) for name in imported(SEQUENCE) - set(sys.stdlib_module_names)} <= set(sequence_locked())
+    shared = set(locked()) & set(sequence_locked())
+    assert {name for name in shared if locked()[name] != sequence_locked()[name]} <= {"attrs", "numpy"}
 
 
 def test_no_data_set_model_or_large_file_is_committed() -> None:
