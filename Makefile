@@ -77,7 +77,7 @@ bench-scale: .venv/installed  ## A million entities adapted and published to Red
 bench-vectors: .venv/installed  ## A vector of 384 numbers on 100,000 items, end to end: seconds and peak of every part, which has a bound
 	$(BIN)/python -m benchmarks.vectors --limit-mib 2500 $(ARGS)
 
-experiments: .venv/installed  ## What personalisation gains on four worlds beside its rivals, with intervals; hours, resumable (QUICK=1 for a look in 5 minutes; ARGS="--world movielens")
+experiments: .venv/installed experiments/.sequence/installed  ## What personalisation gains on four worlds beside its rivals, with intervals; hours, resumable (QUICK=1 for a look in 5 minutes; ARGS="--world movielens")
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.evidence.run $(if $(QUICK),--quick) $(ARGS)
 
 experiments-transfer: .venv/installed  ## What vectors of text, and rows without their history, give new items on films and groceries; half an hour

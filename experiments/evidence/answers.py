@@ -140,8 +140,9 @@ class Answers:
                 yield number, seed.arrays[f"{protocol}|{variant}|{method.name}"].astype(np.float64)[mask_R]
 
     def _has(self, title: str, group: str) -> bool:
+        """A sequence model is judged as served alone, and so are items that are adapted."""
         method = self.methods[title]
-        return group != FIRST_20 or FIRST in self._outputs[method.history, method.job][0][0].arrays
+        return group != FIRST_20 or f"{FIRST}|0|{method.name}" in self._outputs[method.history, method.job][0][0].arrays
 
     def _of(
         self,

@@ -7,7 +7,7 @@ from limaml.config import Config
 
 WITHOUT = ", without history"
 """Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
-FULL = "full"
+FULL, SEQUENCE_MODEL = "full", "sequence_model"
 _PAPER: Mapping[str, Any] = {
     "model": {
         "meta_block": "row_mlp",
@@ -50,8 +50,11 @@ RIVALS = {
     "networks": ("global_mlp", "wide_deep"),
     "tables": ("logistic", "lightgbm"),
     "history_mlp": ("history_mlp",),
+    SEQUENCE_MODEL: ("sasrec_daily", "sasrec_request"),
 }
 """Job -> the rivals that it fits."""
+ONCE = ("rules", SEQUENCE_MODEL)
+"""Jobs that read no feature: with history and without they are the same."""
 
 
 def configured(world: Config, arm: str, *, history: bool, seed: int) -> Config:

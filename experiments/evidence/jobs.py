@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
-from experiments.evidence.arms import FULL, REFRESHED, RIVALS, configured
+from experiments.evidence.arms import FULL, REFRESHED, RIVALS, SEQUENCE_MODEL, configured
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import fit_rivals
-from experiments.evidence.worlds import origin
+from experiments.evidence.worlds import Origin, origin
 from experiments.methods.full_network import full
 from limaml.config import Config
-from limaml.metrics import Floats
+from limaml.metrics import Floats, Ints
 from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows, TaskSpec, support_spec
 from limaml.tasks.splits import Split
@@ -54,6 +57,11 @@ def run(job: Job) -> JobOutput:
     data = FitData(cfg, at)
     rows = data.test.rows
     tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED)
+    if name == SEQUENCE_MODEL:
+        places = np.sort(rows.source_row[query_rows(rows, tasks[SERVED, DAILY]).rows])
+        found, _ = sequence_rival.score(at.logged, at.split, places, _validating(at), seed=params["seed"])
+        named = {f"{SERVED}|{DAILY}|{rival}": found[rival].astype(np.float32) for rival in RIVALS[SEQUENCE_MODEL]}
+        return JobOutput({}, {SERVED: places, **named})
     if name in RIVALS:
         scores = {
             (*key, rival): method(data.test, specs) for rival, method in fit_rivals(name, data) for key, specs in tasks.items()
@@ -82,6 +90,14 @@ def run(job: Job) -> JobOutput:
         "stored_bytes": _FLOAT_BYTES * embedding_TD.shape[1],
     }
     return JobOutput(values, _arrays(rows, tasks, scores))
+
+
+def _validating(at: Origin) -> Ints:
+    """Places of the rows that validate."""
+    split, logged = at.split, at.logged
+    time_N = logged["timestamp"].cast(pa.int64()).to_numpy()
+    mine_N = pc.is_in(logged["user_id"], value_set=pa.array(split.validation_users, pa.string())).to_numpy()
+    return np.flatnonzero(mine_N & (time_N >= (split.validate_from_us or 0)) & (time_N < split.validation_end_us))
 
 
 def judged_tasks(cfg: Config, rows: TaskRows, split: Split, *, every_cadence: bool) -> Tasks:

@@ -8,6 +8,7 @@ rows that validate. A quick run's figures mean nothing.
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FULL, RIVALS, configured
+from experiments.evidence.arms import ARMS, FULL, ONCE, RIVALS, configured
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -28,31 +29,42 @@ from limaml.config import Config
 from limaml.io import atomic
 
 TABLE = "evidence"
-_FITTED_BY = tuple(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds"))
+_FITTED_BY = (
+    "sequence_rival",
+    "sequence",
+    *(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds")),
+)
 """What a job's output follows from, beside the core."""
 _LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "set")}
 """World -> those of ours that are measured by default, where one takes minutes; its rivals lack the history MLP."""
 
 
 def measured(
-    world: Config, name: str, *, arms: list[str], num_origins: int, seeds: int, workers: int, root: Path, console: Console
+    world: Config,
+    name: str,
+    *,
+    arms: Sequence[str],
+    rivals: Sequence[str] = tuple(RIVALS),
+    num_origins: int,
+    seeds: int,
+    workers: int,
+    root: Path,
+    console: Console,
 ) -> dict[str, Any]:
-    """Everything of a world."""
+    """Everything of a world; `rivals` are jobs of theirs."""
     world = ingested(world, root / name)
     at, has_history = origins(world, num_origins), any(feature.by for feature in world.features)
     wanted: dict[tuple[bool, str, int, int], Job] = {}
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
-            for arm in (*RIVALS, *arms):
-                if (arm == "rules" and not history) or (arm == "history_mlp" and name in _LARGE):
+            for arm in (*rivals, *arms):
+                if (arm in ONCE and not history) or (arm == "history_mlp" and name in _LARGE):
                     continue
                 for seed in range(1 if arm == "rules" else seeds):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
                     params = {"arm": arm, "history": history, "seed": seed, "through": str(through)}
                     wanted[history, arm, number, seed] = Job(TABLE, key, params | {"config": cfg.model_dump_json()})
-    cache = JobCache(
-        root / "jobs", revision("methods", *(f"evidence/{part}" for part in ("arms", "fit_data", "jobs", "rivals", "worlds")))
-    )
+    cache = JobCache(root / "jobs", revision("methods", *_FITTED_BY))
     outputs = follow(list(wanted.values()), {TABLE: jobs.run}, cache, workers, console)
     of = {
         (history, arm): [

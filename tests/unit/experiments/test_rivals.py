@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from experiments.evidence.arms import RIVALS
+from experiments.evidence.arms import RIVALS, SEQUENCE_MODEL
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import bought_before, fit_rivals, popular_lately
 from experiments.evidence.worlds import Origin
@@ -15,7 +15,7 @@ from limaml.evaluation.scoring_method import MethodInput
 from limaml.features.encoder import EncodedRows
 from limaml.tasks.sampling import TaskRows, TaskSpec
 
-NAMES = sorted({name for names in RIVALS.values() for name in names} - {"own_rate"})
+NAMES = sorted({name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names} - {"own_rate"})
 """All but the rule that needs a declared rate of the user's own."""
 PERSONAL = set(NAMES) - {"item_mean", "global_mlp", "popular_lately", "bought_before"}
 """What follows the support's labels. bought_before does where an item came before."""
@@ -38,7 +38,7 @@ def data(make_planted):
 
 
 def _fitted(data):
-    return {name: method for group in RIVALS for name, method in fit_rivals(group, data)}
+    return {name: method for group in RIVALS if group != SEQUENCE_MODEL for name, method in fit_rivals(group, data)}
 
 
 @pytest.fixture(scope="module")
