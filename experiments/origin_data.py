@@ -48,7 +48,7 @@ class OriginData:
 
     @cached_property
     def training(self) -> MethodInput:
-        return MethodInput.from_logged(self.origin.train_rows(self.logged), self.encoder, self.cfg)
+        return MethodInput.from_logged(self.origin.train_rows(self.logged), self.encoder, self.cfg, to_train=True)
 
     @cached_property
     def validation(self) -> MethodInput:

@@ -104,7 +104,7 @@ def fit_and_score(job: Job) -> JobOutput:
     if params["arm"] == RIVALS:
         rows, users = validating_rows(cfg, origin.logged, split)
         validator = MethodValidator(MethodInput.from_logged(rows, encoders[0], cfg), cfg, split.validate_from_us, users)
-        training = MethodInput.from_logged(split.train_rows(origin.logged), encoders[0], cfg)
+        training = MethodInput.from_logged(split.train_rows(origin.logged), encoders[0], cfg, to_train=True)
         methods = fit_baselines(cfg, training, validator, encoders[0])
         scores = {
             name: [method(inputs, specs) for specs in _tasks(cfg, inputs.rows, split)] for name, method in methods.items()

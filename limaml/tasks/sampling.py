@@ -51,15 +51,18 @@ class TaskRows:
     others: Mapping[str, OtherEntities] = field(default_factory=dict)
     """By kind, those behind the first: their entities in these rows."""
     as_new: EncodedRows | None = None
-    """The same rows, each with its item as one that nobody has touched; where `model.hidden_item_share` asks for it."""
+    """The same rows, each with its item as one that nobody has touched; of training rows where `model.hidden_item_share` asks
+    for it."""
 
     @classmethod
-    def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> Self:
-        """`from_logged` for the first kind, and the rows of the other kinds' entities among them."""
+    def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config, *, to_train: bool = False) -> Self:
+        """`from_logged` for the first kind, and the rows of the other kinds' entities among them; `to_train`: with what
+        training tasks are drawn from beside the rows.
+        """
         rows = cls.from_logged(logged, encoder, cfg.task_kind)
         others = {kind.name: rows._entities_of(logged, encoder, kind, cfg) for kind in cfg.task_kinds[1:]}
         rows = replace(rows, others=others) if others else rows
-        if not cfg.model.hidden_item_share:
+        if not (to_train and cfg.model.hidden_item_share):
             return rows
         as_new = encoder.encode_ordered(without_history(logged, tables(cfg.features)), rows.source_row)
         return replace(rows, as_new=replace(as_new, item_index=np.full(len(as_new), UNKNOWN)))
@@ -351,7 +354,7 @@ def _gather(
         if len(spec.hide_items):
             gathered.item_index_TR[task, torch.from_numpy(np.isin(at[task], spec.hide_items))] = UNKNOWN
         if len(spec.hide_history):
-            assert rows.as_new is not None, "rows are made by TaskRows.of"
+            assert rows.as_new is not None, "rows to draw training tasks from are made by TaskRows.of(..., to_train=True)"
             place = np.flatnonzero(np.isin(chosen[task], spec.hide_history))
             new = rows.as_new.take(at[task, place])
             gathered.item_index_TR[task, place] = UNKNOWN
