@@ -206,10 +206,13 @@ def measure(world: str, root: str, variants: list[str]) -> dict[str, Any]:
         tuned = tune(teacher, aligned, changed.tuning)
         tunings[variant] = {"kept": tuned.kept, "losses": tuned.losses, "seconds": round(time.monotonic() - started)}
         print(world, variant, tunings[variant], flush=True)
-        if tuned.adapters:
-            folder = Path(root) / f"{world}-{variant}"
-            write_adapted(teacher, tuned.adapters, folder, {})
-            encoders[f"tuned ({variant})"] = BertEncoder(folder).encode, size_of(folder)
+        # Texts alone are judged whether or not the stage was kept.
+        written = {variant: tuned.adapters, "texts alone": tuned.stages.get("domain", {})}
+        for name, adapters in written.items():
+            if adapters:
+                folder = Path(root) / f"{world}-{name}"
+                write_adapted(teacher, adapters, folder, {})
+                encoders[f"tuned ({name})"] = BertEncoder(folder).encode, size_of(folder)
     best = next((Path(root) / f"{world}-{each}" for each in variants if f"tuned ({each})" in encoders), teacher.folder)
     whose = "minilm" if best == teacher.folder else "tuned"
     for name, source in {"minilm": teacher, "tuned": BertEncoder(best)}.items():

@@ -188,6 +188,9 @@ def encoders(found: Results) -> list[str]:
     def row(name: str, one: Results) -> tuple[str, ...]:
         shown = []
         for metric, form in (("r2", "{:.3f}"), ("pooled_auc", "{:.2f}"), ("per_user_auc", "{:.2f}")):
+            if metric not in one["value"]:
+                shown.append(DASH)
+                continue
             text, over = form.format(one["value"][metric]), one["over_minilm"].get(metric)
             signed = form.replace(":", ":+")
             spread = ", ".join(signed.format(over[end]) for end in ("low", "high")) if over else ""
