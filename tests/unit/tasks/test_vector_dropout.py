@@ -27,7 +27,7 @@ def _config(dropout=0.0, **model):
 
 def _rows(cfg, num_rows=300):
     encoder = Encoder.fit(logged(num_rows), cfg, vectors(ITEMS)).with_items(vectors(ITEMS))
-    return TaskRows.of(logged(num_rows), encoder, cfg)
+    return TaskRows.of(logged(num_rows), encoder, cfg, to_train=True)
 
 
 def _without_seeds(specs):
