@@ -19,23 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from benchmarks.encoders import TEMPLATES, TODAY, Floats, Judged, in_batches, is_judged, judged_items
+from benchmarks.encoders import TEMPLATES, Floats, Judged, in_batches, judged_items, world_rows
 from limaml import metrics, telemetry
-from limaml.config import load
-from limaml.events.ingest import ingest_history
-from limaml.events.sources import open_source
-from limaml.tasks.splits import split_events
-from limaml.training.prepare import read_history
 from limaml.transfer.bert import minilm
-from limaml.transfer.embed_items import delivered_items
-from limaml.transfer.texts import texts_of
 from limaml.transfer.tune_encoder import aligned_items
 
 DRAWS, COUNTS = 10, (10, 30, 100, 300)
-_RATE_ROWS = 10.0
 _PENALTIES = np.logspace(-3, 2, 11)
 
 
@@ -43,26 +33,15 @@ class World:
     """Texts' vectors and targets of items that are known, and the judged items."""
 
     def __init__(self, name: str, root: str) -> None:
-        cfg = load(f"configs/{name}.toml", [f"storage.root={root}/{name}", f'tuning.template="{TEMPLATES[name]}"'])
-        through = open_source(cfg, TODAY).days()[-1]
-        ingest_history(cfg, through, TODAY)
-        logged = read_history(cfg, through)
-        logged = split_events(logged, cfg.evaluation).train_rows(logged)
-        items = delivered_items(cfg, TODAY)
-        texts = dict(zip(items["item_id"].to_pylist(), texts_of(cfg.tuning, items), strict=True))
-        ids = pa.array([item for item in texts if is_judged(item)], pa.string())
-        known = logged.filter(pc.invert(pc.is_in(logged["item_id"], value_set=ids)))
-        aligned = aligned_items(cfg, known, items)
+        read = world_rows(name, root)
+        aligned = aligned_items(read.cfg, read.known, read.items)
         vectors_IK = aligned.vectors_IK.double().numpy()
-        rates = known.select(["item_id", "label"]).to_pandas().groupby("item_id").label.agg(["size", "sum"]).loc[[*aligned.ids]]
-        base = float(np.mean(known["label"].to_numpy()))
-        rate_I = ((rates["sum"] + base * _RATE_ROWS) / (rates["size"] + _RATE_ROWS)).to_numpy()
-        self.judged: Judged = judged_items(cfg, logged, texts, list(aligned.ids), vectors_IK)
+        self.judged: Judged = judged_items(read.cfg, read.logged, read.texts, list(aligned.ids), vectors_IK)
         encode = minilm().encode
         self.x_IH, self.x_JH = (in_batches(encode, [*each]).astype(float) for each in (aligned.texts, self.judged.texts))
         self.mean_H = self.x_IH.mean(0)
         self.x_IH, self.x_JH = self.x_IH - self.mean_H, self.x_JH - self.mean_H
-        self.rate_I, self.vectors_IK = rate_I, vectors_IK - vectors_IK.mean(0)
+        self.rate_I, self.vectors_IK = read.rates(aligned.ids), vectors_IK - vectors_IK.mean(0)
         self.mean_K = vectors_IK.mean(0)
 
     def aucs(self, vectors_JK: Floats, rate_J: Floats) -> tuple[float, float]:

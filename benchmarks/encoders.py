@@ -15,7 +15,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from hashlib import blake2b
@@ -60,6 +60,40 @@ _PENALTIES = np.logspace(-4, 2, 13)
 Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
+
+
+@dataclass(frozen=True)
+class WorldRows:
+    """A world's rows that train its twin, and its catalogue; `known` without the judged items."""
+
+    cfg: Config
+    logged: pa.Table
+    known: pa.Table
+    items: pa.Table
+    known_items: pa.Table
+    texts: dict[str, str | None]
+    """Of every item of the catalogue."""
+
+    def rates(self, ids: Sequence[str]) -> Floats:
+        """(I,) share of positive rows of known items, shrunk to that of all."""
+        rows = self.known.select(["item_id", "label"]).to_pandas().groupby("item_id").label.agg(["size", "sum"]).loc[list(ids)]
+        base = float(np.mean(self.known["label"].to_numpy()))
+        found: Floats = ((rows["sum"] + base * _RATE_ROWS) / (rows["size"] + _RATE_ROWS)).to_numpy()
+        return found
+
+
+def world_rows(world: str, root: str) -> WorldRows:
+    """Ingest a world into a folder of `root`, and read it."""
+    cfg = load(f"configs/{world}.toml", [f"storage.root={root}/{world}", f'tuning.template="{TEMPLATES[world]}"'])
+    through = open_source(cfg, TODAY).days()[-1]
+    ingest_history(cfg, through, TODAY)
+    logged = read_history(cfg, through)
+    logged = split_events(logged, cfg.evaluation).train_rows(logged)
+    items = delivered_items(cfg, TODAY)
+    texts = dict(zip(items["item_id"].to_pylist(), texts_of(cfg.tuning, items), strict=True))
+    ids = pa.array([item for item in texts if is_judged(item)], pa.string())
+    known, known_items = (each.filter(pc.invert(pc.is_in(each["item_id"], value_set=ids))) for each in (logged, items))
+    return WorldRows(cfg, logged, known, items, known_items, texts)
 
 
 @dataclass(frozen=True)
@@ -161,28 +195,24 @@ def int8_vectors(vectors: Vectors) -> Vectors:
 
 
 def measure(world: str, root: str, variants: list[str]) -> dict[str, Any]:
-    cfg = load(f"configs/{world}.toml", [f"storage.root={root}/{world}", f'tuning.template="{TEMPLATES[world]}"'])
-    through = open_source(cfg, TODAY).days()[-1]
-    ingest_history(cfg, through, TODAY)
-    logged = read_history(cfg, through)
-    logged = split_events(logged, cfg.evaluation).train_rows(logged)
-    items = delivered_items(cfg, TODAY)
-    texts = dict(zip(items["item_id"].to_pylist(), texts_of(cfg.tuning, items), strict=True))
-    judged_ids = pa.array([item for item in texts if is_judged(item)], pa.string())
-    known, known_items = (each.filter(pc.invert(pc.is_in(each["item_id"], value_set=judged_ids))) for each in (logged, items))
+    read = world_rows(world, root)
+    cfg = read.cfg
     teacher, tunings, encoders = minilm(), dict[str, Any](), dict[str, tuple[Encode, int]]()
     encoders["minilm"] = teacher.encode, size_of(teacher.folder)
     for variant in variants:
         changed = cfg.model_copy(update={"tuning": cfg.tuning.model_copy(update=VARIANTS[variant])})
-        aligned = aligned_items(changed, known, known_items)
+        aligned = aligned_items(changed, read.known, read.known_items)
         started = time.monotonic()
         tuned = tune(teacher, aligned, changed.tuning)
         tunings[variant] = {"kept": tuned.kept, "losses": tuned.losses, "seconds": round(time.monotonic() - started)}
         print(world, variant, tunings[variant], flush=True)
-        if tuned.adapters:
-            folder = Path(root) / f"{world}-{variant}"
-            write_adapted(teacher, tuned.adapters, folder, {})
-            encoders[f"tuned ({variant})"] = BertEncoder(folder).encode, size_of(folder)
+        # Texts alone are judged whether or not the stage was kept.
+        written = {variant: tuned.adapters, "texts alone": tuned.stages.get("domain", {})}
+        for name, adapters in written.items():
+            if adapters:
+                folder = Path(root) / f"{world}-{name}"
+                write_adapted(teacher, adapters, folder, {})
+                encoders[f"tuned ({name})"] = BertEncoder(folder).encode, size_of(folder)
     best = next((Path(root) / f"{world}-{each}" for each in variants if f"tuned ({each})" in encoders), teacher.folder)
     whose = "minilm" if best == teacher.folder else "tuned"
     for name, source in {"minilm": teacher, "tuned": BertEncoder(best)}.items():
@@ -193,12 +223,9 @@ def measure(world: str, root: str, variants: list[str]) -> dict[str, Any]:
         encoders[f"static of {name}"] = student.encode, size_of(Path(root) / f"{world}-{name}-static")
     encoders[f"{whose}, int8 weights"] = int8_weights(BertEncoder(best))
     vectors_IK = aligned.vectors_IK.double().numpy()
-    judged = judged_items(cfg, logged, texts, list(aligned.ids), vectors_IK)
-    rates = known.select(["item_id", "label"]).to_pandas().groupby("item_id").label.agg(["size", "sum"]).loc[list(aligned.ids)]
-    base = float(np.mean(known["label"].to_numpy()))
-    rate_I = ((rates["sum"] + base * _RATE_ROWS) / (rates["size"] + _RATE_ROWS)).to_numpy()
-    target_IK = np.hstack([vectors_IK, rate_I[:, None]])
-    fitted = aligned_items(cfg, logged, items)
+    judged = judged_items(cfg, read.logged, read.texts, list(aligned.ids), vectors_IK)
+    target_IK = np.hstack([vectors_IK, read.rates(aligned.ids)[:, None]])
+    fitted = aligned_items(cfg, read.logged, read.items)
     fitted_at = {item: at for at, item in enumerate(fitted.ids)}
     fitted_IK, fitted_JK = (
         fitted.vectors_IK.double().numpy()[[fitted_at[i] for i in ids]] for ids in (aligned.ids, judged.ids)

@@ -159,7 +159,7 @@ def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Vers
     training = cfg.training.model_copy(update={"max_steps": steps, "validate_every": steps})
     encoder = Encoder.fit(logged, cfg, world.items) if start is None else start.encoder.grown(logged, cfg)
     encoder = encoder.with_items(world.items)
-    rows = TaskRows.of(logged, encoder, cfg)
+    rows = TaskRows.of(logged, encoder, cfg, to_train=True)
     started = time.process_time()
     network = build_network(cfg, encoder.dims, cfg.training.seed)
     penalty: Penalty | None = None

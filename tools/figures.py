@@ -127,11 +127,15 @@ def encoders(found: Results) -> list[str]:
     def row(name: str, one: Results) -> tuple[str, ...]:
         shown = []
         for metric, form in (("r2", "{:.3f}"), ("pooled_auc", "{:.2f}"), ("per_user_auc", "{:.2f}")):
+            if metric not in one["value"]:
+                shown.append(DASH)
+                continue
             text, over = form.format(one["value"][metric]), one["over_minilm"].get(metric)
             signed = form.replace(":", ":+")
             spread = ", ".join(signed.format(over[end]) for end in ("low", "high")) if over else ""
             shown.append(f"{text} ({signed.format(over['value'])} [{spread}])" if over else text)
-        return name, *shown, f"{one['bytes_an_item']:,}", f"{one['encoder_bytes'] / 1e6:.1f}", f"{one['items_per_s']:,.0f}"
+        speed = f"{one['items_per_s']:,.0f}" if "items_per_s" in one else DASH
+        return name, *shown, f"{one['bytes_an_item']:,}", f"{one['encoder_bytes'] / 1e6:.1f}", speed
 
     lines = list[str]()
     for world, one in found["worlds"].items():

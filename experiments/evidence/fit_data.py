@@ -26,7 +26,8 @@ class FitData:
 
     @cached_property
     def training(self) -> MethodInput:
-        return MethodInput.from_logged(self.origin.split.train_rows(self.origin.logged), self.encoder, self.cfg)
+        rows = self.origin.split.train_rows(self.origin.logged)
+        return MethodInput.from_logged(rows, self.encoder, self.cfg, to_train=True)
 
     @cached_property
     def test(self) -> MethodInput:

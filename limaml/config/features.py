@@ -78,6 +78,12 @@ class FeatureConfig(Section):
     whitening_shrinkage: Share = 0.1
     """vector, with `project_to`: this share of every component's variance is the mean of all, so that what hardly varies is
     not blown up."""
+    norm: Literal["none", "length"] = "none"
+    """vector: length: each is scaled, after the projection, to the length at which its numbers' mean square is 1, so that its
+    direction counts and not how far it lies from the mean of all. A vector that is the mean stays zero."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """vector: share of its numbers, after the projection, that a training step sets to zero, drawn for each support and
+    query row of the first task kind; the others count 1 / (1 - dropout) times."""
     permitted_use: Use = "research"
     """vector: what that permits, at least `governance.intended_use`."""
     attribution: str = ""
@@ -128,6 +134,8 @@ class FeatureConfig(Section):
             )
         if self.project_to is not None and (self.width is None or self.project_to > self.width):
             raise ValueError(self._not(f"project_to must be of a vector and at most its width, {self.width}"))
+        if self.type != "vector" and (self.norm != "none" or self.dropout):
+            raise ValueError(self._not(f"norm and dropout must be of a vector, got {self.norm} and {self.dropout:g}"))
         if self.period and self.clock and self.period != _CLOCK_PERIODS[self.clock]:
             raise ValueError(self._not(f"period of the clock {self.clock} must be {_CLOCK_PERIODS[self.clock]}, or left out"))
         return self

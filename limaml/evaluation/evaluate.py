@@ -83,7 +83,7 @@ def _measure(
 ) -> dict[str, Any]:
     assert bundle.twin is not None
     encoder = bundle.twin.encoder
-    training = MethodInput.from_logged(split.train_rows(logged), encoder, cfg)
+    training = MethodInput.from_logged(split.train_rows(logged), encoder, cfg, to_train=True)
     validating, users = validating_rows(cfg, logged, split)
     validation = MethodInput.from_logged(validating, encoder, cfg)
     validator = MethodValidator(validation, cfg, split.validate_from_us, users)

@@ -29,8 +29,9 @@ class MethodInput:
     """(R,) the user's own smoothed rate of the item, if one of all time is declared (`by = "item_id"`)."""
 
     @classmethod
-    def from_logged(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> "MethodInput":
-        rows = TaskRows.of(logged, encoder, cfg)
+    def from_logged(cls, logged: pa.Table, encoder: Encoder, cfg: Config, *, to_train: bool = False) -> "MethodInput":
+        """`to_train` as of `TaskRows.of`."""
+        rows = TaskRows.of(logged, encoder, cfg, to_train=to_train)
         declared, own = rate_feature(cfg.features, "item"), own_rate_feature(cfg.features)
         own_rate = None if own is None else encoder.values_of(own, logged).to_numpy()[rows.source_row]
         if declared is None:

@@ -164,13 +164,15 @@ class VectorEncoder:
     known. One unit for all numbers: angles and distances between vectors keep their proportions.
 
     With `project_to` its first principal components instead, each in units of its own shrunk standard deviation (whitening:
-    Kessy, Lewin and Strimmer 2018, section 3; for text as items: Zhang et al. 2024, arXiv 2402.10602).
+    Kessy, Lewin and Strimmer 2018, section 3; for text as items: Zhang et al. 2024, arXiv 2402.10602). With `norm = "length"`
+    each of those is scaled to a mean square of 1.
     """
 
     mean: tuple[float, ...]
     unit: float
     projection: tuple[tuple[float, ...], ...] = ()
     """Of each component, what every number of the vector counts for; none: the vector itself."""
+    norm: str = "none"
 
     @classmethod
     def fit(cls, feature: FeatureConfig, column: pa.ChunkedArray) -> Self:
@@ -179,15 +181,15 @@ class VectorEncoder:
         numbers, known = vector_values(column)
         if not known.any():
             identity = np.eye(feature.width)[: feature.project_to or 0]
-            return cls((0.0,) * feature.width, 1.0, _rows(identity))
+            return cls((0.0,) * feature.width, 1.0, _rows(identity), feature.norm)
         numbers = numbers[known]
         # In float32, a million vectors would sum to three digits.
         mean = numbers.mean(axis=0, dtype=np.float64)
         if feature.project_to is not None:
             whitening = _whitening(numbers, mean, feature.project_to, feature.whitening_shrinkage)
-            return cls(tuple(mean.tolist()), 1.0, _rows(whitening))
+            return cls(tuple(mean.tolist()), 1.0, _rows(whitening), feature.norm)
         square = sum(float(np.square(part - mean).sum()) for part in _pieces(numbers)) / numbers.size
-        return cls(tuple(mean.tolist()), math.sqrt(square) if square > _LEAST_VARIANCE else 1.0)
+        return cls(tuple(mean.tolist()), math.sqrt(square) if square > _LEAST_VARIANCE else 1.0, norm=feature.norm)
 
     @property
     def width(self) -> int:
@@ -200,6 +202,8 @@ class VectorEncoder:
         else:
             np.subtract(numbers, self._mean, out=out_RF[:, :-1])
             out_RF[:, :-1] /= np.float32(self.unit)
+        if self.norm == "length":
+            _scale_to_length(out_RF[:, :-1])
         out_RF[~known] = 0.0
         out_RF[:, -1] = known
 
@@ -207,6 +211,8 @@ class VectorEncoder:
         if value is not None:
             numbers = np.array(value, np.float32) - self._mean
             numbers = self._matrix @ numbers if self.projection else numbers / np.float32(self.unit)
+            if self.norm == "length":
+                _scale_to_length(numbers[None])
             out_F[at : at + self.width] = [*numbers.tolist(), 1.0]
 
     @cached_property
@@ -218,7 +224,9 @@ class VectorEncoder:
         return np.array(self.projection, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "unit": self.unit} | ({"projection": self.projection} if self.projection else {})
+        # Parts that are not used are left out: an encoder without them is the JSON that it always was.
+        used = {"projection": self.projection} if self.projection else {}
+        return {"mean": list(self.mean), "unit": self.unit} | used | ({"norm": self.norm} if self.norm != "none" else {})
 
 
 _ENCODERS: dict[str, type[ColumnEncoder]] = {
@@ -282,6 +290,12 @@ def vector_values(column: pa.ChunkedArray | pa.Array) -> tuple[Floats, npt.NDArr
 def _pieces(numbers: Floats) -> Iterator[Floats]:
     """Its rows, some at a time: a computation in float64 then takes little beside them."""
     return (numbers[start : start + _PIECE_ROWS] for start in range(0, len(numbers), _PIECE_ROWS))
+
+
+def _scale_to_length(numbers_RF: Floats) -> None:
+    """Give every row a mean square of 1, in place; one that is no further from zero than rounding stays."""
+    square_R = np.einsum("rf,rf->r", numbers_RF, numbers_RF) / np.float32(numbers_RF.shape[1])
+    numbers_RF /= np.sqrt(np.where(square_R > _LEAST_VARIANCE, square_R, np.float32(1.0)))[:, None]
 
 
 def _whitening(

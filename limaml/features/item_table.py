@@ -25,6 +25,8 @@ class ItemTable:
     """(I + 1, V)"""
     place: int
     """Where the vectors stand among an item's numbers: behind what else does not change with time."""
+    dropout_V: Floats | None = None
+    """Share of training rows that each number is dropped from; None where nothing is."""
 
     @classmethod
     def build(
@@ -36,7 +38,10 @@ class ItemTable:
         for feature, width in zip(features, widths, strict=True):
             encoders[feature.name].encode(items[feature.name].combine_chunks(), encoded[1:, start : start + width])
             start += width
-        return cls(tuple(items["item_id"].to_pylist()), encoded, place)
+        # Whether a vector is known is never dropped.
+        parts = [np.append(np.full(width - 1, each.dropout), 0.0) for each, width in zip(features, widths, strict=True)]
+        dropout_V = np.concatenate(parts).astype(np.float32)
+        return cls(tuple(items["item_id"].to_pylist()), encoded, place, dropout_V if dropout_V.any() else None)
 
     @cached_property
     def _row(self) -> dict[str, int]:
@@ -54,6 +59,13 @@ class ItemTable:
         found[..., first:end] = self.encoded[rows]
         found[..., end:] = item_dense[..., first:]
         return found
+
+    def drop(self, item_dense: Floats, rng: np.random.Generator) -> None:
+        """Drop numbers of the vectors of these items (..., F), in place; what is kept is as much larger as others are dropped
+        (inverted dropout: Srivastava et al. 2014, section 10)."""
+        assert self.dropout_V is not None
+        vectors = item_dense[..., self.place : self.place + self.width]
+        vectors *= (rng.random(vectors.shape, np.float32) >= self.dropout_V) / (1.0 - self.dropout_V)
 
     @property
     def width(self) -> int:

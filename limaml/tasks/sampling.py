@@ -51,15 +51,18 @@ class TaskRows:
     others: Mapping[str, OtherEntities] = field(default_factory=dict)
     """By kind, those behind the first: their entities in these rows."""
     as_new: EncodedRows | None = None
-    """The same rows, each with its item as one that nobody has touched; where `model.hidden_item_share` asks for it."""
+    """The same rows, each with its item as one that nobody has touched; of training rows where `model.hidden_item_share` asks
+    for it."""
 
     @classmethod
-    def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config) -> Self:
-        """`from_logged` for the first kind, and the rows of the other kinds' entities among them."""
+    def of(cls, logged: pa.Table, encoder: Encoder, cfg: Config, *, to_train: bool = False) -> Self:
+        """`from_logged` for the first kind, and the rows of the other kinds' entities among them; `to_train`: with what
+        training tasks are drawn from beside the rows.
+        """
         rows = cls.from_logged(logged, encoder, cfg.task_kind)
         others = {kind.name: rows._entities_of(logged, encoder, kind, cfg) for kind in cfg.task_kinds[1:]}
         rows = replace(rows, others=others) if others else rows
-        if not cfg.model.hidden_item_share:
+        if not (to_train and cfg.model.hidden_item_share):
             return rows
         as_new = encoder.encode_ordered(without_history(logged, tables(cfg.features)), rows.source_row)
         return replace(rows, as_new=replace(as_new, item_index=np.full(len(as_new), UNKNOWN)))
@@ -92,6 +95,11 @@ class TaskRows:
     @property
     def num_entities(self) -> int:
         return len(self.entities)
+
+    @property
+    def drops_vectors(self) -> bool:
+        """Whether training drops numbers of declared vectors."""
+        return self.encoded.item_table is not None and self.encoded.item_table.dropout_V is not None
 
     def entities_between(self, start_us: int, end_us: int | None) -> Indices:
         """Those with a row at or after the start and, where there is one, before the end."""
@@ -128,6 +136,8 @@ class TaskSpec:
     """Rows whose item is replaced by the unknown one."""
     hide_history: Indices = field(default_factory=lambda: _NO_ROWS)
     """Rows whose item is replaced by what it was before anybody touched it (`TaskRows.as_new`)."""
+    vector_seed: int | None = None
+    """Of the numbers that its rows' vectors lose (`dropout` of a feature); None: they lose none."""
     others: Mapping[str, Indices] = field(default_factory=dict)
     """By kind, those behind the first: each query row's entity, whose embedding as of the same instant it is scored with;
     `NOBODY` and kinds that are not here: the prior."""
@@ -199,6 +209,7 @@ def _sample_task(rows: TaskRows, cfg: Config, rng: np.random.Generator, entity: 
         hide_items=used[rng.random(len(used)) < cfg.model.unknown_item_share],
         # Without the setting nothing is drawn, so that the rest of the draw stays what it was.
         hide_history=used[rng.random(len(used)) < share] if (share := cfg.model.hidden_item_share) else _NO_ROWS,
+        vector_seed=int(rng.integers(2**63)) if rows.drops_vectors else None,
     )
 
 
@@ -307,9 +318,11 @@ def build_batch(rows: TaskRows, specs: Sequence[TaskSpec]) -> TaskBatch:
     support = [np.arange(spec.support_start, spec.support_stop) for spec in specs]
     entity = np.array([spec.entity for spec in specs], np.int64)
     hidden = np.array([spec.hide_entity for spec in specs], np.bool_)
+    seeds = [spec.vector_seed for spec in specs]
+    drops = [None if seed is None else np.random.default_rng(seed) for seed in seeds]
     return TaskBatch(
-        support=_gather(rows, specs, support),
-        query=_gather(rows, specs, [spec.query for spec in specs]),
+        support=_gather(rows, specs, support, drops),
+        query=_gather(rows, specs, [spec.query for spec in specs], drops),
         entity_index_T=torch.from_numpy(np.where(hidden, UNKNOWN, rows.entity_index[entity])),
         entities=tuple(rows.entities[spec.entity] for spec in specs),
         others={kind: tasks for kind in rows.others if (tasks := _others(rows, specs, kind)) is not None},
@@ -325,7 +338,9 @@ def _others(rows: TaskRows, specs: Sequence[TaskSpec], kind: str) -> OtherTasks 
     return rows.others[kind].tasks(rows, entity_TQ, np.array([spec.as_of_us for spec in specs], np.int64))
 
 
-def _gather(rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices]) -> Rows:
+def _gather(
+    rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices], drops: Sequence[np.random.Generator | None]
+) -> Rows:
     width = max(1, *(len(each) for each in chosen)) if chosen else 1
     at = np.zeros((len(specs), width), np.int64)
     mask = np.zeros((len(specs), width), np.float32)
@@ -339,10 +354,13 @@ def _gather(rows: TaskRows, specs: Sequence[TaskSpec], chosen: Sequence[Indices]
         if len(spec.hide_items):
             gathered.item_index_TR[task, torch.from_numpy(np.isin(at[task], spec.hide_items))] = UNKNOWN
         if len(spec.hide_history):
-            assert rows.as_new is not None, "rows are made by TaskRows.of"
+            assert rows.as_new is not None, "rows to draw training tasks from are made by TaskRows.of(..., to_train=True)"
             place = np.flatnonzero(np.isin(chosen[task], spec.hide_history))
             new = rows.as_new.take(at[task, place])
             gathered.item_index_TR[task, place] = UNKNOWN
             gathered.item_dense_TRF[task, place] = torch.from_numpy(new.item_features())
             gathered.context_TRF[task, place] = torch.from_numpy(new.context)
+        if (rng := drops[task]) is not None:
+            assert rows.encoded.item_table is not None, "a seed is drawn where vectors are dropped"
+            rows.encoded.item_table.drop(gathered.item_dense_TRF[task, : len(chosen[task])].numpy(), rng)
     return gathered

@@ -44,10 +44,10 @@ def load_training_data(cfg: Config, through: date, twin: Encoder, refit: Encoder
     twin, refit = twin.with_items(items), refit.with_items(items)
     validation, users = validating_rows(cfg, logged, split)
     return TrainingData(
-        twin_rows=TaskRows.of(split.train_rows(logged), twin, cfg),
+        twin_rows=TaskRows.of(split.train_rows(logged), twin, cfg, to_train=True),
         twin_dims=twin.dims,
         validator=Validator(TaskRows.of(validation, twin, cfg), cfg, from_us=split.validate_from_us, users=users),
-        refit_rows=TaskRows.of(logged, refit, cfg),
+        refit_rows=TaskRows.of(logged, refit, cfg, to_train=True),
         refit_dims=refit.dims,
     )
 

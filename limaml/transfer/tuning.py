@@ -58,6 +58,8 @@ class Tuned:
     adapters: Adapters
     losses: dict[str, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    stages: dict[str, Adapters] = field(default_factory=dict)
+    """What each stage found, kept or not."""
 
 
 @dataclass
@@ -99,6 +101,7 @@ def tune(encoder: BertEncoder, aligned: Aligned, cfg: TuningConfig) -> Tuned:
         )
     run = _Run(encoder, aligned, cfg, generator)
     best, best_loss, losses, kept = _State(head_KH, {}), float("inf"), dict[str, float](), list[str]()
+    every_stage = dict[str, Adapters]()
     last = {name: pair for name, pair in every.items() if name.startswith(f"encoder.layer.{top - 1}.")}
     domain = {"domain": every} if cfg.domain_epochs else {}
     stages: dict[str, Adapters] = {"head": {}, **domain, "last layer": last, "all layers": every}
@@ -106,10 +109,11 @@ def tune(encoder: BertEncoder, aligned: Aligned, cfg: TuningConfig) -> Tuned:
         started = best.copy()
         started.adapters = {**_State(head_KH, dict(trained)).copy().adapters, **started.adapters}
         found, losses[stage] = run.domain(started) if stage == "domain" else run.stage(stage, started, list(trained))
+        every_stage[stage] = found.adapters
         if losses[stage] < best_loss:
             best, best_loss = found, losses[stage]
             kept.append(stage)
-    return Tuned(best.adapters, losses, tuple(kept))
+    return Tuned(best.adapters, losses, tuple(kept), every_stage)
 
 
 def info_nce(own_BK: Tensor, other_BK: Tensor, item_B: Tensor, partner_B: Tensor, temperature: float) -> Tensor:

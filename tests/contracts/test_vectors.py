@@ -43,7 +43,11 @@ WITHOUT = ("i2", "i5")
 FEATURES = (
     FeatureConfig(entity="user", name="seen", type="number", aggregate="count"),
     FeatureConfig(entity="item", name="tags", type="categories", column="genres"),
-    FeatureConfig(entity="item", name="text", type="vector", column="meaning", width=WIDTH, encoder="noise-1", licence="MIT"),
+    FeatureConfig.model_validate(
+        {"entity": "item", "name": "text", "type": "vector", "column": "meaning", "encoder": "noise-1", "licence": "MIT"}
+        # No row that is judged, adapted or served loses a number to the dropout.
+        | {"width": WIDTH, "project_to": 16, "norm": "length", "dropout": 0.5}
+    ),
     FeatureConfig(entity="item", name="shown", type="number", aggregate="count"),
     FeatureConfig(entity="context", name="hour", type="cycle", clock="hour"),
 )

@@ -1,7 +1,9 @@
 """The fast engine against the plain reference, and the invariants that batching must keep."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -32,6 +34,12 @@ INTERACTIONS = ("product", "concat", "both")
 STEPS = ("gradient", "newton")
 # Both sum the same terms in another order; more than this is a term missing.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+PER_CONDITION = 10
+"""Newton's steps solve systems, and a solution is off by its system's condition times the rounding error (Higham 2002, theorem
+10.4). A random network's widths are measured on twelve rows, on which units of an adapted MLP may hardly be active; the step
+that wakes one meets a condition of 3e4, where the plain loop in float32 is off by 1.3e-4 and the engine by 9e-4. Of 490
+draws of MLPs three are off by more than 1e-4: two by at most 2.5 times this share, gradients included, and one whose gradient
+is as far off in the plain loop."""
 
 
 def _gradients(network, loss):
@@ -44,13 +52,14 @@ def _assert_equal(network, tasks, num_steps, second_order, dtype=torch.float64):
     """In `dtype`, against the reference in float64 on the same numbers: ||g-g_ref|| / max(||g_ref||, eps) of each parameter.
 
     The reference has Newton's steps in second order alone: in first order their values are the same, and their gradients are
-    not compared.
+    not compared. What their systems amplify is allowed for, as measured in float64.
     """
     cast, tasks = copy.deepcopy(network).to(dtype), tasks.to(dtype=dtype)
     ours = engine.outer_loss(cast, tasks, num_steps=num_steps, second_order=second_order)
     network, tasks = copy.deepcopy(cast).double(), tasks.to(dtype=torch.float64)
-    loss, embeddings = reference.outer_loss(network, tasks, num_steps=num_steps, second_order=second_order)
-    tolerance = TOLERANCE[dtype]
+    with _conditions(network) as conditions:
+        loss, embeddings = reference.outer_loss(network, tasks, num_steps=num_steps, second_order=second_order)
+    tolerance = max(TOLERANCE[dtype], PER_CONDITION * torch.finfo(dtype).eps * max(conditions, default=1.0))
     torch.testing.assert_close(ours.loss.double(), loss, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(ours.embedding_TD.double(), embeddings, rtol=tolerance, atol=tolerance)
     if isinstance(network.step("user"), NewtonStep) and not second_order:
@@ -72,8 +81,46 @@ def _assert_equal(network, tasks, num_steps, second_order, dtype=torch.float64):
     assert not wrong
 
 
-LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4).filter(
-    lambda pairs: any(query for _, query in pairs)
+@contextmanager
+def _conditions(network):
+    """Largest eigenvalues of the systems that the reference solves meanwhile, in units of the prior: the least is 1 or more."""
+    step, found, solve = network.step("user"), [], torch.linalg.solve
+
+    def recorded(system_PP, right_P):
+        scale_P = torch.cat([step.scales()[name].expand(rates.numel()) for name, rates in step.log_rates.items()])
+        found.append(float(torch.linalg.eigvalsh((scale_P[:, None] * system_PP * scale_P).detach())[-1]))
+        return solve(system_PP, right_P)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "solve", recorded)
+        yield found
+
+
+class Case(NamedTuple):
+    """What every comparison draws."""
+
+    lengths: list[tuple[int, int]]
+    """Support and query rows of each task."""
+    num_steps: int
+    second_order: bool
+    seed: int
+    interaction: str
+    least: int
+
+    def tasks(self, batch):
+        return batch([support for support, _ in self.lengths], [query for _, query in self.lengths], self.seed)
+
+
+CASES = st.builds(
+    Case,
+    lengths=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4).filter(
+        lambda pairs: any(query for _, query in pairs)
+    ),
+    num_steps=st.integers(0, 5),
+    second_order=st.booleans(),
+    seed=st.integers(0, 100),
+    interaction=st.sampled_from(INTERACTIONS),
+    least=st.integers(1, 3),
 )
 
 
@@ -82,67 +129,36 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, 
 @pytest.mark.parametrize("block", BLOCKS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
-    lengths=LENGTHS,
-    num_steps=st.integers(0, 5),
-    second_order=st.booleans(),
-    seed=st.integers(0, 100),
-    interaction=st.sampled_from(INTERACTIONS),
+    case=CASES,
     hidden=st.sampled_from([(4,), (5, 6), ()]),
     learned=st.tuples(st.booleans(), st.booleans()),
     damped=st.booleans(),
-    least=st.integers(1, 3),
     at_items=st.booleans(),
     vectors=st.sampled_from(["fitted", "learned"]),
 )
 def test_engine_equals_reference(
-    config,
-    network,
-    batch,
-    block,
-    inner_step,
-    dtype,
-    lengths,
-    num_steps,
-    second_order,
-    seed,
-    interaction,
-    hidden,
-    learned,
-    damped,
-    least,
-    at_items,
-    vectors,
+    config, network, batch, block, inner_step, dtype, case, hidden, learned, damped, at_items, vectors
 ):
     """Random networks and tasks: every block, interaction and inner step, both orders, rates and damping learned, fixed or 0,
     tasks of 0, 1 and many rows (on both sides of where Newton's system is solved in the space of rows), padding, tasks that
     are not adapted, starts at the items."""
     learn_rate, learn_damping = learned
-    meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": least}
+    meta = {"learn_inner_lr": learn_rate, "learn_damping": learn_damping and damped, "min_support_rows": case.least}
     meta |= {"inner_step": inner_step} | ({} if damped else {"damping": 0.0, "factor_damping": 0.0})
-    start = "items" if at_items and block in ("task_vector", "posterior") and interaction != "concat" else "prior"
-    model = BLOCKS[block] | {"interaction": interaction, "meta_hidden": hidden, "start": start, "item_vectors": vectors}
-    net = network(config(model, meta), seed)
-    tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
-    _assert_equal(net, tasks, num_steps, second_order, dtype)
+    start = "items" if at_items and block in ("task_vector", "posterior") and case.interaction != "concat" else "prior"
+    model = BLOCKS[block] | {"interaction": case.interaction, "meta_hidden": hidden, "start": start, "item_vectors": vectors}
+    net = network(config(model, meta), case.seed)
+    _assert_equal(net, case.tasks(batch), case.num_steps, case.second_order, dtype)
 
 
 @pytest.mark.parametrize("inner_step", STEPS)
 @pytest.mark.parametrize("block", POOLED)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(
-    lengths=LENGTHS,
-    num_steps=st.integers(0, 3),
-    second_order=st.booleans(),
-    seed=st.integers(0, 100),
-    interaction=st.sampled_from(INTERACTIONS),
-    least=st.integers(1, 3),
-)
-def test_engine_equals_reference_with_a_pool(
-    config, network, batch, block, inner_step, lengths, num_steps, second_order, seed, interaction, least
-):
-    net = network(config(POOLED[block] | {"interaction": interaction}, {"inner_step": inner_step, "min_support_rows": least}))
-    tasks = batch([support for support, _ in lengths], [query for _, query in lengths], seed)
-    _assert_equal(net, tasks, num_steps, second_order)
+@given(case=CASES)
+def test_engine_equals_reference_with_a_pool(config, network, batch, block, inner_step, case):
+    meta = {"inner_step": inner_step, "min_support_rows": case.least}
+    net = network(config(POOLED[block] | {"interaction": case.interaction}, meta), case.seed)
+    _assert_equal(net, case.tasks(batch), case.num_steps, case.second_order)
 
 
 SHIPPED = {"task_vector": "configs/movielens.toml", "paper": "configs/paper.toml"}

@@ -9,7 +9,7 @@ import pytest
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig, TaskKindConfig
-from limaml.features.columns import VectorEncoder, fit_column
+from limaml.features.columns import VectorEncoder, column_from_dict, fit_column
 from limaml.features.encoder import Encoder
 from limaml.tasks.rows import Rows
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
@@ -254,6 +254,54 @@ def test_one_value_is_projected_as_a_column_is_and_survives_json(whitened):
     one = [0.0] * 4
     again.encode_one(column[7].as_py(), one, 1)
     assert one[1:] == pytest.approx(encoded(encoder, column)[7].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"project_to": 3, "whitening_shrinkage": 0.25}], ids=["plain", "projected"])
+def test_a_norm_gives_every_vector_one_length_and_leaves_its_direction(whitened, how):
+    encoder, column = whitened(norm="length", **how)
+    plain = encoded(whitened(**how)[0], column)[:-1, :-1]
+    found = encoded(encoder, column)
+    # Sums of squares of a few numbers in float32.
+    assert np.square(found[:-1, :-1]).mean(axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert found[:-1, :-1] == pytest.approx(plain / np.sqrt(np.square(plain).mean(axis=1, keepdims=True)), rel=1e-5)
+    assert np.square(plain).mean(axis=1).std() > 0.3, "without it lengths differ"
+    assert found[:-1, -1].all()
+    assert not found[-1].any(), "a null is all zeros"
+
+
+@pytest.mark.parametrize("how", [{}, {"project_to": 3}], ids=["plain", "projected"])
+def test_a_normed_value_is_encoded_as_a_column_is_and_survives_json(whitened, how):
+    encoder, column = whitened(norm="length", **how)
+    feature = VECTOR.model_copy(update={"width": 6, "norm": "length"} | how)
+    again = column_from_dict(feature, json.loads(json.dumps(encoder.to_dict())))
+    assert again == encoder
+    one = [0.0] * (encoder.width + 1)
+    again.encode_one(column[7].as_py(), one, 1)
+    assert one[1:] == pytest.approx(encoded(encoder, column)[7].tolist(), rel=1e-5)
+
+
+def test_a_vector_that_is_the_mean_has_no_direction_and_stays_zero():
+    mean = VectorEncoder((1.0, 2.0, 3.0), 1.0, norm="length")
+    found = encoded(mean, pa.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0 + 1e-3]], schema.arrow_type(VECTOR)))
+    assert found[0].tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert found[1] == pytest.approx([0.0, 0.0, math.sqrt(3), 1.0], abs=1e-6)
+
+
+def test_an_encoder_without_a_norm_is_the_json_that_it_was_before_there_was_one(whitened):
+    for how, names in (({}, {"mean", "unit"}), ({"project_to": 2}, {"mean", "unit", "projection"})):
+        encoder, _ = whitened(**how)
+        assert encoder.to_dict().keys() == names
+        assert column_from_dict(VECTOR, json.loads(json.dumps(encoder.to_dict()))).norm == "none"
+
+
+def test_a_norm_and_a_dropout_are_of_a_vector():
+    price = {"entity": "item", "name": "price", "type": "number"}
+    for wrong, value in (({"norm": "length"}, "length and 0"), ({"dropout": 0.2}, "none and 0.2")):
+        rule = f"norm and dropout must be of a vector, got {value}; got the number price of item; correct its declaration"
+        with pytest.raises(ValueError, match=rule):
+            FeatureConfig.model_validate(price | wrong)
+    with pytest.raises(ValueError, match="less than 1"):
+        FeatureConfig.model_validate(VECTOR.model_dump() | {"dropout": 1.0})
 
 
 def test_a_projection_is_no_wider_than_its_vector():

@@ -10,6 +10,7 @@ import torch
 
 from limaml import schema
 from limaml.config import Config, FeatureConfig
+from limaml.evaluation.scoring_method import MethodInput
 from limaml.events import catalogue, point_in_time, snapshots
 from limaml.events.day_store import EventStore, canonical
 from limaml.events.synthetic import SyntheticSource
@@ -127,7 +128,7 @@ def test_an_entry_for_a_category_stays():
 
 def test_rows_drawn_for_it_have_exactly_these_numbers_and_all_others_their_own(logged):
     cfg = _config(hidden_item_share=0.3)
-    rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg)
+    rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg, to_train=True)
     spec = next(spec for spec in meta_batch(rows, cfg, seed=0, step=0) if len(spec.hide_history) > 2 and spec.support_size > 2)
     shown = TaskSpec(spec.entity, spec.as_of_us, spec.support_start, spec.support_stop, spec.query)
     wider = TaskSpec(spec.entity, spec.as_of_us, rows.offsets[spec.entity], rows.offsets[spec.entity + 1], spec.query)
@@ -152,7 +153,7 @@ def test_the_share_is_that_of_support_and_query_rows_and_without_one_the_draw_is
     drawn = {}
     for share in (0.0, 0.3):
         cfg = _config(hidden_item_share=share, unknown_item_share=0.1)
-        rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg)
+        rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg, to_train=True)
         assert (rows.as_new is None) == (share == 0.0)
         drawn[share] = sample_tasks(rows, cfg, np.random.default_rng(0), 500)
     used = sum(spec.support_size + len(spec.query) for spec in drawn[0.3])
@@ -168,10 +169,21 @@ def test_the_share_is_that_of_support_and_query_rows_and_without_one_the_draw_is
     )
 
 
+def test_rows_that_are_judged_are_encoded_once(logged, monkeypatch):
+    cfg, encoded = _config(hidden_item_share=0.3), []
+    encoder, once = Encoder.fit(logged[0], cfg), Encoder.encode_ordered
+    monkeypatch.setattr(Encoder, "encode_ordered", lambda self, *given: encoded.append(1) or once(self, *given))
+    judged = MethodInput.from_logged(logged[0], encoder, cfg).rows
+    assert (len(encoded), judged.as_new) == (1, None)
+    training = MethodInput.from_logged(logged[0], encoder, cfg, to_train=True).rows
+    assert len(encoded) == 3
+    assert len(training.as_new) == len(judged.label)
+
+
 def test_a_hidden_row_is_scored_with_the_prior_of_its_item_s_kind(logged):
     kinds = [{"name": "user"}, {"name": "item", "entity_column": "item_id"}]
     cfg = Config.model_validate(_config(hidden_item_share=0.5).model_dump() | {"task_kinds": kinds})
-    rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg)
+    rows = TaskRows.of(logged[0], Encoder.fit(logged[0], cfg), cfg, to_train=True)
     specs = meta_batch(rows, cfg, seed=0, step=0)
     adapted = 0
     for spec in specs:

@@ -103,8 +103,8 @@ def refit_rows(cfg, last, champion):
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"item_vectors": "learned"}, {"meta_block": "id_mlp", "interaction": "both"}],
-    ids=["fitted", "learned", "ids"],
+    [{}, {"item_vectors": "learned"}, {"meta_block": "id_mlp", "interaction": "both"}, {"content_factors": 1}],
+    ids=["fitted", "learned", "ids", "content apart"],
 )
 def test_before_its_first_step_it_scores_every_row_as_the_champion_does(before, model):
     """Known rows and new ones: what the champion calls unknown has begun as its unknown is."""
@@ -151,6 +151,27 @@ def test_fitted_vectors_go_on_in_the_champions_space(before):
     )
     start_from_champion(network, champion.refit.network, without, cfg)
     torch.testing.assert_close(network.global_block.items.item[gone], theirs[gone], atol=1e-7, rtol=0.0)
+
+
+def test_with_content_apart_each_part_goes_on_in_its_own_factors(before):
+    """Content alone gives the first factor and nothing of the others, before and after; both stay in the champion's space."""
+    cfg, last, champion = before(model={"content_factors": 1, "embedding_dim": 5})
+    encoder, rows, _ = refit_rows(cfg, last, champion)
+    network, theirs = build_network(cfg, encoder.dims, cfg.training.seed), champion.refit.network.global_block.items
+    start_from_champion(network, champion.refit.network, rows, cfg)
+    mine = network.global_block.items
+    item_R, at_R = np.unique(rows.encoded.item_index, return_index=True)
+    features = torch.from_numpy(rows.encoded.item_features(at_R))
+    by_content = mine(torch.zeros(len(at_R), dtype=torch.long), features)
+    # Products of float32 weights that were fitted in float64.
+    torch.testing.assert_close(mine.item[item_R, 0], by_content[:, 0], atol=1e-5, rtol=1e-5)
+    assert not by_content[:, 1:].any()
+    known = torch.arange(1, len(theirs.item))
+    for part in (slice(0, 1), slice(1, None)):
+        before_it, after = theirs.item[known, part], mine.item[known, part]
+        assert torch.isfinite(after).all()
+        assert not torch.equal(after, before_it)
+        assert torch.nn.functional.cosine_similarity(after.flatten(), before_it.flatten(), dim=0) > 0.8
 
 
 @pytest.mark.parametrize(

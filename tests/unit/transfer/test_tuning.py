@@ -98,6 +98,8 @@ def test_a_stage_on_texts_alone_comes_after_the_head(tiny_bert, aligned):
     encoder.trained = set()
     first = tune(encoder, replace(aligned, domain=DOMAIN), cfg)
     assert list(first.losses) == ["head", "domain", "last layer", "all layers"]
+    assert list(first.stages) == list(first.losses)
+    assert first.stages["domain"], "what it found is there, kept or not"
     tokens = [encoder.tokens_of(aligned.texts)[at] for at in aligned.trained_I] + encoder.tokens_of(DOMAIN)
     assert encoder.trained == {tuple(each) for each in tokens}
     assert ("domain" in first.kept) == (first.losses["domain"] < first.losses["head"])
