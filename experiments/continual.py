@@ -29,10 +29,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from experiments.data import TODAY
+from experiments.evidence import measure as measures
+from experiments.evidence.measure import PER_USER, POOLED, Draws, Part
 from experiments.evidence.worlds import RETURNING
 from experiments.inner_loop import Floats, with_vector, worlds
-from experiments.intervals import AUC, PERUSER_AUC, Measured, TaskSetRows, difference
-from experiments.intervals import measure as measure_rows
 from limaml import metrics
 from limaml.config import Config, MetaConfig, ModelConfig, TrainingConfig, load
 from limaml.evaluation.agreement import versions_agree
@@ -46,7 +46,7 @@ from limaml.models.bundle import Model
 from limaml.models.network import Network, build_network
 from limaml.schema import tables
 from limaml.tasks.protocols import as_served, query_rows
-from limaml.tasks.sampling import TaskRows
+from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows
 from limaml.tasks.splits import split_events
 from limaml.training.champion import pull
 from limaml.training.fit import fit
@@ -210,8 +210,8 @@ def _first(weight: Tensor, anchor: Tensor) -> Tensor:
     return weight[: len(anchor)] if weight.ndim else weight
 
 
-def judge(world: World, version: Version, users: frozenset[str] | None, from_us: int, until_us: int) -> tuple[Any, Floats]:
-    """(task set, scores) of rows between two instants as served daily, of some users or of all."""
+def judge(world: World, version: Version, users: frozenset[str] | None, from_us: int, until_us: int) -> tuple[Part, Floats]:
+    """Rows between two instants as served daily, of some users or of all, and their scores."""
     before = world.logged.filter(pa.array(timestamps_us(world.logged) < until_us))
     rows = TaskRows.of(before, version.encoder, world.cfg)
     num_rows = world.cfg.support_rows_of(world.cfg.task_kind.name)
@@ -221,7 +221,8 @@ def judge(world: World, version: Version, users: frozenset[str] | None, from_us:
     number = {name: at for at, name in enumerate(names)}
     queries = query_rows(rows, specs)
     users_R = np.repeat([number[rows.entities[spec.entity]] for spec in specs], [len(spec.query) for spec in specs])
-    return TaskSetRows(queries.labels, users_R), score_specs(version.network, rows, specs)
+    part = Part(queries.labels, users_R, rows.timestamp_us[queries.rows] // MICROSECONDS_PER_DAY)
+    return part, score_specs(version.network, rows, specs)
 
 
 def drift(world: World, before: Version, after: Version, at_us: int) -> dict[str, Any]:
@@ -237,8 +238,8 @@ class _Chain:
 
     seconds: list[float] = field(default_factory=list)
     drifts: list[dict[str, Any]] = field(default_factory=list)
-    new: list[tuple[TaskSetRows, Floats]] = field(default_factory=list)
-    old: list[tuple[TaskSetRows, Floats]] = field(default_factory=list)
+    new: list[tuple[Part, Floats]] = field(default_factory=list)
+    old: list[tuple[Part, Floats]] = field(default_factory=list)
 
 
 def measure(world: World, arms: Mapping[str, Arm] = ARMS) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def _report(world: World, chains: Mapping[str, _Chain]) -> dict[str, Any]:
     num_users = len(set(world.logged["user_id"].to_pylist()))
     weights = metrics.draw_users(num_users, draws=_DRAWS, seed=0)
     measured = {
-        (name, what): measure_rows([one[0] for one in part], [[one[1]] for one in part], weights)
+        (name, what): [rows.measured(score_R, weights, by_day=False, pooled=True) for rows, score_R in part]
         for name, chain in chains.items()
         for what, part in (("new", chain.new), ("old", chain.old))
     }
@@ -284,21 +285,19 @@ def _report(world: World, chains: Mapping[str, _Chain]) -> dict[str, Any]:
     return found
 
 
-def _days(measured: Mapping[tuple[str, str], Measured], name: str, origins: Sequence[int]) -> dict[str, Any]:
+def _days(measured: Mapping[tuple[str, str], Sequence[Draws]], name: str, origins: Sequence[int]) -> dict[str, Any]:
     """New and old days of some origins: points, and points over scratch."""
     found: dict[str, Any] = {}
     for what in ("new", "old"):
-        mine, scratch = measured[name, what], measured["scratch", what]
         found[what] = {}
-        for metric, key in (("pooled", AUC), ("per_user", PERUSER_AUC)):
-            value = 100 * float(np.mean([mine.values[key][at] for at in origins]))
-            over = difference(mine, scratch, key, origins).as_dict()
-            found[what][metric] = {"auc": value, "over_scratch": {k: 100 * v for k, v in over.items()}}
+        for metric, key in (("pooled", POOLED), ("per_user", PER_USER)):
+            ours, scratch = (measures.mean([measured[arm, what][at][key] for at in origins]) for arm in (name, "scratch"))
+            found[what][metric] = {"auc": ours[0], "over_scratch": measures.gain(ours, scratch)}
     return found
 
 
-def _of(judged: tuple[TaskSetRows, Floats]) -> tuple[Floats, Floats]:
-    return judged[0].labels, judged[1]
+def _of(judged: tuple[Part, Floats]) -> tuple[Floats, Floats]:
+    return judged[0].labels_R, judged[1]
 
 
 def _mean(values: Iterator[float]) -> float:

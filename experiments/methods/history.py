@@ -18,7 +18,8 @@ from limaml.features.columns import Indices
 from limaml.tasks.rows import TaskBatch
 from limaml.tasks.sampling import TaskSpec, build_batch
 
-VECTOR_FEATURES = ("pooled", "liked", "similar", "folded", "folded_level")
+VECTOR_FEATURES = ("pooled", "similar", "folded", "folded_level")
+NUM_AGGREGATES = 9
 _QUERY_ROWS = 64
 _PADDED_ROWS = 16_384
 
@@ -35,11 +36,6 @@ class HistorySettings:
     vector_shrinkage: float = 20.0
     sharpness: float = 5.0
     """Weight of a support row beside a candidate: exp(sharpness * (cosine of their vectors - 1))."""
-    genre_vectors: bool = False
-    """Every genre's rate and count are features, not the candidate's alone: with some hundred users, learnt by heart."""
-
-    def num_aggregates(self, num_sets: int) -> int:
-        return 9 + 2 * num_sets * self.genre_vectors
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def history_tasks(inputs: MethodInput, specs: Sequence[TaskSpec], num_sets: int)
 
 
 def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
-    """(T, Q, 9 + 2 G) numbers of the user, of its categories if wanted, and of the candidate's among them."""
+    """(T, Q, NUM_AGGREGATES) numbers of the user, and of the candidate's categories among its own."""
     support, query, size_T1 = tasks.batch.support, tasks.batch.query, tasks.sizes
     assert support.label_TR is not None
     residual_TS, total_T1 = tasks.residual_TS, tasks.residual_TS.sum(dim=1, keepdim=True)
@@ -89,8 +85,6 @@ def aggregates(tasks: HistoryTasks, settings: HistorySettings) -> Tensor:
     genre_TQG = query.item_dense_TRF[..., : tasks.num_sets]
     count_TG = genre_TSG.sum(dim=1)
     rate_TG = (residual_TS.unsqueeze(2) * genre_TSG).sum(dim=1) / (count_TG + settings.genre_shrinkage)
-    if settings.genre_vectors:
-        user_TH = torch.cat([user_TH, rate_TG, count_TG.log1p()], dim=1)
     num_query = query.mask_TR.shape[1]
     return torch.cat([user_TH.unsqueeze(1).expand(-1, num_query, -1), _of_genres(genre_TQG, rate_TG, count_TG)], dim=2)
 
@@ -111,10 +105,9 @@ def _among_last(mask_TS: Tensor, rows: int) -> Tensor:
 
 
 def vector_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, slope: float, settings: HistorySettings) -> Tensor:
-    """(T, Q, 5) VECTOR_FEATURES of candidates with vectors `item_TQK` beside supports with vectors `item_TSK`.
+    """(T, Q, 4) VECTOR_FEATURES of candidates with vectors `item_TQK` beside supports with vectors `item_TSK`.
 
     pooled    <sum_j r_j v_j shrunk, v_i>
-    liked     <mean_j v_j shrunk, v_i>, without labels
     similar   the residuals of support rows with similar vectors, weighted and shrunk
     folded    <e, v_i> of the factors e, and folded_level the level, that are most probable a posteriori (`_fold_in`)
     """
@@ -125,17 +118,9 @@ def vector_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, slo
     similar_TQ1 = (weight_TQS @ residual_TS1) / (weight_TQS.sum(dim=2, keepdim=True) + 1.0)
     user_TL1 = _fold_in(item_TSK, mask_TS1, residual_TS1, slope)
     folded_TQ1 = item_TQK @ user_TL1[:, :-1]
-    pooled_TQ2 = pooled_features(tasks, item_TSK, item_TQK, settings)
-    return torch.cat([pooled_TQ2, similar_TQ1, folded_TQ1, user_TL1[:, -1:].expand_as(folded_TQ1)], dim=2)
-
-
-def pooled_features(tasks: HistoryTasks, item_TSK: Tensor, item_TQK: Tensor, settings: HistorySettings) -> Tensor:
-    """(T, Q, 2) `pooled` and `liked` of VECTOR_FEATURES: products with vectors of the user that could be stored."""
-    item_TSK = item_TSK * tasks.batch.support.mask_TR.unsqueeze(2)
     divisor_T11 = (tasks.sizes + settings.vector_shrinkage).unsqueeze(2)
-    pooled_TQ1 = item_TQK @ ((item_TSK * tasks.residual_TS.unsqueeze(2)).sum(dim=1).unsqueeze(2) / divisor_T11)
-    liked_TQ1 = item_TQK @ (item_TSK.sum(dim=1).unsqueeze(2) / divisor_T11)
-    return torch.cat([pooled_TQ1, liked_TQ1], dim=2)
+    pooled_TQ1 = item_TQK @ ((item_TSK * residual_TS1).sum(dim=1).unsqueeze(2) / divisor_T11)
+    return torch.cat([pooled_TQ1, similar_TQ1, folded_TQ1, user_TL1[:, -1:].expand_as(folded_TQ1)], dim=2)
 
 
 LEVEL_PRECISION = 2.0

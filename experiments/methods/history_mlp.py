@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiments.evidence.fit_data import FitData
 from experiments.methods.history import (
+    NUM_AGGREGATES,
     VECTOR_FEATURES,
     HistorySettings,
     HistoryTasks,
@@ -33,9 +34,8 @@ from limaml.tasks.sampling import TaskSpec, meta_batch
 SLOPE = 0.22
 """Mean of rate * (1 - rate): what a logit moves a rate by."""
 _SCALE_STEPS, _FOLDS = 4, 4
-_VECTORS = ("pooled", "similar", "folded", "folded_level")
 SETTINGS = HistorySettings(shrinkage=20.0, slow_shrinkage=50.0, recent_rows=10, sharpness=10.0)
-"""These and `_VECTORS` won among 20 on MovieLens' validation users."""
+"""Won among 20 on MovieLens' validation users."""
 
 
 class HistoryMlp(nn.Module):
@@ -44,7 +44,7 @@ class HistoryMlp(nn.Module):
     def __init__(self, cfg: Config, dims: EncoderDims, items: FittedItems) -> None:
         super().__init__()
         self.items, self.dropout = items, cfg.model.dropout
-        num_history = SETTINGS.num_aggregates(dims.item_sets) + len(_VECTORS)
+        num_history = NUM_AGGREGATES + len(VECTOR_FEATURES)
         widths = (dims.item_dense + dims.user_dense + dims.context + num_history, *cfg.model.global_hidden, 1)
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.standardised = Standardised(num_history)
@@ -53,8 +53,7 @@ class HistoryMlp(nn.Module):
         """(T, Q, H), not standardised."""
         support, query = tasks.batch.support, tasks.batch.query
         known_TQH = vector_features(tasks, self.items(support, table_T), self.items(query, table_T), SLOPE, SETTINGS)
-        wanted = [VECTOR_FEATURES.index(name) for name in _VECTORS]
-        return torch.cat([aggregates(tasks, SETTINGS), known_TQH[..., wanted]], dim=2)
+        return torch.cat([aggregates(tasks, SETTINGS), known_TQH], dim=2)
 
     @torch.no_grad()
     def standardise(self, parts: Sequence[tuple[HistoryTasks, Tensor]]) -> None:

@@ -22,7 +22,6 @@ SETTINGS = HistorySettings(
     recent_rows=2,
     vector_shrinkage=3.0,
     sharpness=1.0,
-    genre_vectors=True,
 )
 VECTORS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
 
@@ -57,12 +56,8 @@ def test_aggregates_of_three_rows(inputs: MethodInput) -> None:
         0.5 / 4,  # two positives and one negative
         0.5 / 3,  # the last two rows
         0.75,
-        1.25 / 4,  # first genre: 0.5 + 0.75 over 2 + 2 rows
-        0.5 / 4,
-        np.log(3),
-        np.log(3),
     ]
-    first_genre = [1.25 / 4, 1.25 / 4, np.log(3)]
+    first_genre = [1.25 / 4, 1.25 / 4, np.log(3)]  # 0.5 + 0.75 over 2 + 2 rows
     both_genres = [(1.25 + 0.5) / 8, (1.25 + 0.5) / 8, np.log(5)]
     np.testing.assert_allclose(found.numpy(), [user + first_genre, user + both_genres], rtol=1e-6)
 
@@ -73,25 +68,17 @@ def test_affinity_weighs_genres_by_their_rows(inputs: MethodInput) -> None:
     np.testing.assert_allclose(found[-3:].numpy(), [0.5 / 6, 0.5 / 3, np.log(2)], rtol=1e-6)
 
 
-def test_genre_vectors_can_be_left_out(inputs: MethodInput) -> None:
-    tasks = history_tasks(inputs, [spec(0, 3, [3])], num_sets=2)
-    settings = HistorySettings(genre_vectors=False)
-    assert aggregates(tasks, settings).shape[2] == settings.num_aggregates(2) == 9
-    assert aggregates(tasks, SETTINGS).shape[2] == SETTINGS.num_aggregates(2) == 13
-
-
 def test_vector_features_of_two_rows(inputs: MethodInput) -> None:
     tasks = history_tasks(inputs, [spec(0, 2, [3])], num_sets=2)
     item_TSK, item_TQK = vectors(tasks.batch.support.item_index_TR), vectors(tasks.batch.query.item_index_TR)
     found = vector_features(tasks, item_TSK, item_TQK, 0.25, SETTINGS)[0, 0]
     pooled = 0.5 * 2 / (2 + 3)  # the candidate is (2, 0): only the first row, (1, 0), counts
-    liked = 2 / (2 + 3)
     near, far = 1.0, np.exp(-1.0)
     similar = (near * 0.5 - far * 0.25) / (near + far + 1)
     # Rows (1, 0, 1) and (0, 2, 1) with residuals 0.5 and -0.25, slope 1/4, prior precisions 1, 1 and 2.
     x, r = np.array([[1, 0, 1], [0, 2, 1.0]]), np.array([0.5, -0.25])
     factor, _, level = np.linalg.inv(0.25 * x.T @ x + np.diag([1, 1, 2.0])) @ x.T @ r
-    np.testing.assert_allclose(found.numpy(), [pooled, liked, similar, 2 * factor, level], rtol=1e-5)
+    np.testing.assert_allclose(found.numpy(), [pooled, similar, 2 * factor, level], rtol=1e-5)
 
 
 def test_an_empty_support_gives_zeros(inputs: MethodInput) -> None:
