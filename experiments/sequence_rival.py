@@ -42,8 +42,8 @@ def score(
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Train, stop and calibrate on rows before T2; give form -> probabilities at `judged_places`, and a report of the fit.
 
-    A place is a row's number in `logged` (user_id, item_id, timestamp, label). A form also comes as `..._and_rate`: there the
-    calibration reads the user's own rate so far as well. `options` are the program's; its defaults are what was chosen.
+    A place is a row's number in `logged` (user_id, item_id, timestamp, label). The calibration reads the item's rate and the
+    user's own beside the logit. `options` are the program's; its defaults are what was chosen.
     Raises FileNotFoundError, with the remedy, where the environment is not installed.
     """
     with TemporaryDirectory() as name:
@@ -81,7 +81,6 @@ def prepared(logged: pa.Table, split: Split, judged_places: Ints, validation_pla
     found = {
         "user_P": user_N[place_P],
         "item_P": item_N[place_P],
-        "day_P": day_N[place_P] // MICROSECONDS_PER_DAY,
         "trains_P": trains_N[place_P],
         "shown_I": np.bincount(item_N[trains_N], minlength=int(item_N.max()) + 1),
         "user_R": user_N[row_R],

@@ -28,7 +28,7 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from rectools.models.nn.transformers.ligr import LiGRLayers
-from rectools.models.nn.transformers.sasrec import SASRecDataPreparator, SASRecTransformerLayers
+from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
 from scipy.stats import rankdata
 
 FORMS = ("sasrec_daily", "sasrec_request")
@@ -51,8 +51,6 @@ class Options:
     """Of the losses that sample; `offset` is of softmax alone."""
     offset: str = "positives"
     """none, or what an item's logit has on top in training: shown (how often it was), positives (those that train)."""
-    targets: str = "item"
-    """item: the next one; visit: any of the next day with one, as a state of the day before has to foresee it."""
     layers: str = "sasrec"
     """sasrec, or ligr (eSASRec)."""
     lr: float = 5e-3
@@ -63,21 +61,6 @@ class Options:
     patience: int = 2
     """Looks without a better value before it stops."""
     stop_on: str = "sasrec_daily"
-
-
-class NextVisit(SASRecDataPreparator):  # type: ignore[misc]
-    """After every item the target is any item of the next day that has one, drawn anew in every epoch."""
-
-    def _collate_fn_train(self, batch: list[Any]) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = super()._collate_fn_train(batch)
-        for row, (items, _, extras) in enumerate(batch):
-            days = np.asarray(extras["day"])
-            first = np.searchsorted(days, days[:-1], side="right")
-            stop = np.searchsorted(days, days[np.minimum(first, len(days) - 1)], side="right")
-            drawn = first + (torch.rand(len(first)).numpy() * (stop - first)).astype(np.int64)
-            target = np.where(first < len(days), np.asarray(items)[np.minimum(drawn, len(days) - 1)], 0)
-            found["y"][row, -len(target) :] = torch.from_numpy(target)
-        return found
 
 
 class Offset(TransformerLightningModule):  # type: ignore[misc]
@@ -159,7 +142,7 @@ class KeepBest(Callback):  # type: ignore[misc]
             self.rows = Rows.of(part, form, internal_ids(pl_module, self.arrays), self.options.length)
         logit_V = self.rows.logits(pl_module)
         pl_module.train()
-        score_V = calibrated(logit_V, self.arrays, form, num_rows, with_user=False)
+        score_V = calibrated(logit_V, self.arrays, form, num_rows)
         value = measured(self.arrays["validation_labels"], score_V, self.arrays["user_R"][:num_rows])
         if not self.values or value > max(self.values):
             self.best = deepcopy(pl_module.state_dict())
@@ -195,11 +178,10 @@ def measured(labels_V: npt.NDArray[Any], score_V: Floats, user_V: npt.NDArray[np
     return (auc(labels_V, score_V) + float(np.nanmean([auc(labels_V[part], score_V[part]) for part in parts]))) / 2
 
 
-def calibrated(logit_R: Floats, arrays: Arrays, form: str, num_validating: int, *, with_user: bool) -> Floats:
+def calibrated(logit_R: Floats, arrays: Arrays, form: str, num_validating: int) -> Floats:
     """Probabilities: two logistic regressions, with the logit and where it is missing, which the rows that validate fit."""
-    features = [arrays[name][: len(logit_R)] for name in ("item_rate_R", "item_shown_R")] + [np.ones(len(logit_R))]
-    if with_user:
-        features.append(arrays[f"{form}.user_rate"][: len(logit_R)])
+    names = ("item_rate_R", "item_shown_R", f"{form}.user_rate")
+    features = [np.ones(len(logit_R)), *(arrays[name][: len(logit_R)] for name in names)]
     cold_RF, warm_RF = np.stack(features, axis=1), np.stack([np.nan_to_num(logit_R), *features], axis=1)
     warm = ~np.isnan(logit_R)
     validates = np.arange(len(logit_R)) < num_validating
@@ -239,7 +221,6 @@ def interactions(arrays: Arrays, length: int) -> pd.DataFrame:
             Columns.Item: arrays["item_P"][trains],
             Columns.Weight: 1.0,
             Columns.Datetime: pd.to_datetime(np.arange(len(user_T)), unit="s"),
-            "day": arrays["day_P"][trains],
         }
     )
 
@@ -261,11 +242,9 @@ def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]
         batch_size=options.batch,
         transformer_layers_type=LiGRLayers if options.layers == "ligr" else SASRecTransformerLayers,
         lightning_module_type=Offset,
-        data_preparator_type=NextVisit if options.targets == "visit" else SASRecDataPreparator,
-        data_preparator_kwargs={"extra_cols": ["day"]},
         get_trainer_func=lambda: trainer,
     )
-    dataset = Dataset.construct(interactions(arrays, options.length), keep_extra_cols=True)
+    dataset = Dataset.construct(interactions(arrays, options.length))
     model.fit(dataset)
     return model.lightning_model, keep
 
@@ -284,11 +263,10 @@ def main(folder: Path) -> None:
     for form in FORMS:
         rows = Rows.of(arrays, form, internal_ids(module, arrays), options.length)
         logit_R = rows.logits(module)
-        for name, with_user in ((form, False), (f"{form}_and_rate", True)):
-            score_R = calibrated(logit_R, arrays, form, num_validating, with_user=with_user)
-            scores[name] = score_R[num_validating:]
-            validating = score_R[:num_validating], arrays["user_R"][:num_validating]
-            validation[name] = measured(arrays["validation_labels"], *validating)
+        score_R = calibrated(logit_R, arrays, form, num_validating)
+        scores[form] = score_R[num_validating:]
+        validating = score_R[:num_validating], arrays["user_R"][:num_validating]
+        validation[form] = measured(arrays["validation_labels"], *validating)
     np.savez(folder / "scores.npz", **scores)  # type: ignore[arg-type]
     report = {
         "validation": validation,
