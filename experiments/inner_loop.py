@@ -24,21 +24,16 @@ import typer
 from rich.console import Console
 
 from experiments.data import TODAY
-from experiments.evidence.worlds import KUAIRAND_FILES, RETURNING
+from experiments.evidence.fit_data import FitData
+from experiments.evidence.worlds import KUAIRAND_FILES, RETURNING, Origin, ingested
 from limaml import metrics
 from limaml.config import Config, FeatureConfig, MetaConfig, ModelConfig, TrainingConfig, load
-from limaml.events.catalogue import item_vectors
-from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
 from limaml.features.encoder import Encoder
-from limaml.io.storage import Storage
 from limaml.models.network import Network
-from limaml.schema import tables
 from limaml.tasks.protocols import as_served, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec
-from limaml.tasks.splits import split_events
 from limaml.training.checkpoint import Progress
-from limaml.training.prepare import fit_encoders, load_training_data, read_history
 from limaml.training.scoring import embed_specs, score_with_embeddings
 from limaml.training.twin_and_refit import fit_twin
 
@@ -75,20 +70,14 @@ class Fitted:
 
 def fit_world(cfg: Config, root: str) -> Fitted:
     """Ingest into `root`, if it is not yet, and train the twin."""
-    cfg = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": root})})
-    through = open_source(cfg, TODAY).days()[-1]
-    ingest_history(cfg, through, TODAY)
-    logged = read_history(cfg, through)
-    split = split_events(logged, cfg.evaluation)
-    encoders = fit_encoders(cfg, logged, split)
-    data = load_training_data(cfg, through, *encoders)
+    cfg = ingested(cfg, Path(root))
+    data = FitData(cfg, Origin.read(cfg, open_source(cfg, TODAY).days()[-1]))
     started = time.monotonic()
-    network, progress = fit_twin(cfg, data.twin_rows, data.twin_dims, data.validator)
+    network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)
     seconds = time.monotonic() - started
-    encoder = encoders[0].with_items(item_vectors(Storage(root), tables(cfg.features)))
-    rows = TaskRows.of(logged, encoder, cfg)
-    specs = as_served(rows, from_us=split.validation_end_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
-    return Fitted(network, progress, logged, rows, encoder, specs, seconds)
+    rows, from_us = data.test.rows, data.origin.split.validation_end_us
+    specs = as_served(rows, from_us=from_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
+    return Fitted(network, progress, data.origin.logged, rows, data.encoder, specs, seconds)
 
 
 def measure(cfg: Config, root: str, training: TrainingConfig | None = None) -> dict[str, Any]:

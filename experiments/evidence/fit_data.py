@@ -8,7 +8,10 @@ import pyarrow as pa
 from experiments.evidence.worlds import Origin
 from limaml.config import Config
 from limaml.evaluation.scoring_method import MethodInput, MethodValidator
+from limaml.events.catalogue import item_vectors
 from limaml.features.encoder import Encoder
+from limaml.io.storage import Storage
+from limaml.schema import tables
 from limaml.training.prepare import fit_encoders, validating_rows
 from limaml.training.validation import Validator
 
@@ -22,7 +25,8 @@ class FitData:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return fit_encoders(self.cfg, self.origin.logged, self.origin.split)[0]
+        items = item_vectors(Storage(self.cfg.storage.root), tables(self.cfg.features))
+        return fit_encoders(self.cfg, self.origin.logged, self.origin.split)[0].with_items(items)
 
     @cached_property
     def training(self) -> MethodInput:
