@@ -188,7 +188,7 @@ def about(found: Results) -> str:
     """What was measured, what its terms allow, and what it cannot show."""
     returning = found["groups"][RETURNING]
     return (
-        f"{len(found['origins'])} origins (last days {', '.join(found['origins'])}), {found['seeds']} seeds;"
+        f"{len(found['origins'])} origins (last days {', '.join(found['origins'])}), seeds: {found['seeds']};"
         f" {returning['rows']:,} rows of {returning['users']:,} returning users are judged. Terms: {found['terms']}. It cannot"
         f" show {found['cannot_show']}. Of ours *{name_of(found['chosen'])}* validates best."
     )

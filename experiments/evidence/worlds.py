@@ -39,17 +39,17 @@ _KUAIRAND_DAYS = ("evaluation.validate_from=2022-05-05", "evaluation.test_from=2
 """Of its fourteen days the last two are judged, so that three origins have days to train on."""
 
 ABOUT = {
-    "movielens": ("MovieLens-100K", "research only", "one burst a user: most rate on one day, so few return"),
+    "movielens": ("MovieLens-100K", "research only", "people who return: most rate on one day"),
     "grocery": (
         "A grocer's mailer",
         "education and exploration",
-        "the package calls itself simulated; only promoted products are seen",
+        "whether these are people, since the package calls itself simulated, nor what was not promoted",
     ),
-    "kuairand": ("KuaiRand-Pure", "CC BY-SA 4.0", "two weeks: no slow drift, each weekday twice, no new videos"),
+    "kuairand": ("KuaiRand-Pure", "CC BY-SA 4.0", "more than two weeks, so no slow drift, and no new videos"),
     "drifting": (
         "Generated, tastes drift",
         "generated here",
-        "people: its tastes are two planted factors, so that it says what could be had, not what is",
+        "people: tastes are two planted factors, so it says what could be had, not what is",
     ),
 }
 """World -> its name, what its terms allow, and what it cannot show."""

@@ -26,6 +26,21 @@ def test_every_setting_is_explained():
     assert len(keys) > 100
 
 
+def test_the_readme_advises_what_the_results_show():
+    """Use it: where tastes are in no feature, and after 20 rows. Do not: beside history features, where nothing is shown."""
+    worlds = pages.evidence()
+    per_visit = {name: found["gains"]["served_returning"]["per_visit_auc"]["global_mlp"] for name, found in worlds.items()}
+    assert per_visit["drifting"]["low"] > 0.0
+    assert worlds["movielens"]["gains"]["first_k20"]["per_user_auc"]["global_mlp"]["low"] > 0.0
+    assert (
+        worlds["grocery"]["gains_without_history"]["served_returning"]["per_visit_auc"]["global_mlp, without history"]["low"]
+        > 0.0
+    )
+    assert all(per_visit[name]["low"] < 0.0 < per_visit[name]["high"] for name in ("grocery", "kuairand"))
+    of_items = worlds["kuairand"]["gains"]["served_returning"]["per_visit_auc"]["item_mean"]
+    assert of_items["mean"] < 1.2, "hardly a point over the item's own rate"
+
+
 def test_the_engine_was_measured_where_it_is_said_to_be():
     assert json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text())["device"] == "cpu"
 
