@@ -98,10 +98,10 @@ def _by_taste(origin: Origin, user_N: Ints, place_R: Ints, returning_R: Mask) ->
 
 
 def _category(cfg: Config) -> str | None:
-    names = [
-        feature.name for feature in cfg.features if feature.entity == "item" and feature.type in ("categories", "category")
-    ]
-    return next((name for name in names if name in ("genres", "category", "main_tag")), names[0] if names else None)
+    """The categories that a history feature is counted by, or the first that items declare."""
+    types, counted_by = ("categories", "category"), {feature.by for feature in cfg.features}
+    names = [feature.name for feature in cfg.features if feature.entity == "item" and feature.type in types]
+    return next((name for name in names if name in counted_by), names[0] if names else None)
 
 
 def _users_and_days(logged: pa.Table, users: pa.Array) -> tuple[Ints, Ints]:

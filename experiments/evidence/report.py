@@ -67,7 +67,7 @@ def methods(found: Results, group: str) -> list[str]:
                 " / ".join(number(values[title][metric], 2) for metric in METRICS),
                 *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in METRICS),
             )
-            for title in sorted(titles, key=lambda title: -(values[title][PER_VISIT] or 0))
+            for title in sorted(titles, key=lambda title: (-(values[title][PER_VISIT] or 0), title))
         ]
         what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
         lines += table((what, " / ".join(METRICS.values()), *(f"chosen over it, {name}" for name in METRICS.values())), rows)
@@ -117,7 +117,7 @@ def first_visits(found: Results) -> list[str]:
                 f"**{name_of(title)}**" if title == ours else name_of(title),
                 *(" / ".join(number(of[k]["values"][metric], 1) for metric in (PER_USER, NDCG)) for k in ks),
             )
-            for title, of in sorted(by_k.items(), key=lambda one: -(one[1][ks[-1]]["values"][PER_USER] or 0))
+            for title, of in sorted(by_k.items(), key=lambda one: (-(one[1][ks[-1]]["values"][PER_USER] or 0), one[0]))
         ]
         where = ", without history features" if suffix else ""
         lines += table((f"per-user AUC / NDCG@10{where}", *(f"k = {k}" for k in ks)), rows)
@@ -148,7 +148,7 @@ def staleness(found: Results) -> list[str]:
 def cost(found: Results) -> list[str]:
     """What ours cost, with the AUC that they buy, the cheapest to adapt first."""
     rows = []
-    for title, one in sorted(found["cost"].items(), key=lambda each: each[1]["adapt_us"]):
+    for title, one in sorted(found["cost"].items(), key=lambda each: (each[1]["adapt_us"], each[0])):
         served, new = (pick(found, "methods", title, group) or {} for group in (RETURNING, FIRST_20))
         rows.append(
             (
