@@ -171,7 +171,7 @@ def cost(found: Results) -> list[str]:
         "bytes stored",
         "validation",
     )
-    return table(header, rows)
+    return ["Times are of one core that others used as well: a rough guide.", "", *table(header, rows)]
 
 
 _SECTIONS: dict[str, Callable[[Results], list[str]]] = {
