@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from experiments.cached_jobs import JobOutput
 from experiments.evidence import groups, measure
-from experiments.evidence.arms import FULL, REFRESHED, RIVALS, SHIPPABLE, WITHOUT
+from experiments.evidence.arms import FULL, ONCE, REFRESHED, RIVALS, SHIPPABLE, WITHOUT
 from experiments.evidence.groups import ALL, FIRST_20, MAIN, NEW, RETURNING
 from experiments.evidence.jobs import DAILY, FIRST, KS, SERVED
 from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
@@ -58,7 +58,7 @@ class Answers:
             "validation": self.validation,
             "gains": {group: self._gains(group, self.chosen, "") for group in MAIN},
             "methods": {title: self._values(title) for title in self.methods},
-            "groups": {group: self._group(group) for group in self._groups()},
+            "groups": {group: self._group(group) for group in self._parts},
             "first_visits": self._first_visits(),
             "staleness": self._staleness(),
             "cost": self._cost(),
@@ -117,9 +117,6 @@ class Answers:
                     found[group] = [part.part(group) for part in parts]
         return found
 
-    def _groups(self) -> list[str]:
-        return list(self._parts)
-
     @cached_property
     def _weights(self) -> dict[bool, Floats]:
         """Whether of days -> draws."""
@@ -175,9 +172,10 @@ class Answers:
         return found
 
     def _gains(self, group: str, ours: str, suffix: str) -> dict[str, Any]:
-        """Metric -> rival -> what `ours` has over it; rivals whose titles end alike."""
-        rivals = [title for title in self.methods if title != ours and title.endswith(WITHOUT) == bool(suffix)]
-        rivals = [title for title in rivals if self._has(title, group)]
+        """Metric -> rival -> what `ours` has over it; rivals whose titles end alike, and those that read no feature."""
+        same = {title for title, method in self.methods.items() if method.job in ONCE and method.name != "own_rate"}
+        alike = {title for title in self.methods if title.endswith(WITHOUT) == bool(suffix)}
+        rivals = [title for title in self.methods if title in same | alike and title != ours and self._has(title, group)]
         found: dict[str, Any] = {metric: {} for metric in METRICS}
         for rival in rivals:
             for by_day in (False, True):
