@@ -75,8 +75,8 @@ def fit_world(cfg: Config, root: str) -> Fitted:
     started = time.monotonic()
     network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)
     seconds = time.monotonic() - started
-    rows, from_us = data.test.rows, data.origin.split.validation_end_us
-    specs = as_served(rows, from_us=from_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
+    rows, support_rows = data.test.rows, cfg.support_rows_of(cfg.task_kind.name)
+    specs = as_served(rows, from_us=data.origin.split.validation_end_us, support_rows=support_rows)
     return Fitted(network, progress, data.origin.logged, rows, data.encoder, specs, seconds)
 
 

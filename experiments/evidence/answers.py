@@ -90,8 +90,7 @@ class Answers:
 
     @cached_property
     def chosen(self) -> str:
-        arms = {arm: value for arm, value in self.validation.items() if arm in SHIPPABLE}
-        return max(arms, key=arms.__getitem__)
+        return max(set(SHIPPABLE) & set(self.validation), key=self.validation.__getitem__)
 
     @cached_property
     def _judged(self) -> dict[str, list[Judged]]:

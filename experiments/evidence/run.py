@@ -106,8 +106,7 @@ def main(
     """Measure worlds one after another, and write after each."""
     console, known = Console(), evidence_worlds(kuairand)
     if quick:
-        num_origins, seeds, out = 1, 1, WORK / "quick"
-        known = {name: short(known[name]) for name in ("drifting",)}
+        num_origins, seeds, out, known = 1, 1, WORK / "quick", {"drifting": short(known["drifting"])}
     telemetry.configure(json_lines=False, level=logging.WARNING)
     unknown = [name for name in [*(world or []), *(arm or [])] if name not in (*known, *ARMS)]
     if unknown:
