@@ -90,7 +90,7 @@ class Answers:
 
     @cached_property
     def chosen(self) -> str:
-        return max(set(SHIPPABLE) & set(self.validation), key=self.validation.__getitem__)
+        return max((arm for arm in SHIPPABLE if arm in self.validation), key=self.validation.__getitem__)
 
     @cached_property
     def _judged(self) -> dict[str, list[Judged]]:

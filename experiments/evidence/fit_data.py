@@ -12,7 +12,7 @@ from limaml.events.catalogue import item_vectors
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.schema import tables
-from limaml.training.prepare import fit_encoders, validating_rows
+from limaml.training.prepare import validating_rows
 from limaml.training.validation import Validator
 
 
@@ -26,7 +26,7 @@ class FitData:
     @cached_property
     def encoder(self) -> Encoder:
         items = item_vectors(Storage(self.cfg.storage.root), tables(self.cfg.features))
-        return fit_encoders(self.cfg, self.origin.logged, self.origin.split)[0].with_items(items)
+        return Encoder.fit(self.origin.split.train_rows(self.origin.logged), self.cfg, items).with_items(items)
 
     @cached_property
     def training(self) -> MethodInput:
