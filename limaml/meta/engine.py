@@ -102,12 +102,17 @@ def support_logits(network: Network, kind: str, read: Any, state: RowState) -> T
 
 @torch.no_grad()
 def embed_tasks(network: Network, kind: str, support: Rows, entity_index_T: Tensor, *, num_steps: int | None = None) -> Tensor:
-    """(T, D) embeddings of T supports, with no graph kept: adaptation as it runs offline. Same values as `outer_loss`'s."""
+    """(T, D) embeddings of T supports, with no graph kept: adaptation as it runs offline.
+
+    Same values as `outer_loss`'s, but that few rows count for less (`Network.held_back`) once training has chosen by how much.
+    """
     _require_labels(support)
     if (accelerator := accelerators.choose(network, support, kind)) is not None:
         steps = network.meta_config.inner_steps if num_steps is None else num_steps
-        return accelerator.embed(network, kind, support, entity_index_T, num_steps=steps)
-    return adapt(network, kind, support, entity_index_T, num_steps=num_steps)
+        embedding_TD = accelerator.embed(network, kind, support, entity_index_T, num_steps=steps)
+    else:
+        embedding_TD = adapt(network, kind, support, entity_index_T, num_steps=num_steps)
+    return network.held_back(kind, embedding_TD, support.mask_TR.sum(dim=1))
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ from limaml.io import atomic
 from limaml.models import older_bundles
 from limaml.models.network import Network, build_network
 
-FORMAT_VERSION = 3
-_READS = (2, FORMAT_VERSION)
+FORMAT_VERSION = 4
+_READS = (2, 3, FORMAT_VERSION)
 REFIT = "refit"
 TWIN = "twin"
 _REMEDY = "download the version again or train a new one"
@@ -116,17 +116,17 @@ def load(directory: str | Path, parts: Sequence[str] = (REFIT, TWIN)) -> Bundle:
     directory = Path(directory)
     manifest = _read_manifest(directory)
     files = _Files(directory, manifest["sha256"])
-    is_old = manifest["format_version"] == _READS[0]
-    config = _read_config(files, is_old=is_old)
-    refit = _read_model(files, REFIT, config, is_old=is_old)
+    written = manifest["format_version"]
+    config = _read_config(files, written)
+    refit = _read_model(files, REFIT, config, written)
     _check_prior(files, refit.network)
     return Bundle(
         config=config,
         refit=refit,
-        twin=_read_model(files, TWIN, config, is_old=is_old) if TWIN in parts else None,
+        twin=_read_model(files, TWIN, config, written) if TWIN in parts else None,
         metrics=files.json("metrics.json"),
         lineage=manifest.get("lineage", {}),
-        card={} if is_old else files.json("card.json"),
+        card={} if written == older_bundles.FIRST else files.json("card.json"),
     )
 
 
@@ -175,15 +175,15 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_config(files: _Files, *, is_old: bool) -> Config:
+def _read_config(files: _Files, written: int) -> Config:
     values = files.json("config.json")
     try:
-        return Config.model_validate(older_bundles.config_of_format_2(values) if is_old else values)
+        return Config.model_validate(older_bundles.config_of_format_2(values) if written == older_bundles.FIRST else values)
     except ValidationError as error:
         raise BundleError(f"bundle {files.directory}: config.json is not a valid configuration: {error}; {_REMEDY}") from None
 
 
-def _read_model(files: _Files, part: str, config: Config, *, is_old: bool) -> Model:
+def _read_model(files: _Files, part: str, config: Config, written: int) -> Model:
     name = f"{part}.encoder.json"
     try:
         encoder = Encoder.from_dict(files.json(name))
@@ -191,7 +191,8 @@ def _read_model(files: _Files, part: str, config: Config, *, is_old: bool) -> Mo
         raise BundleError(f"bundle {files.directory}: {name} is not an encoder: {error!r}; {_REMEDY}") from None
     network = build_network(config, encoder.dims)
     weights = files.tensors(f"{part}.safetensors")
-    weights = older_bundles.weights_of_format_2(weights, config) if is_old else weights
+    if written < FORMAT_VERSION:
+        weights = older_bundles.weights_of(written, weights, config)
     _check_weights(f"bundle {files.directory}: {part}.safetensors", weights, network)
     network.load_state_dict(weights)
     return Model(network.eval(), encoder)

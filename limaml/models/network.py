@@ -37,6 +37,8 @@ class Network(nn.Module):
         num_factors = self.embedding_dim - 1 if self.global_block.product is not None else 0
         empty = _empty_support(dims.num_features, num_factors)
         self.inner_steps = nn.ModuleDict({kind: _inner_step(self.block(kind), empty, cfg.meta_of(kind)) for kind in self.kinds})
+        for kind in self.kinds:
+            self.register_buffer(f"prior_rows_{kind}", torch.zeros(self.embedding_dim))
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +56,17 @@ class Network(nn.Module):
     def priors(self) -> dict[str, Tensor]:
         """Kind -> (D,) embedding of an empty support."""
         return {kind: self.block(kind).prior() for kind in self.kinds}
+
+    def prior_rows(self, kind: str) -> Tensor:
+        """(D,) how many rows the prior counts as in each number of an embedding, chosen after training; 0: as none."""
+        rows_D: Tensor = getattr(self, f"prior_rows_{kind}")
+        return rows_D
+
+    def held_back(self, kind: str, embedding_TD: Tensor, rows_T: Tensor) -> Tensor:
+        """(T, D) prior + rows / (rows + prior rows) of what lies between it and the embeddings adapted on so many rows."""
+        damping_D, prior_D, rows_T1 = self.prior_rows(kind), self.block(kind).prior(), rows_T.unsqueeze(1)
+        share_TD = rows_T1 / (rows_T1 + damping_D).clamp(min=1.0)
+        return torch.where(damping_D > 0, prior_D + share_TD * (embedding_TD - prior_D), embedding_TD)
 
     def serving_plan(self) -> ServingPlan | None:
         """How a server may score without torch; None: only through `forward`."""

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limaml.config import Config
 from limaml.models.blocks import FACTORS, LEVEL
 
+FIRST = 2
 _TABLE = ("item", "content", "unknown_item")
 _STEP = ("log_rates", "log_damping")
 
@@ -15,6 +17,12 @@ _STEP = ("log_rates", "log_damping")
 def config_of_format_2(values: Mapping[str, Any]) -> dict[str, Any]:
     """Its only inner step was the gradient's."""
     return {**values, "meta": {**values["meta"], "inner_step": "gradient"}}
+
+
+def weights_of(written: int, weights: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor]:
+    """Up to format 3 the prior counted as no rows."""
+    found = weights_of_format_2(weights, cfg) if written == FIRST else dict(weights)
+    return found | {f"prior_rows_{kind.name}": torch.zeros(cfg.model.embedding_dim) for kind in cfg.task_kinds}
 
 
 def weights_of_format_2(weights: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor]:

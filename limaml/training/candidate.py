@@ -256,6 +256,7 @@ def save_candidate(
         "best_step": found.best_step,
         "validation_auc": found.validation_auc,
         "shrinkage": state.twin_progress.shrinkage,
+        "prior_rows": state.twin_progress.prior_rows,
     }
     said = card.of_training(cfg, date.fromisoformat(found.through), findings)
     bundles.save(bundles.Bundle(cfg, refit, twin, {"training": training}, lineage, said), folder / BUNDLE)

@@ -37,6 +37,8 @@ class Progress:
     """Losses of the steps since the last history entry."""
     shrinkage: dict[str, float] = field(default_factory=dict)
     """What the priors' widths were multiplied with afterwards (`limaml.training.shrinkage`)."""
+    prior_rows: dict[str, float] = field(default_factory=dict)
+    """How many rows the prior counts as (the same)."""
     level: float = 0.0
     """What was added to all logits afterwards (`Validator.level`)."""
     history: list[dict[str, float]] = field(default_factory=list)

@@ -98,6 +98,7 @@ def train_twin_and_refit(
         if champion is not None:
             shrinkage.undo(refit, champion.shrinkage)
         shrinkage.apply(refit, state.twin_progress.shrinkage)
+        shrinkage.apply_prior_rows(refit, state.twin_progress.prior_rows)
         refit.global_block.shift(state.twin_progress.level)
         state = TrainState(progress, copy_weights(refit), phase="done", twin=state.twin, twin_progress=state.twin_progress)
         save(state)
@@ -117,9 +118,11 @@ def fit_twin(cfg: Config, rows: TaskRows, dims: EncoderDims, validator: Validato
 def settle(cfg: Config, twin: Network, progress: Progress, validator: Validator, workers: Workers) -> None:
     """Choose on the rows that validate what training leaves open; the refit gets the same.
 
-    How wide Newton's prior is and, where pairs alone were trained on, the level of all logits.
+    How wide Newton's prior is, how many rows the prior counts as and, where pairs alone were trained on, the level of all
+    logits.
     """
     progress.shrinkage = shrinkage.choose(twin, lambda: validator(twin, workers)[OBJECTIVE])
+    progress.prior_rows = shrinkage.choose_prior_rows(twin, lambda: validator.of_new_ones(twin, workers))
     if cfg.meta.pairwise_share == 1.0:
         # Supports are adapted on shifted logits, too, and take back some of it: a few rounds until nothing is left.
         for _ in range(_LEVEL_ROUNDS):

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from limaml import metrics
 from limaml.config import Config
 from limaml.models.network import Network
-from limaml.tasks.protocols import QueryRows, as_served, first_k, query_rows
+from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.sampling import TaskRows, TaskSpec
 from limaml.training.scoring import Floats, embed_others, score_specs
 from limaml.training.step import Workers
@@ -34,25 +34,26 @@ class Validator:
         known for as long as they may be: first-k of them would be no test.
         """
         n = cfg.support_rows_of(cfg.task_kind.name)
-        self._rows = rows
-        self._first_k: list[list[TaskSpec]] = []
-        if from_us is None:
-            least = cfg.evaluation.min_query_rows
-            by_k = first_k(
-                rows, rows.entities if users is None else users, cfg.evaluation.first_k, min_query_rows=least, support_rows=n
-            )
-            self._first_k = [*by_k.values()]
-        self.tasks: list[list[TaskSpec]] = [*self._first_k, as_served(rows, from_us=from_us or 0, support_rows=n, users=users)]
+        self._rows, least = rows, cfg.evaluation.min_query_rows
+        judged = rows.entities if users is None else users
+        by_k = first_k(rows, judged, cfg.evaluation.first_k, min_query_rows=least, support_rows=n)
+        served = as_served(rows, from_us=from_us or 0, support_rows=n, users=users)
+        self._as_new: list[list[TaskSpec]] = [*by_k.values(), served]
+        self.tasks: list[list[TaskSpec]] = self._as_new if from_us is None else [served]
         """One list for each k if first-k is judged, then the as-served tasks."""
-        self._queries: list[QueryRows] = [query_rows(rows, specs) for specs in self.tasks]
 
     def __call__(self, network: Network, workers: Workers) -> dict[str, float]:
         """`measure` of the network's scores; each worker scores a share of the tasks and all get the same numbers."""
-        return self.measure(self._scores(network, workers))
+        return self.measure(self._scores(network, workers, self.tasks))
+
+    def of_new_ones(self, network: Network, workers: Workers) -> float:
+        """`validation_auc` with first-k among the lists, whatever the split judges: by this the prior's rows are chosen."""
+        return self._measure(self._as_new, self._scores(network, workers, self._as_new))[OBJECTIVE]
 
     def level(self, network: Network, workers: Workers) -> float:
         """What is to be added to all logits, so that the mean score as served is the share of positive rows."""
-        return level_of(self._scores(network, workers)[-1], self._queries[-1].labels)
+        served = self.tasks[-1:]
+        return level_of(self._scores(network, workers, served)[0], query_rows(self._rows, served[0]).labels)
 
     def measure(self, scores: Sequence[Floats]) -> dict[str, float]:
         """AUCs from one array of scores for each of `tasks`; first-k values, where it is judged, are means over k.
@@ -60,24 +61,28 @@ class Validator:
         `validation_auc` is the mean over lists of pooled and of per-user AUC, which count the same; NaN if no list has a value.
         A value that is not defined (no user has both classes) is left out of its mean.
         """
+        return self._measure(self.tasks, scores)
+
+    def _measure(self, tasks: Sequence[Sequence[TaskSpec]], scores: Sequence[Floats]) -> dict[str, float]:
         pooled, per_user = [], []
-        for queries, part in zip(self._queries, scores, strict=True):
+        for specs, part in zip(tasks, scores, strict=True):
+            queries = query_rows(self._rows, specs)
             pooled.append(metrics.auc(queries.labels, part))
             per_user.append(metrics.mean_per_user_auc(queries.labels, part, queries.users, queries.num_users))
         found = {OBJECTIVE: _mean(pooled + per_user)}
-        if self._first_k:
+        if len(tasks) > 1:
             found["validation_first_k_auc"] = _mean(pooled[:-1])
             found["validation_first_k_user_auc"] = _mean(per_user[:-1])
         return found | {"validation_as_served_auc": pooled[-1], "validation_as_served_user_auc": per_user[-1]}
 
-    def _scores(self, network: Network, workers: Workers) -> list[Floats]:
+    def _scores(self, network: Network, workers: Workers, tasks: Sequence[Sequence[TaskSpec]]) -> list[Floats]:
         """Scores of every part; one flat sum over workers, each adding its own tasks to zeros."""
-        shares = [_share(specs, workers) for specs in self.tasks]
+        shares = [_share(specs, workers) for specs in tasks]
         others = embed_others(network, self._rows, [spec for specs in shares for spec in specs])
         mine = [score_specs(network, self._rows, specs, others) for specs in shares]
-        flat = np.zeros(sum(len(queries) for queries in self._queries))
-        bounds = np.cumsum([0] + [len(queries) for queries in self._queries])
-        for start, specs, part in zip(bounds, self.tasks, mine, strict=False):
+        bounds = np.cumsum([0] + [sum(len(spec.query) for spec in specs) for specs in tasks])
+        flat = np.zeros(bounds[-1])
+        for start, specs, part in zip(bounds, tasks, mine, strict=False):
             positions = [np.arange(a, b) for a, b in _query_bounds(specs)]
             index = [start + at for at in _share(positions, workers)]
             flat[np.concatenate(index) if index else np.zeros(0, np.int64)] = part

@@ -166,10 +166,10 @@ def test_a_manifest_that_is_not_one_is_named(folder):
             bundles.load(folder)
 
 
-@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (4, "update limaml to read it")])
+@pytest.mark.parametrize(("found", "remedy"), [(1, "train a new version with this limaml"), (5, "update limaml to read it")])
 def test_another_format_is_refused_before_anything_else_is_read(folder, found, remedy):
     (folder / "manifest.json").write_text(json.dumps({"format_version": found, "sha256": {}}))
-    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3\], got {found}; {remedy}"):
+    with pytest.raises(BundleError, match=rf"format_version must be one of \[2, 3, 4\], got {found}; {remedy}"):
         bundles.load(folder)
 
 

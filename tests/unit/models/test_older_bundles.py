@@ -77,10 +77,18 @@ def randomised(block):
 @pytest.mark.parametrize("block", FORMAT_2)
 def test_weights_find_their_places(block):
     network = randomised(block)
-    found = older_bundles.weights_of_format_2(old_weights(block, network), config(block))
+    found = older_bundles.weights_of(2, old_weights(block, network), config(block))
     assert found.keys() == network.state_dict().keys()
     for name, value in network.state_dict().items():
         assert torch.equal(found[name], value), name
+
+
+def test_up_to_format_3_the_prior_counted_as_no_rows():
+    network = randomised("task_vector")
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith("prior_rows")}
+    found = older_bundles.weights_of(3, weights, config("task_vector"))
+    assert found.keys() == network.state_dict().keys()
+    assert not found["prior_rows_user"].any()
 
 
 def test_the_inner_step_was_the_gradients():

@@ -1,4 +1,4 @@
-"""The width of Newton's prior is what validates best."""
+"""How wide Newton's prior is, and how many rows the prior counts as, is what validates best."""
 
 import pytest
 import torch
@@ -68,3 +68,44 @@ def test_a_gradients_step_has_no_prior_and_is_not_validated_again():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert shrinkage.choose(network, lambda: pytest.fail("asked for a value")) == {}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def rows_of(network: Network) -> list[float]:
+    return network.prior_rows("user").tolist()
+
+
+@pytest.mark.parametrize(("best", "expected"), [(0.0, 0.0), (5.0, 5.0), (100.0, 40.0)])
+def test_the_priors_rows_are_those_that_validate_best(best, expected):
+    network = make_network()
+    chosen = shrinkage.choose_prior_rows(network, lambda: -abs(rows_of(network)[0] - best) - rows_of(network)[-1])
+    assert chosen == {"user.level": 0.0, "user.factors": expected}
+    assert rows_of(network) == [expected, expected, 0.0]
+
+
+def test_more_rows_are_taken_where_they_cost_next_to_nothing():
+    """Each row of the level costs a twentieth of what may be lost: 20 rows are taken, 40 are not."""
+    network, a_row = make_network(), shrinkage.PRIOR_ROWS_MAY_COST / 20.5
+    chosen = shrinkage.choose_prior_rows(network, lambda: -a_row * rows_of(network)[-1] - rows_of(network)[0])
+    assert chosen == {"user.level": 20.0, "user.factors": 0.0}
+
+
+def test_without_a_product_an_embedding_has_one_share_and_without_a_value_none():
+    model = {"meta_block": "row_mlp", "interaction": "concat", "embedding_dim": 3, "meta_hidden": (4,)}
+    network = build_network(Config.model_validate({"source": {"kind": "synthetic"}, "model": model}), DIMS)
+    assert shrinkage.choose_prior_rows(network, lambda: float("nan")) == {"user.embedding": 0.0}
+    shrinkage.apply_prior_rows(network, {"user.embedding": 5.0})
+    assert rows_of(network) == [5.0] * 3
+
+
+def test_what_few_rows_say_counts_for_less():
+    """n / (n + c) of the way from the prior, a number of an embedding by its own c; without c the embedding bit for bit."""
+    network = make_network()
+    embedding_TD = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    rows_T = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    assert torch.equal(network.held_back("user", embedding_TD, rows_T), embedding_TD)
+    shrinkage.apply_prior_rows(network, {"user.factors": 5.0})
+    prior_D, found = network.block("user").prior().detach(), network.held_back("user", embedding_TD, rows_T)
+    for task, share in enumerate((0.0, 1 / 6, 0.5, 100 / 105)):
+        wanted = prior_D[:-1] + share * (embedding_TD[task, :-1] - prior_D[:-1])
+        torch.testing.assert_close(found[task, :-1], wanted)
+    assert torch.equal(found[:, -1], embedding_TD[:, -1])
