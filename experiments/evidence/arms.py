@@ -47,7 +47,7 @@ REFRESHED = ("shipped", "set")
 """Of ours, what is scored with older embeddings as well."""
 RIVALS = {
     "rules": ("item_mean", "own_rate", "user_residual", "popular_lately", "bought_before"),
-    "networks": ("global_mlp", "wide_deep"),
+    "networks": ("global_mlp", "wide_deep", "dlrm"),
     "tables": ("logistic", "lightgbm"),
     "history_mlp": ("history_mlp",),
     SEQUENCE_MODEL: ("sasrec_daily", "sasrec_request"),

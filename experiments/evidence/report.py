@@ -22,6 +22,7 @@ NAMES = {
     "lightgbm": "LightGBM on history",
     "global_mlp": "global MLP, not personalised",
     "wide_deep": "wide & deep with user ids",
+    "dlrm": "DLRM with user and item ids",
     "history_mlp": "MLP on history and fitted item vectors",
     "sasrec_daily": "SASRec, state of the day before",
     "sasrec_request": "SASRec, state at the request",

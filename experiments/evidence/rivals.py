@@ -2,7 +2,7 @@
 
 rules          an item's rate, a user's own rate of it, one number a user (`limaml.evaluation.baselines`); what was popular in
                the last week; what this user took before, counted with decay
-networks       the global MLP and wide & deep (`limaml.evaluation.baselines`)
+networks       the global MLP and wide & deep (`limaml.evaluation.baselines`); DLRM
 tables         logistic regression and LightGBM on a row's features and sums over the user's support
 history_mlp    an MLP on the same, and on products with fitted item vectors
 """
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.evidence.fit_data import FitData
+from experiments.methods.dlrm import Dlrm
 from experiments.methods.history_mlp import history_mlp
 from experiments.methods.tabular import boosted, logistic
 from limaml.evaluation.baselines import choose_shrinkage, item_mean, own_rate
@@ -45,6 +46,7 @@ def fit_rivals(group: str, data: FitData) -> Iterator[tuple[str, ScoringMethod]]
         dims, rows = data.encoder.dims, data.training.rows
         yield "global_mlp", score_as_trained(train(cfg, GlobalMlp(cfg, dims), rows, validator))
         yield "wide_deep", choose_fit(cfg, train(cfg, WideDeep(cfg, dims), rows, validator), validator)
+        yield "dlrm", choose_fit(cfg, train(cfg, Dlrm(cfg, dims), rows, validator), validator)
     elif group == "tables":
         yield "logistic", logistic(data)
         yield "lightgbm", boosted(data)

@@ -102,7 +102,7 @@ def test_a_seed_gives_one_fit(methods, data, specs):
     again = _fitted(data)
     cfg = Config.model_validate(data.cfg.model_dump(mode="json") | {"training": data.cfg.training.model_dump() | {"seed": 1}})
     other = _fitted(FitData(cfg, data.origin))
-    for name in ("logistic", "lightgbm", "wide_deep", "history_mlp"):
+    for name in ("logistic", "lightgbm", "wide_deep", "dlrm", "history_mlp"):
         first = _scores(methods[name], data.test, specs)
         np.testing.assert_array_equal(_scores(again[name], data.test, specs), first)
         assert (_scores(other[name], data.test, specs) != first).any(), name
