@@ -1,11 +1,13 @@
 """The answers of a world, from the outputs of its jobs: JSON values, AUCs and NDCG in points.
 
-chosen          of ours the arm that validates best; judged rows choose nothing
+chosen          of ours the simplest arm that validates within 0.1 points of the best; judged rows choose nothing
 gains           group -> metric -> rival -> what the chosen arm has over it; gains_without_history: neither has history
 methods         method -> group -> metric -> value
 groups          every group -> rows, users, and per visit the chosen arm over the global MLP, with and without history
 first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior) at each origin
 staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh
+halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
+                rows, have over the prior
 cost            arm -> seconds to train, microseconds to adapt a task, bytes that are stored
 """
 
@@ -19,16 +21,17 @@ import pyarrow.compute as pc
 
 from experiments.cached_jobs import JobOutput
 from experiments.evidence import groups, measure
-from experiments.evidence.arms import FULL, ONCE, REFRESHED, RIVALS, SHIPPABLE, WITHOUT
-from experiments.evidence.groups import ALL, FIRST_20, MAIN, NEW, RETURNING
-from experiments.evidence.jobs import DAILY, FIRST, KS, SERVED
+from experiments.evidence.arms import ARMS, FULL, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT
+from experiments.evidence.groups import ALL, FIRST_20, HALF, MAIN, NEW, RETURNING, WHOLE
+from experiments.evidence.jobs import DAILY, FIRST, FUTURE, HALVES, KS, LISTS, NOTHING, PAST, SERVED
 from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
 from experiments.evidence.worlds import Origin
 from limaml.metrics import Floats, draw_users
 
 DRAWS = 1000
 GLOBAL = "global_mlp"
-_VARIANT_OF = {FIRST_20: str(KS[-1])}
+_PROTOCOLS = {FIRST_20: FIRST, WHOLE: LISTS, HALF: HALVES}
+_VARIANT_OF = {FIRST_20: str(KS[-1]), HALF: PAST}
 
 Outputs = Mapping[tuple[bool, str], Sequence[Sequence[JobOutput]]]
 """(with history, job) -> [origin][seed]."""
@@ -61,6 +64,7 @@ class Answers:
             "groups": {group: self._group(group) for group in self._parts},
             "first_visits": self._first_visits(),
             "staleness": self._staleness(),
+            "halves": self._halves(),
             "cost": self._cost(),
         }
         if f"{self.chosen}{WITHOUT}" in self.methods:
@@ -85,20 +89,24 @@ class Answers:
         return {
             arm: float(np.mean([seed.values["validation"] for each in outputs for seed in each]))
             for (history, arm), outputs in self._outputs.items()
-            if history and arm not in RIVALS
+            if history and arm in ARMS
         }
 
     @cached_property
     def chosen(self) -> str:
-        return max((arm for arm in SHIPPABLE if arm in self.validation), key=self.validation.__getitem__)
+        values = {arm: self.validation[arm] for arm in SHIPPABLE if arm in self.validation}
+        return next(arm for arm, value in values.items() if value >= max(values.values()) - NEARLY)
 
     @cached_property
     def _judged(self) -> dict[str, list[Judged]]:
         """Protocol -> an origin's rows; every method has scored the same ones."""
         users = pc.unique(self._origins[0].logged["user_id"])
         found = {}
-        for protocol, of in ((SERVED, groups.served), (FIRST, groups.first)):
-            with_it = [each for each in self._outputs.values() if protocol in each[0][0].arrays]
+        ways = {SERVED: groups.served, FIRST: groups.first, LISTS: groups.lists, HALVES: groups.halves}
+        for protocol, of in ways.items():
+            with_it = [each for each in self._outputs.values() if all(protocol in seeds[0].arrays for seeds in each)]
+            if not with_it:
+                continue
             places = [each[0].arrays[protocol] for each in with_it[0]]
             for outputs in with_it:
                 for place_R, seeds in zip(places, outputs, strict=True):
@@ -129,16 +137,17 @@ class Answers:
 
     def _scores(self, method: Method, group: str, variant: str) -> Iterator[tuple[int, Floats]]:
         """Each seed's scores of the group's rows, with the number of its origin."""
-        protocol = FIRST if group == FIRST_20 else SERVED
+        protocol = _PROTOCOLS.get(group, SERVED)
         for number, seeds in enumerate(self._outputs[method.history, method.job]):
             mask_R = self._judged[protocol][number].groups[group]
             for seed in seeds:
                 yield number, seed.arrays[f"{protocol}|{variant}|{method.name}"].astype(np.float64)[mask_R]
 
     def _has(self, title: str, group: str) -> bool:
-        """A sequence model is judged as served alone, and so are items that are adapted."""
-        method = self.methods[title]
-        return group != FIRST_20 or f"{FIRST}|0|{method.name}" in self._outputs[method.history, method.job][0][0].arrays
+        """A sequence model is judged as served alone, and so are items that are adapted, and what is retrained."""
+        method, key = self.methods[title], f"{_PROTOCOLS.get(group, SERVED)}|{_VARIANT_OF.get(group, DAILY)}"
+        outputs = self._outputs[method.history, method.job]
+        return group in self._parts and all(f"{key}|{method.name}" in seeds[0].arrays for seeds in outputs)
 
     def _of(
         self,
@@ -174,7 +183,8 @@ class Answers:
         """Metric -> rival -> what `ours` has over it; rivals whose titles end alike, and those that read no feature."""
         same = {title for title, method in self.methods.items() if method.job in ONCE and method.name != "own_rate"}
         alike = {title for title in self.methods if title.endswith(WITHOUT) == bool(suffix)}
-        rivals = [title for title in self.methods if title in same | alike and title != ours and self._has(title, group)]
+        rivals = [title for title in self.methods if title in same | alike and title != ours]
+        rivals = [title for title in rivals if self._has(ours, group) and self._has(title, group)]
         found: dict[str, Any] = {metric: {} for metric in METRICS}
         for rival in rivals:
             for by_day in (False, True):
@@ -212,7 +222,7 @@ class Answers:
         }
         for name, suffix in (("over_global", ""), ("over_global_without_history", WITHOUT)):
             ours, rival = f"{self.chosen}{suffix}", f"{GLOBAL}{suffix}"
-            if ours in self.methods and rival in self.methods:
+            if all(title in self.methods and self._has(title, group) for title in (ours, rival)):
                 us, them = self._of(ours, group), self._of(rival, group)
                 found[name] = {metric: measure.gain(us[metric], them[metric]) for metric in us}
         return found
@@ -254,6 +264,17 @@ class Answers:
                     found.setdefault(title, {}).setdefault(cadence, {})[group] = {"values": values, "over_daily": over}
         return found
 
+    def _halves(self) -> dict[str, Any]:
+        """Of ours, what rows known before and rows of the judged days' other half add to the prior."""
+        found: dict[str, Any] = {}
+        for title in self.methods:
+            if self._has(title, HALF):
+                prior = self._of(title, HALF, NOTHING)
+                for variant in (PAST, FUTURE):
+                    of = self._of(title, HALF, variant)
+                    found.setdefault(title, {})[variant] = {metric: measure.gain(of[metric], prior[metric]) for metric in of}
+        return found
+
     def _cost(self) -> dict[str, Any]:
         names = ("train_seconds", "adapt_us", "stored_bytes", "best_step")
         return {
@@ -261,5 +282,5 @@ class Answers:
                 name: float(np.mean([seed.values[name] for each in outputs for seed in each])) for name in names
             }
             for (history, arm), outputs in self._outputs.items()
-            if arm not in RIVALS and arm != FULL
+            if arm in ARMS and arm != FULL
         }

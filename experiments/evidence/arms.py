@@ -20,12 +20,14 @@ _PAPER: Mapping[str, Any] = {
     "meta": {"inner_step": "gradient", "inner_steps": 1, "inner_lr": 0.3, "learn_inner_lr": False, "learn_damping": False},
 }
 _NEWTON = {"inner_step": "newton"}
+_GRADIENT = {"inner_step": "gradient", "damping": 100.0, "factor_inner_lr": 60.0, "min_support_rows": 2}
 _USER = {"name": "user", "entity_column": "user_id", "max_lag_s": 1_209_600}
 _ITEM = {"name": "item", "entity_column": "item_id", "support_rows": 64, "prior_std": 0.3, "max_lag_s": 1_209_600}
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "shipped": {},
     "newton": {"meta": _NEWTON},
+    "gradient": {"meta": _GRADIENT},
     "hybrid": {"meta": _NEWTON, "model": {"meta_block": "hybrid", "start": "prior"}},
     "set": {"meta": _NEWTON, "model": {"meta_block": "set", "start": "prior"}},
     "sequence": {"meta": _NEWTON, "model": {"meta_block": "sequence", "start": "prior"}},
@@ -37,12 +39,17 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 """Ours -> what it changes in the world's configuration, by section; a list takes a section's place.
 
-newton is the task vector with Newton's step and its default rates, which for a task vector is the posterior. set is amortised:
-an encoder of the support, no gradient at all; hybrid takes one step from where that encoder starts. paper
-is the paper's form, of which an output is stored, and full is the same network, adapted and kept whole.
+newton is the task vector with Newton's step and its default rates, which for a task vector is the posterior; gradient has the
+rates that a search on MovieLens found. set is amortised: an encoder of the support, no gradient at all; hybrid takes one step
+from where that encoder starts. paper is the paper's form, of which an output is stored, and full is the same network, adapted
+and kept whole.
 """
-SHIPPABLE = ("shipped", "newton", "hybrid", "set", "sequence", "pairwise", "both", "paper")
-"""Of ours, what may be chosen: a user's embedding is served."""
+SHIPPABLE = ("shipped", "newton", "gradient", "pairwise", "set", "hybrid", "paper", "both", "sequence")
+"""Of ours, what may be chosen, since a user's embedding is served: the simplest first."""
+NEARLY = 0.001
+"""The simplest is chosen that validates within this AUC of the best."""
+RETRAINED = ", retrained daily"
+"""Of a job that is fitted anew for every judged day, on all rows before it."""
 REFRESHED = ("shipped", "set")
 """Of ours, what is scored with older embeddings as well."""
 RIVALS = {

@@ -12,6 +12,7 @@ from limaml.events.catalogue import item_vectors
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
 from limaml.schema import tables
+from limaml.tasks.sampling import TaskSpec
 from limaml.training.prepare import validating_rows
 from limaml.training.validation import Validator
 
@@ -37,6 +38,12 @@ class FitData:
     def test(self) -> MethodInput:
         """All rows: what is judged, and what comes before it."""
         return MethodInput.from_logged(self.origin.logged, self.encoder, self.cfg)
+
+    @cached_property
+    def lists(self) -> tuple[MethodInput, list[TaskSpec]] | None:
+        """Of whole lists the rows and tasks; items' tasks would need everybody's rows, so that these have none."""
+        is_of_users = [kind.entity_column for kind in self.cfg.task_kinds] == ["user_id"]
+        return self.origin.lists.tasks(self.encoder, self.cfg) if self.origin.lists is not None and is_of_users else None
 
     @cached_property
     def validation(self) -> MethodInput:

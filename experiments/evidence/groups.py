@@ -10,8 +10,9 @@ from limaml.config import Config
 from limaml.metrics import Ints
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY
 
-ALL, RETURNING, NEW, FIRST_20 = "served_all", "served_returning", "served_new", "first_k20"
-MAIN = (ALL, RETURNING, NEW, FIRST_20)
+ALL, RETURNING, NEW, FIRST_20, WHOLE = "served_all", "served_returning", "served_new", "first_k20", "whole_catalogue"
+MAIN = (ALL, RETURNING, NEW, FIRST_20, WHOLE)
+HALF = "first_half"
 _LAST = 2**31
 VISITS = {"1": (1, 1), "2-4": (2, 4), "5-9": (5, 9), "10+": (10, _LAST)}
 """Days with rows before."""
@@ -44,10 +45,25 @@ def served(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
 
 def first(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
     """Held-out users' rows after their first ones."""
-    user_N, day_N = _users_and_days(origin.logged, users)
-    labels = origin.logged["label"].to_numpy()[place_R].astype(np.float64)
-    every = {FIRST_20: np.ones(len(place_R), np.bool_)}
-    return Judged(labels, user_N[place_R], day_N[place_R] - day_N.min(), every)
+    return _one_group(FIRST_20, origin, origin.logged, place_R, users)
+
+
+def halves(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
+    """Known users' rows of the first half of the judged days."""
+    return _one_group(HALF, origin, origin.logged, place_R, users)
+
+
+def lists(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
+    """Candidates of sampled visits."""
+    assert origin.lists is not None
+    return _one_group(WHOLE, origin, origin.lists.candidates, place_R, users)
+
+
+def _one_group(name: str, origin: Origin, rows: pa.Table, place_R: Ints, users: pa.Array) -> Judged:
+    rows, (_, day_N) = rows.take(pa.array(place_R)), _users_and_days(origin.logged, users)
+    user_R, day_R = _users_and_days(rows, users)
+    labels = rows["label"].to_numpy().astype(np.float64)
+    return Judged(labels, user_R, day_R - day_N.min(), {name: np.ones(len(place_R), np.bool_)})
 
 
 def visits(logged: pa.Table, users: pa.Array) -> tuple[Ints, Ints, Ints]:

@@ -1,13 +1,19 @@
 """A job: one of ours, or a group of rivals, fitted at one origin with one seed, and its scores of the rows that are judged.
 
-Two protocols of `limaml.tasks.protocols`: as served from T2 on, refreshed daily and, of some of ours, at other cadences; and
-held-out users after their first k rows, for every k on the same rows. Arrays: a protocol's name -> the places of its rows among
-the logged ones, ascending; `protocol|variant|method` -> scores in that order.
+served   from T2 on, as embeddings refreshed daily serve; of some of ours at other cadences, too
+first    held-out users after their first k rows, for every k on the same rows
+lists    whole lists (`experiments.evidence.catalogue`)
+halves   of ours: known users' rows of the first half of the judged days, by the prior, by what was known before them, and by an
+         embedding of the second half's rows: what rows of the same weeks could say at best
+
+Arrays: a protocol's name -> the places of its rows among the logged ones (of lists: among the candidates), ascending;
+`protocol|variant|method` -> scores in that order.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,12 +23,15 @@ import pyarrow.compute as pc
 
 from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
-from experiments.evidence.arms import FULL, REFRESHED, RIVALS, SEQUENCE_MODEL, configured
+from experiments.evidence import catalogue
+from experiments.evidence.arms import FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
 from experiments.evidence.fit_data import FitData
-from experiments.evidence.rivals import fit_rivals
+from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, origin
 from experiments.methods.full_network import full
 from limaml.config import Config
+from limaml.errors import DataError
+from limaml.evaluation.scoring_method import ScoringMethod
 from limaml.metrics import Floats, Ints
 from limaml.tasks.protocols import as_served, first_k, query_rows
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows, TaskSpec, support_spec
@@ -30,10 +39,12 @@ from limaml.tasks.splits import Split
 from limaml.training.scoring import embed_specs, score_specs
 from limaml.training.twin_and_refit import fit_twin
 
-SERVED, FIRST = "served", "first"
+SERVED, FIRST, LISTS, HALVES = "served", "first", "lists", "halves"
 TRUTH = "truth"
 """What labels were drawn by, where a world is generated: no method can do better."""
 DAILY, NEVER = "daily", "never"
+NOTHING, PAST, FUTURE = "nothing", "past", "future"
+"""What of a user's rows an embedding has seen."""
 CADENCES = {
     "at_once": 1,
     "hourly": MICROSECONDS_PER_DAY // 24,
@@ -44,6 +55,7 @@ CADENCES = {
 """Name -> microseconds between refreshes."""
 KS = (0, 1, 2, 3, 5, 10, 20)
 _FLOAT_BYTES = 4
+_EPOCH = date(1970, 1, 1)
 Tasks = Mapping[tuple[str, str], Sequence[TaskSpec]]
 """Protocol and variant (a cadence, or k) -> tasks."""
 
@@ -52,44 +64,66 @@ def run(job: Job) -> JobOutput:
     """Fit, and score every judged row."""
     params = job.params
     world, through, name = params["config"], params["through"], params["arm"]
+    if name.endswith(RETRAINED):
+        return _retrained(job)
     at = origin(world, through)
     cfg = configured(Config.model_validate_json(world), name, history=params["history"], seed=params["seed"])
     data = FitData(cfg, at)
     rows = data.test.rows
-    tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED)
+    tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED, halves=name not in RIVALS)
     if name == SEQUENCE_MODEL:
         places = np.sort(rows.source_row[query_rows(rows, tasks[SERVED, DAILY]).rows])
         found, _ = sequence_rival.score(at.logged, at.split, places, _validating(at), seed=params["seed"])
         named = {f"{SERVED}|{DAILY}|{rival}": found[rival].astype(np.float32) for rival in RIVALS[SEQUENCE_MODEL]}
         return JobOutput({}, {SERVED: places, **named})
     if name in RIVALS:
-        scores = {
-            (*key, rival): method(data.test, specs) for rival, method in fit_rivals(name, data) for key, specs in tasks.items()
-        }
         truth_R = at.truth() if name == "rules" else None
-        if truth_R is not None:
-            scores |= {(*key, TRUTH): truth_R[rows.source_row[query_rows(rows, specs).rows]] for key, specs in tasks.items()}
-        return JobOutput({}, _arrays(rows, tasks, scores))
+        known = {} if truth_R is None else {TRUTH: truth_R}
+        return JobOutput({}, _arrays(data, tasks, fit_rivals(name, data), known))
     if name == FULL:
         score, progress = full(data)
-        scores = {(*key, name): score(data.test, specs) for key, specs in tasks.items()}
-        return JobOutput({"validation": progress.best_value}, _arrays(rows, tasks, scores))
+        return JobOutput({"validation": progress.best_value}, _arrays(data, tasks, [(name, score)]))
     started = time.perf_counter()
     network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)
     train_seconds = time.perf_counter() - started
-    scores = {(*key, name): score_specs(network, rows, specs) for key, specs in tasks.items()}
+    arrays = _arrays(data, tasks, [(name, lambda inputs, specs: score_specs(network, inputs.rows, specs))])
     served = tasks[SERVED, DAILY]
     started = time.perf_counter()
     embedding_TD = embed_specs(network, rows, served)
     values: dict[str, Any] = {
         "validation": progress.best_value,
         "best_step": progress.best_step,
-        "shrinkage": progress.shrinkage,
+        "shrinkage": progress.shrinkage | progress.prior_rows,
         "train_seconds": train_seconds,
         "adapt_us": 1e6 * (time.perf_counter() - started) / len(served),
         "stored_bytes": _FLOAT_BYTES * embedding_TD.shape[1],
     }
-    return JobOutput(values, _arrays(rows, tasks, scores))
+    return JobOutput(values, arrays)
+
+
+def _retrained(job: Job) -> JobOutput:
+    """Each judged day's rows as scored by what was fitted on all rows before it: the split's dates move on with the day."""
+    world, last = Config.model_validate_json(job.params["config"]), date.fromisoformat(job.params["through"])
+    at = origin(job.params["config"], job.params["through"])
+    events = at.logged["event_id"].combine_chunks()
+    train_end, judged_from = (_EPOCH + timedelta(microseconds=us) for us in (at.split.train_end_us, at.split.validation_end_us))
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
+    for number in range((last - judged_from).days + 1):
+        moved = {"validate_from": train_end + timedelta(days=number), "test_from": judged_from + timedelta(days=number)}
+        today = world.model_copy(update={"evaluation": world.evaluation.model_copy(update=moved)}).model_dump_json()
+        params = {"arm": job.params["arm"].removesuffix(RETRAINED), "config": today, "through": str(moved["test_from"])}
+        try:
+            found = run(replace(job, params={**job.params, **params})).arrays
+        except DataError:
+            continue  # nobody known came that day
+        place = origin(today, params["through"]).logged["event_id"].take(pa.array(found[SERVED]))
+        parts.setdefault(SERVED, []).append(pc.index_in(place, value_set=events).to_numpy())
+        for key in found:
+            if key.startswith(f"{SERVED}|{DAILY}|"):
+                parts.setdefault(f"{key}{RETRAINED}", []).append(found[key])
+    arrays = {key: np.concatenate(each) for key, each in parts.items()}
+    order = np.argsort(arrays[SERVED])
+    return JobOutput({}, {key: values[order] for key, values in arrays.items()})
 
 
 def _validating(at: Origin) -> Ints:
@@ -100,7 +134,7 @@ def _validating(at: Origin) -> Ints:
     return np.flatnonzero(mine_N & (time_N >= (split.validate_from_us or 0)) & (time_N < split.validation_end_us))
 
 
-def judged_tasks(cfg: Config, rows: TaskRows, split: Split, *, every_cadence: bool) -> Tasks:
+def judged_tasks(cfg: Config, rows: TaskRows, split: Split, *, every_cadence: bool, halves: bool = False) -> Tasks:
     """All lists of tasks; those of a protocol have the same query rows."""
     support_rows, from_us = cfg.support_rows_of(cfg.task_kind.name), split.validation_end_us
     found: dict[tuple[str, str], Sequence[TaskSpec]] = {}
@@ -113,18 +147,49 @@ def judged_tasks(cfg: Config, rows: TaskRows, split: Split, *, every_cadence: bo
         ]
     if cfg.task_kind.entity_column != "user_id":
         return found
+    if halves:
+        found |= _halves(rows, split, support_rows)
     least = cfg.evaluation.min_query_rows
     by_k = first_k(rows, split.held_out_users, KS, min_query_rows=least, support_rows=support_rows)
     return found | {(FIRST, str(k)): specs for k, specs in by_k.items()}
 
 
-def _arrays(rows: TaskRows, tasks: Tasks, scores: Mapping[tuple[str, str, str], Floats]) -> dict[str, npt.NDArray[Any]]:
+def _halves(rows: TaskRows, split: Split, support_rows: int) -> Tasks:
+    start_us, stop_us = split.validation_end_us, int(rows.timestamp_us.max()) + 1
+    middle_us = (start_us + stop_us) // 2 // MICROSECONDS_PER_DAY * MICROSECONDS_PER_DAY
+    found: dict[tuple[str, str], list[TaskSpec]] = {(HALVES, variant): [] for variant in (NOTHING, PAST, FUTURE)}
+    for entity in np.flatnonzero(np.isin(np.array(rows.entities, dtype=object), split.train_users)).tolist():
+        first, middle, stop = (rows.first_row_at(entity, at_us) for at_us in (start_us, middle_us, stop_us))
+        past, query = support_spec(rows, entity, start_us, support_rows), np.arange(first, middle)
+        if past.support_size and len(query) and middle < stop:
+            found[HALVES, NOTHING].append(TaskSpec(entity, start_us, first, first, query))
+            found[HALVES, PAST].append(replace(past, query=query))
+            found[HALVES, FUTURE].append(TaskSpec(entity, stop_us, max(middle, stop - support_rows), stop, query))
+    return {key: specs for key, specs in found.items() if specs}
+
+
+def _arrays(
+    data: FitData,
+    tasks: Tasks,
+    methods: Iterable[tuple[str, ScoringMethod]],
+    known: Mapping[str, Floats] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """`known`: scores of all logged rows."""
+    rows, orders = data.test.rows, {}
     found: dict[str, npt.NDArray[Any]] = {}
-    orders = {}
     for key, specs in tasks.items():
         place = rows.source_row[query_rows(rows, specs).rows]
         orders[key] = np.argsort(place)
         assert np.array_equal(found.setdefault(key[0], place[orders[key]]), place[orders[key]]), f"{key} has other rows"
-    for (protocol, variant, method), score_R in scores.items():
-        found[f"{protocol}|{variant}|{method}"] = score_R[orders[protocol, variant]].astype(np.float32)
+    for name, score_N in (known or {}).items():
+        found |= {f"{protocol}|{variant}|{name}": score_N[found[protocol]] for protocol, variant in tasks}
+    if data.lists is not None and data.origin.lists is not None:
+        place = catalogue.place(data.origin.lists, *data.lists)
+        found[LISTS] = np.sort(place)
+    for name, method in methods:
+        for (protocol, variant), specs in tasks.items():
+            scores = method(data.test, specs)[orders[protocol, variant]]
+            found[f"{protocol}|{variant}|{name}"] = scores.astype(np.float32)
+        if data.lists is not None and name not in WITH_OTHERS:
+            found[f"{LISTS}|{DAILY}|{name}"] = method(*data.lists)[np.argsort(place)].astype(np.float32)
     return found

@@ -29,6 +29,8 @@ from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskSpec
 HALF_LIVES, SHRINKAGES = (7.0, 28.0, 112.0, 1e6), (1.0, 5.0, 20.0)
 """Of what a user took before: days, and rows of the item's own rate."""
 POPULAR_DAYS, POPULAR_ROWS = 7, 20.0
+WITH_OTHERS = ("popular_lately",)
+"""What reads other users' rows beside a task's."""
 _MANY_DAYS = 1_000_000
 
 

@@ -20,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FULL, ONCE, RIVALS, configured
+from experiments.evidence.arms import ARMS, FULL, ONCE, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -32,11 +32,13 @@ TABLE = "evidence"
 _FITTED_BY = (
     "sequence_rival",
     "sequence",
-    *(f"evidence/{module}" for module in ("arms", "fit_data", "jobs", "rivals", "worlds")),
+    *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_LARGE = {"grocery": ("shipped", "newton", "set"), "kuairand": ("shipped", "set")}
-"""World -> those of ours that are measured by default, where one takes minutes; its rivals lack the history MLP."""
+_LARGE = ("grocery", "kuairand")
+"""Worlds in which a fit takes minutes: without the history MLP."""
+_RETRAINED = {"drifting": ("shipped", "networks", SEQUENCE_MODEL)}
+"""World -> jobs that are fitted anew for every judged day as well."""
 
 
 def measured(
@@ -45,6 +47,7 @@ def measured(
     *,
     arms: Sequence[str],
     rivals: Sequence[str] = tuple(RIVALS),
+    retrained: Sequence[str] = (),
     num_origins: int,
     seeds: int,
     workers: int,
@@ -57,7 +60,7 @@ def measured(
     wanted: dict[tuple[bool, str, int, int], Job] = {}
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
-            for arm in (*rivals, *arms):
+            for arm in (*rivals, *arms, *(f"{arm}{RETRAINED}" for arm in retrained)):
                 if (arm in ONCE and not history) or (arm == "history_mlp" and name in _LARGE):
                     continue
                 for seed in range(1 if arm == "rules" else seeds):
@@ -115,7 +118,8 @@ def main(
         found = measured(
             known[name],
             name,
-            arms=distinct(known[name], arm or list(_LARGE.get(name, ARMS))),
+            arms=distinct(known[name], arm or list(ARMS)),
+            retrained=() if quick else _RETRAINED.get(name, ()),
             num_origins=num_origins,
             seeds=seeds,
             workers=workers,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from experiments.data import TODAY
+from experiments.evidence.catalogue import Lists, sampled
 from limaml.config import Config, load
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
@@ -84,6 +85,10 @@ class Origin:
     @cached_property
     def split(self) -> Split:
         return split_events(self.logged, self.cfg.evaluation)
+
+    @cached_property
+    def lists(self) -> Lists | None:
+        return sampled(self.cfg, self.logged, self.split)
 
     def truth(self) -> Floats | None:
         """(R,) the probability by which each label was drawn, where the world is generated."""
