@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.evidence.arms import FULL, WITHOUT
-from experiments.evidence.groups import ALL, FIRST_20, NEW, RETURNING
+from experiments.evidence.arms import FULL, RETRAINED, WITHOUT
+from experiments.evidence.catalogue import VISITS
+from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
+from experiments.evidence.jobs import FUTURE, PAST
 from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
 from experiments.evidence.pictures import PICTURES, write_pictures
 from experiments.evidence.worlds import ABOUT
@@ -29,6 +31,7 @@ NAMES = {
     "truth": "what the labels were drawn by",
     "shipped": "LiMAML as shipped",
     "newton": "LiMAML, Newton's step (the posterior)",
+    "gradient": "LiMAML, gradient's step at searched rates",
     "hybrid": "LiMAML, one step from an encoder's start",
     "set": "encoder of the support, no gradient",
     "sequence": "LiMAML, transformer block",
@@ -43,12 +46,15 @@ _GROUPS = {
     RETURNING: "returning",
     NEW: "held out",
     FIRST_20: "held out, after 20 rows",
+    WHOLE: "whole lists",
+    HALF: "first half of the judged days",
 }
 
 
 def name_of(title: str) -> str:
     """A method's, whatever features it has."""
-    return NAMES[title.removesuffix(WITHOUT)]
+    name = title.removesuffix(WITHOUT)
+    return NAMES[name.removesuffix(RETRAINED)] + (RETRAINED if name.endswith(RETRAINED) else "")
 
 
 def _with_features(title: str) -> str:
@@ -73,6 +79,42 @@ def methods(found: Results, group: str) -> list[str]:
         what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
         lines += table((what, " / ".join(METRICS.values()), *(f"chosen over it, {name}" for name in METRICS.values())), rows)
     return lines
+
+
+def lists(found: Results) -> list[str]:
+    """Whole lists: the best NDCG first."""
+    lines = [f"At most {VISITS} visits an origin, all items that anybody was shown that day.", ""]
+    for key, ours in _sides(found):
+        gains = found[key][WHOLE]
+        titles = {ours, *gains[NDCG]} if gains[NDCG] else set()
+        rows = [
+            (
+                f"**{name_of(title)}**" if title == ours else name_of(title),
+                " / ".join(number(values[name], 2) for name in (NDCG, "hit10", PER_VISIT)),
+                *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in (NDCG, PER_VISIT)),
+            )
+            for title in sorted(titles, key=lambda title: (-(found["methods"][title][WHOLE][NDCG] or 0), title))
+            for values in [found["methods"][title][WHOLE]]
+        ]
+        what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
+        lines += table((what, "NDCG@10 / hit@10 / AUC", "chosen over it, NDCG@10", "chosen over it, AUC"), rows)
+    return lines
+
+
+def halves(found: Results) -> list[str]:
+    """What rows add to the prior: earlier ones, and those of the other half."""
+    keys = [(variant, metric) for metric in (PER_USER, PER_VISIT) for variant in (PAST, FUTURE)]
+    rows = [
+        (_with_features(title), *(over(of[variant][metric], 2) for variant, metric in keys))
+        for title, of in found["halves"].items()
+    ]
+    what = {PAST: "earlier rows", FUTURE: "the other half's"}
+    return [
+        "Rows of the first half of the judged days, by known users who came in both halves. An embedding of the other half's rows"
+        " is no forecast: it says what rows of the same weeks could add at best.",
+        "",
+        *table(("over the prior", *(f"{METRICS[metric]}, {what[variant]}" for variant, metric in keys)), rows),
+    ]
 
 
 def _split(found: Results) -> bool:
@@ -179,7 +221,9 @@ _SECTIONS: dict[str, Callable[[Results], list[str]]] = {
     "As served daily, returning users: what a stored embedding adds, and to what": lambda found: methods(found, RETURNING),
     "Who gains, and who does not": who,
     "First visits: held-out users after k rows": first_visits,
+    "Whole lists: NDCG and hit rate over everything that was on offer that day": lists,
     "How stale it may be": staleness,
+    "What newer rows could add at best": halves,
     "What it costs": cost,
     "Held-out users as served daily": lambda found: methods(found, NEW),
 }
@@ -191,7 +235,7 @@ def about(found: Results) -> str:
     return (
         f"{len(found['origins'])} origins (last days {', '.join(found['origins'])}), seeds: {found['seeds']};"
         f" {returning['rows']:,} rows of {returning['users']:,} returning users are judged. Terms: {found['terms']}. It cannot"
-        f" show {found['cannot_show']}. Of ours *{name_of(found['chosen'])}* validates best."
+        f" show {found['cannot_show']}. Chosen: *{name_of(found['chosen'])}*."
     )
 
 
@@ -211,7 +255,8 @@ def render(results: Mapping[str, Results]) -> str:
         "Written by `make experiments` from a results file a world. AUC and NDCG in points (hundredths); differences with 95 %"
         " paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files. *Pooled* ranks"
         " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
-        " NDCG@10 is of that list. *Chosen* is of ours the arm that validates best: judged rows choose nothing. History"
+        " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged rows"
+        " choose nothing. History"
         " features are what a user did with an item, or its category, before.",
         "",
     ]

@@ -97,7 +97,7 @@ def test_the_report_has_every_table_and_picture(measured, tmp_path):
     report.write({"drifting": measured}, tmp_path)
     text = (tmp_path / "REPORT.md").read_text()
     assert all(f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 1000 for name in report.PICTURES)
-    assert text.count("### ") == 6
+    assert text.count("### ") == 8
     assert all(
         report.name_of(title) in text for title in measured["methods"] if title in measured["gains"]["served_all"][PER_VISIT]
     )
