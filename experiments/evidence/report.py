@@ -110,8 +110,8 @@ def halves(found: Results) -> list[str]:
     ]
     what = {PAST: "earlier rows", FUTURE: "the other half's"}
     return [
-        "Rows of the first half of the judged days, by known users who came in both halves. An embedding of the other half's rows"
-        " is no forecast: it says what rows of the same weeks could add at best.",
+        "Rows of the first half of the judged days, by known users who came in both halves. An embedding of the other half's"
+        " rows is no forecast: it says what rows of the same weeks could add at best.",
         "",
         *table(("over the prior", *(f"{METRICS[metric]}, {what[variant]}" for variant, metric in keys)), rows),
     ]
@@ -255,8 +255,8 @@ def render(results: Mapping[str, Results]) -> str:
         "Written by `make experiments` from a results file a world. AUC and NDCG in points (hundredths); differences with 95 %"
         " paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files. *Pooled* ranks"
         " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
-        " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged rows"
-        " choose nothing. History"
+        " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged"
+        " rows choose nothing. History"
         " features are what a user did with an item, or its category, before.",
         "",
     ]
