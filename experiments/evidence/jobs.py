@@ -73,9 +73,13 @@ def run(job: Job) -> JobOutput:
     tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED, halves=name not in RIVALS)
     if name == SEQUENCE_MODEL:
         places = np.sort(rows.source_row[query_rows(rows, tasks[SERVED, DAILY]).rows])
-        found, _ = sequence_rival.score(at.logged, at.split, places, _validating(at), seed=params["seed"])
-        named = {f"{SERVED}|{DAILY}|{rival}": found[rival].astype(np.float32) for rival in RIVALS[SEQUENCE_MODEL]}
-        return JobOutput({}, {SERVED: places, **named})
+        asked = None if at.lists is None else at.lists.candidates
+        found, _ = sequence_rival.score(at.logged, at.split, places, _validating(at), asked, seed=params["seed"])
+        ends = {SERVED: places} if at.lists is None else {SERVED: places, LISTS: np.arange(at.lists.num_candidates)}
+        scores = {rival: np.split(found[rival].astype(np.float32), [len(places)]) for rival in RIVALS[SEQUENCE_MODEL]}
+        # A list is ranked as of its day.
+        ranked = {f"{LISTS}|{DAILY}|sasrec_daily": scores["sasrec_daily"][1]} if at.lists is not None else {}
+        return JobOutput({}, ends | {f"{SERVED}|{DAILY}|{rival}": part[0] for rival, part in scores.items()} | ranked)
     if name in RIVALS:
         truth_R = at.truth() if name == "rules" else None
         known = {} if truth_R is None else {TRUTH: truth_R}
