@@ -72,6 +72,16 @@ def test_nothing_of_a_day_or_later_changes_what_its_daily_scores_read():
     assert np.expm1(before["item_shown_R"][3:]).tolist() == pytest.approx([0, 4, 3, 3])
 
 
+def test_rows_that_nobody_saw_are_asked_as_of_their_day_and_count_for_nothing():
+    logged = logged_of(ROWS)
+    before, after = (sequence_rival.prepared(logged, SPLIT, JUDGED, VALIDATION, asked) for asked in (None, logged.take(JUDGED)))
+    size = len(JUDGED) + len(VALIDATION)
+    for name, values in before.items():
+        assert np.array_equal(after[name][: len(values)], values), name
+    for name in ("user_R", "item_R", "item_rate_R", "sasrec_daily.seen", "sasrec_request.seen"):
+        assert np.array_equal(after[name][size:], before[name][len(VALIDATION) :]), name
+
+
 def test_without_its_environment_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sequence_rival, "PYTHON", tmp_path / "python")
     with pytest.raises(FileNotFoundError, match=r"run make experiments/\.sequence/installed"):
