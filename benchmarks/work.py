@@ -24,12 +24,13 @@ Gradients = dict[str, Any]
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _MOVIELENS = _CONFIGS / "movielens.toml"
+_GRADIENT = ['meta.inner_step="gradient"', "meta.damping=100", "meta.factor_inner_lr=60", "meta.min_support_rows=2"]
 ROWS: dict[str, tuple[Path, list[str]]] = {
-    "task_vector": (_MOVIELENS, []),
+    "task_vector": (_MOVIELENS, _GRADIENT),
     "paper": (_CONFIGS / "paper.toml", []),
-    "sequence": (_MOVIELENS, ['model.meta_block="sequence"', 'model.start="prior"']),
+    "sequence": (_MOVIELENS, [*_GRADIENT, 'model.meta_block="sequence"', 'model.start="prior"']),
 }
-"""Row of the tables -> a configuration that ships, and what is set on top of it."""
+"""Row of the tables -> a configuration that ships, and what is set on top of it: the step that peers have, the gradient's."""
 
 DIMS = EncoderDims(num_items=1670, num_entities=932, item_dense=25, user_dense=34, context=3, item_static=21, item_sets=19)
 """Of an encoder fitted on MovieLens-100K's rows (the refit of configs/movielens.toml)."""
