@@ -54,6 +54,8 @@ CADENCES = {
 }
 """Name -> microseconds between refreshes."""
 KS = (0, 1, 2, 3, 5, 10, 20)
+SEQUENCE_TRIALS = ({"layers": "sasrec"}, {"layers": "ligr"})
+"""SASRec's layers and eSASRec's; other options won trials on the grocer's rows (experiments/LOG.md)."""
 _FLOAT_BYTES = 4
 _EPOCH = date(1970, 1, 1)
 Tasks = Mapping[tuple[str, str], Sequence[TaskSpec]]
@@ -74,12 +76,12 @@ def run(job: Job) -> JobOutput:
     if name == SEQUENCE_MODEL:
         places = np.sort(rows.source_row[query_rows(rows, tasks[SERVED, DAILY]).rows])
         asked = None if at.lists is None else at.lists.candidates
-        found, _ = sequence_rival.score(at.logged, at.split, places, _validating(at), asked, seed=params["seed"])
+        found, best = _best_sequence_model(at, places, asked, params["seed"])
         ends = {SERVED: places} if at.lists is None else {SERVED: places, LISTS: np.arange(at.lists.num_candidates)}
         scores = {rival: np.split(found[rival].astype(np.float32), [len(places)]) for rival in RIVALS[SEQUENCE_MODEL]}
         # A list is ranked as of its day.
         ranked = {f"{LISTS}|{DAILY}|sasrec_daily": scores["sasrec_daily"][1]} if at.lists is not None else {}
-        return JobOutput({}, ends | {f"{SERVED}|{DAILY}|{rival}": part[0] for rival, part in scores.items()} | ranked)
+        return JobOutput(best, ends | {f"{SERVED}|{DAILY}|{rival}": part[0] for rival, part in scores.items()} | ranked)
     if name in RIVALS:
         truth_R = at.truth() if name == "rules" else None
         known = {} if truth_R is None else {TRUTH: truth_R}
@@ -103,6 +105,17 @@ def run(job: Job) -> JobOutput:
         "stored_bytes": _FLOAT_BYTES * embedding_TD.shape[1],
     }
     return JobOutput(values, arrays)
+
+
+def _best_sequence_model(
+    at: Origin, places: Ints, asked: pa.Table | None, seed: int
+) -> tuple[Mapping[str, Floats], dict[str, Any]]:
+    """Scores of the trial that validates best, and what it was."""
+    validating, trials = _validating(at), []
+    for options in SEQUENCE_TRIALS:
+        scores, report = sequence_rival.score(at.logged, at.split, places, validating, asked, seed=seed, options=options)
+        trials.append((scores, {"validation": report["validation"]["sasrec_daily"], **options}))
+    return max(trials, key=lambda trial: np.nan_to_num(trial[1]["validation"]))
 
 
 def _retrained(job: Job) -> JobOutput:

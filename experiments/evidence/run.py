@@ -36,7 +36,8 @@ _FITTED_BY = (
 )
 """What a job's output follows from, beside the core."""
 _LARGE = ("grocery", "kuairand")
-"""Worlds in which a fit takes minutes: without the history MLP."""
+"""Worlds in which a fit takes minutes: without the history MLP and the transformer, and with one seed but of `_REPEATED`."""
+_REPEATED, _NOT_IN_LARGE = ("shipped", "networks"), ("history_mlp", "sequence")
 _RETRAINED = {"drifting": ("shipped", "networks", SEQUENCE_MODEL)}
 """World -> jobs that are fitted anew for every judged day as well."""
 
@@ -61,9 +62,9 @@ def measured(
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *(f"{arm}{RETRAINED}" for arm in retrained)):
-                if (arm in ONCE and not history) or (arm == "history_mlp" and name in _LARGE):
+                if (arm in ONCE and not history) or (arm in _NOT_IN_LARGE and name in _LARGE):
                     continue
-                for seed in range(1 if arm == "rules" else seeds):
+                for seed in range(seeds_of(name, arm, seeds)):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
                     params = {"arm": arm, "history": history, "seed": seed, "through": str(through)}
                     wanted[history, arm, number, seed] = Job(TABLE, key, params | {"config": cfg.model_dump_json()})
@@ -78,6 +79,12 @@ def measured(
     title, terms, cannot_show = ABOUT.get(name, (name, "", ""))
     about = {"title": title, "terms": terms, "cannot_show": cannot_show, "seeds": seeds}
     return about | {"origins": [str(through) for _, through in at]} | Answers([Origin.read(*each) for each in at], of).all()
+
+
+def seeds_of(world: str, job: str, seeds: int) -> int:
+    """How many of the wanted seeds a job is run with."""
+    once = job in ("rules", "tables") or job.endswith(RETRAINED) or (world in _LARGE and job not in _REPEATED)
+    return 1 if once else seeds
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
