@@ -156,7 +156,7 @@ class MetaConfig(Section):
     support_rows: PositiveCount = 64
     """N: support = the entity's last N events before the as-of instant."""
     min_support_rows: PositiveCount = 1
-    """With fewer rows a task is not adapted. On MovieLens one row says less of its user than the noise it brings."""
+    """With fewer rows a task is not adapted. How much few rows count beyond that is chosen in training."""
     query_rows: PositiveCount = 32
     """At most this many query rows of a training task, drawn at random from those after its as-of instant."""
     pairwise_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
