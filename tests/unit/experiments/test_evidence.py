@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from experiments.evidence import groups, jobs, report
-from experiments.evidence.arms import ARMS, RIVALS, SEQUENCE_MODEL, WITHOUT
+from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, WITHOUT
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
+from experiments.evidence.run import seeds_of
 from experiments.evidence.worlds import ABOUT, RETURNING, evidence_worlds, origins
 from experiments.results import plain
 from limaml.config import Config, load
@@ -38,6 +39,7 @@ def measured(tmp_path_factory):
     world = Config.model_validate(values | {"features": [*values["features"], BY_ITEM]})
     rivals = [job for job in RIVALS if job != SEQUENCE_MODEL]  # It has an environment of its own, and a test of its own.
     options = {"arms": list(ARMS), "rivals": rivals, "num_origins": 2, "seeds": 1, "workers": 2, "console": Console(quiet=True)}
+    options |= {"retrained": ["shipped"]}
     found = measure_world(world, "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
     return json.loads(json.dumps(plain(found), allow_nan=False))
 
@@ -91,6 +93,32 @@ def test_older_embeddings_are_held_against_daily_ones(measured):
     assert set(cadences) == {*jobs.CADENCES, jobs.NEVER}
     assert cadences["daily"]["served_returning"]["over_daily"][PER_VISIT]["mean"] == 0
     assert cadences["never"]["served_returning"]["over_daily"][PER_VISIT]["mean"] != 0
+
+
+def test_whole_lists_are_ranked_by_whoever_needs_no_other_users_rows(measured):
+    ranked = {title for title, of in measured["methods"].items() if "whole_catalogue" in of}
+    left_out = {"truth", "popular_lately", "item", "both", f"shipped{RETRAINED}"}
+    assert ranked.isdisjoint(left_out)
+    assert ranked >= {*ARMS, *RIVALS["networks"], "bought_before"} - left_out
+    assert all(0 <= measured["methods"][title]["whole_catalogue"]["hit10"] <= 100 for title in ranked)
+    assert measured["groups"]["whole_catalogue"]["rows"] > measured["groups"]["served_returning"]["rows"]
+
+
+def test_rows_of_the_other_half_are_held_against_earlier_ones(measured):
+    assert {*measured["halves"]} >= {*ARMS} - {"item"}
+    of = measured["halves"]["shipped"]
+    assert of["past"][PER_VISIT] != of["future"][PER_VISIT]
+
+
+def test_what_is_fitted_anew_every_day_is_judged_on_the_same_rows(measured):
+    once, daily = (measured["methods"][title]["served_returning"] for title in ("shipped", f"shipped{RETRAINED}"))
+    assert once[PER_VISIT] != daily[PER_VISIT]
+    assert set(measured["methods"][f"shipped{RETRAINED}"]) == {"served_all", "served_returning", "served_new"}
+
+
+def test_only_what_a_seed_changes_is_run_with_several():
+    assert [seeds_of("drifting", job, 3) for job in ("shipped", "rules", f"shipped{RETRAINED}")] == [3, 1, 1]
+    assert [seeds_of("grocery", job, 3) for job in ("shipped", "networks", "set")] == [3, 3, 1]
 
 
 def test_the_report_has_every_table_and_picture(measured, tmp_path):
