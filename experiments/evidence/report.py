@@ -136,7 +136,7 @@ def who(found: Results) -> list[str]:
             *(over(pick(group, key, metric), 2) for key in keys for metric in (PER_USER, PER_VISIT)),
         )
         for name, group in found["groups"].items()
-        if name != ALL and group["rows"] >= 100
+        if name not in (ALL, HALF) and group["rows"] >= 100
     ]
     titles = [
         f"{METRICS[metric]}{', without history' if key != keys[0] else ''}" for key in keys for metric in (PER_USER, PER_VISIT)

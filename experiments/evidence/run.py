@@ -83,7 +83,11 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    once = job in ("rules", "tables", SEQUENCE_MODEL, "sequence") or job.endswith(RETRAINED) or (world in _LARGE and job not in _REPEATED)
+    once = (
+        job in ("rules", "tables", SEQUENCE_MODEL, "sequence")
+        or job.endswith(RETRAINED)
+        or (world in _LARGE and job not in _REPEATED)
+    )
     return 1 if once else seeds
 
 

@@ -63,9 +63,12 @@ class Network(nn.Module):
         return rows_D
 
     def held_back(self, kind: str, embedding_TD: Tensor, rows_T: Tensor) -> Tensor:
-        """(T, D) prior + rows / (rows + prior rows) of what lies between it and the embeddings adapted on so many rows."""
+        """(T, D) n / (n + c) of the way from the prior to embeddings adapted on n rows, beside N / (N + c) of a full support;
+        c = 0 leaves them as they are.
+        """
         damping_D, prior_D, rows_T1 = self.prior_rows(kind), self.block(kind).prior(), rows_T.unsqueeze(1)
-        share_TD = rows_T1 / (rows_T1 + damping_D).clamp(min=1.0)
+        full = float(self.support_rows[kind])
+        share_TD = rows_T1 / (rows_T1 + damping_D).clamp(min=1.0) * ((full + damping_D) / full)
         return torch.where(damping_D > 0, prior_D + share_TD * (embedding_TD - prior_D), embedding_TD)
 
     def serving_plan(self) -> ServingPlan | None:

@@ -5,8 +5,9 @@ were fitted to those very rows. So the widths are multiplied by what validates b
 personalisation helps.
 
 Prior rows: somebody's first rows come in one sitting and are alike in more than taste, which no row's loss says. What is
-adapted on n rows counts n / (n + c), so that somebody new is not served worse than by the prior; c is the largest that
-validates nearly as well as the best one, on first-k and as served, once for the level and once for the factors.
+adapted on n rows counts n / (n + c), beside a full support's share, so that somebody new is not served worse than by the prior;
+c is the largest that validates nearly as well as the best one, on first-k and as served, once for the level and once for the
+factors.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ FACTORS = (0.5, 0.25, 0.1, 0.01)
 """Tried one after another, as long as they validate better."""
 PRIOR_ROWS = (2.0, 5.0, 10.0, 20.0, 40.0)
 PRIOR_ROWS_MAY_COST = 0.002
-"""Tried one after another, as long as they validate at most this AUC below the best (experiments/LOG.md)."""
+"""Tried one after another for each part, as long as they validate at most this AUC below its best (experiments/LOG.md)."""
 _MOST_TENSORS = 2
 """Of more than these, all tensors of a block share one factor."""
 
@@ -63,14 +64,15 @@ def choose_prior_rows(network: Network, value: Callable[[], float]) -> dict[str,
     """Set the prior's rows of `network`; returns them by the names that `apply_prior_rows` takes. `value` as of `choose`."""
     chosen = {f"{kind}.{part}": 0.0 for kind in network.kinds for part in _parts(network)}
     apply_prior_rows(network, chosen)
-    best = value()
+    last = value()
     for name in chosen:
+        best = last
         for rows in PRIOR_ROWS:
             apply_prior_rows(network, chosen | {name: rows})
             found = value()
             if not found >= best - PRIOR_ROWS_MAY_COST:
                 break
-            best, chosen[name] = max(best, found), rows
+            best, last, chosen[name] = max(best, found), found, rows
     apply_prior_rows(network, chosen)
     return chosen
 

@@ -98,14 +98,14 @@ def test_without_a_product_an_embedding_has_one_share_and_without_a_value_none()
 
 
 def test_what_few_rows_say_counts_for_less():
-    """n / (n + c) of the way from the prior, a number of an embedding by its own c; without c the embedding bit for bit."""
+    """A number of an embedding by its own c, a full support of 64 rows as it is; without c all of it bit for bit."""
     network = make_network()
     embedding_TD = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    rows_T = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    rows_T = torch.tensor([0.0, 1.0, 5.0, 64.0])
     assert torch.equal(network.held_back("user", embedding_TD, rows_T), embedding_TD)
     shrinkage.apply_prior_rows(network, {"user.factors": 5.0})
     prior_D, found = network.block("user").prior().detach(), network.held_back("user", embedding_TD, rows_T)
-    for task, share in enumerate((0.0, 1 / 6, 0.5, 100 / 105)):
+    for task, share in enumerate((0.0, 1 / 6 * 69 / 64, 0.5 * 69 / 64, 1.0)):
         wanted = prior_D[:-1] + share * (embedding_TD[task, :-1] - prior_D[:-1])
         torch.testing.assert_close(found[task, :-1], wanted)
     assert torch.equal(found[:, -1], embedding_TD[:, -1])
