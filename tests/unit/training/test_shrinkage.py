@@ -89,6 +89,13 @@ def test_more_rows_are_taken_where_they_cost_next_to_nothing():
     assert chosen == {"user.level": 20.0, "user.factors": 0.0}
 
 
+def test_each_part_may_cost_as_much_of_its_own():
+    """Ten rows of the level cost what may be lost, and ten rows of the factors once more."""
+    network, a_row = make_network(), shrinkage.PRIOR_ROWS_MAY_COST / 10.5
+    chosen = shrinkage.choose_prior_rows(network, lambda: -a_row * (rows_of(network)[-1] + rows_of(network)[0]))
+    assert chosen == {"user.level": 10.0, "user.factors": 10.0}
+
+
 def test_without_a_product_an_embedding_has_one_share_and_without_a_value_none():
     model = {"meta_block": "row_mlp", "interaction": "concat", "embedding_dim": 3, "meta_hidden": (4,)}
     network = build_network(Config.model_validate({"source": {"kind": "synthetic"}, "model": model}), DIMS)
