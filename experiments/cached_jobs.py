@@ -64,10 +64,7 @@ class JobCache:
             return JobOutput(json.loads((folder / "values.json").read_text()), {name: arrays[name] for name in arrays.files})
 
     def write(self, job: Job, output: JobOutput) -> None:
-        folder = self.folder(job)
-        if folder.exists():
-            return
-        with atomic.replacing_folder(folder) as temporary:
+        with atomic.replacing_folder(self.folder(job)) as temporary:
             (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
             np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
 
@@ -88,8 +85,6 @@ def run_jobs(
             waiting.append(job)
         else:
             yield job, output, False
-    if not waiting:
-        return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         futures: dict[Future[JobOutput], Job] = {pool.submit(_timed, run[job.table], job): job for job in waiting}
