@@ -1,6 +1,6 @@
 """Retraining from the champion's weights against training from scratch, over consecutive origins.
 
-    python -m experiments.continual --out experiments/results/continual.json [--world NAME ...] [--kuairand FOLDER]
+    python -m experiments.continual --out experiments/results/continual.json [--world NAME ...]
 
 At an origin a version is trained on every row before it of the users who train, and serves the days up to the next origin: the
 new days. Every arm is a chain of versions that begins with one and the same version from scratch; what starts from a champion
@@ -14,8 +14,9 @@ version's new days, and judged on those after it.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,26 +32,23 @@ from torch import Tensor, nn
 from experiments.data import TODAY
 from experiments.evidence import measure as measures
 from experiments.evidence.measure import PER_USER, POOLED, Draws, Part
-from experiments.evidence.worlds import RETURNING
-from experiments.inner_loop import Floats, with_vector, worlds
-from limaml import metrics
-from limaml.config import Config, MetaConfig, ModelConfig, TrainingConfig, load
+from experiments.evidence.worlds import RETURNING, Origin, ingested
+from limaml.config import Config, FeatureConfig, MetaConfig, ModelConfig, TrainingConfig, load
 from limaml.evaluation.agreement import versions_agree
 from limaml.events.catalogue import item_vectors
-from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
 from limaml.features.derived import timestamps_us
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.metrics import Floats, draw_users
 from limaml.models.bundle import Model
-from limaml.models.network import Network, build_network
+from limaml.models.network import build_network
 from limaml.schema import tables
 from limaml.tasks.protocols import as_served, query_rows
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows
-from limaml.tasks.splits import split_events
+from limaml.tasks.splits import rows_of
 from limaml.training.champion import pull
 from limaml.training.fit import fit
-from limaml.training.prepare import read_history
 from limaml.training.scoring import score_specs
 from limaml.training.step import Workers, backward
 from limaml.training.twin_and_refit import network_objective
@@ -94,17 +92,15 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Version:
+class Version(Model):
     """A trained network with what it reads rows through."""
 
-    network: Network
-    encoder: Encoder
     rows: TaskRows
     """Its training rows."""
     seconds: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class World:
     """Rows of a world, and where its origins are."""
 
@@ -112,53 +108,57 @@ class World:
     logged: pa.Table
     instants_us: list[int]
     held_out: frozenset[str]
-    items: pa.Table | None
+
+    @cached_property
+    def users(self) -> list[str]:
+        return sorted(set(self.logged["user_id"].to_pylist()))
+
+    @cached_property
+    def weights_BU(self) -> Floats:  # noqa: N802
+        return draw_users(len(self.users), draws=_DRAWS, seed=0)
 
     def train_rows(self, origin: int) -> pa.Table:
         """Rows before an origin of users who train."""
-        training = np.array([user not in self.held_out for user in self.logged["user_id"].to_pylist()])
-        return self.logged.filter(pa.array(training & (timestamps_us(self.logged) < self.instants_us[origin])))
+        return rows_of(
+            self.logged, [user for user in self.users if user not in self.held_out], before_us=self.instants_us[origin]
+        )
 
 
-def drifting(rate: float) -> Config:
-    """The generated world of users who come back, whose tastes move by `rate` a day."""
-    own = RETURNING | {"synthetic_label_rate": 0.5, "synthetic_vector_scale": 1.0, "synthetic_drift": rate}
-    cfg = load("configs/synthetic.toml", [*(f"source.{k}={v}" for k, v in own.items()), "evaluation.held_out=hash"])
-    return with_vector(cfg)
+def known_worlds() -> dict[str, Config]:
+    """MovieLens, and a generated world of users who come back, whose tastes drift."""
+    own = RETURNING | {"synthetic_label_rate": 0.5, "synthetic_vector_scale": 1.0, "synthetic_drift": 0.3}
+    drifting = load("configs/synthetic.toml", [*(f"source.{k}={v}" for k, v in own.items()), "evaluation.held_out=hash"])
+    return {"movielens": load("configs/movielens.toml"), "drifting": with_vector(drifting)}
 
 
-def known_worlds(kuairand: str) -> dict[str, Config]:
-    """MovieLens, a generated world that drifts, and KuaiRand where its folder is given."""
-    known = worlds(kuairand)
-    return {name: known[name] for name in ("movielens", "kuairand") if name in known} | {"drifting": drifting(0.3)}
+def with_vector(cfg: Config) -> Config:
+    """A generated world that declares the vector which tells what it planted."""
+    declared = {"entity": "item", "name": "taste_vector", "type": "vector", "encoder": "generated-1", "licence": "none"}
+    vector = FeatureConfig.model_validate(declared | {"width": cfg.source.synthetic_factors})
+    return cfg.model_copy(update={"features": (*cfg.features, vector)})
 
 
-def read_world(cfg: Config, root: str, max_steps: int | None) -> World:
-    """Ingest into `root`, if it is not yet; the model and training are the defaults."""
-    steps = max_steps or TrainingConfig().max_steps
+def read_world(cfg: Config, root: Path, steps: int = TrainingConfig().max_steps) -> World:
+    """Ingest into `root`; the model and training are the defaults, but for the steps."""
     training = TrainingConfig(num_workers=1, max_steps=steps, validate_every=steps, warmup_steps=min(20, steps // 4))
     defaults = {"model": ModelConfig(), "meta": MetaConfig(), "training": training}
     evaluation = cfg.evaluation.model_copy(update={"held_out": "hash"})
-    storage = cfg.storage.model_copy(update={"root": root})
-    cfg = cfg.model_copy(update={**defaults, "storage": storage, "evaluation": evaluation})
-    through = open_source(cfg, TODAY).days()[-1]
-    ingest_history(cfg, through, TODAY)
-    logged = read_history(cfg, through)
-    stamps = np.sort(timestamps_us(logged))
+    cfg = ingested(cfg.model_copy(update={**defaults, "evaluation": evaluation}), root)
+    origin = Origin.read(cfg, open_source(cfg, TODAY).days()[-1])
+    stamps = np.sort(timestamps_us(origin.logged))
     instants = [int(stamps[min(round(share * len(stamps)), len(stamps) - 1)]) for share in _SHARES]
-    held_out = frozenset(split_events(logged, cfg.evaluation).held_out_users)
-    return World(cfg, logged, instants, held_out, item_vectors(Storage(root), tables(cfg.features)))
+    return World(cfg, origin.logged, instants, frozenset(origin.split.held_out_users))
 
 
 def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Version:
     """Train a version on the rows before an origin; without a champion, or by the arm, from scratch."""
     cfg, logged = world.cfg, world.train_rows(origin)
+    items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
     start = None if arm.start == "scratch" else champion
-    share = arm.steps if champion is not None else 1.0
-    steps = max(round(share * cfg.training.max_steps), 1)
+    steps = max(round((arm.steps if champion is not None else 1.0) * cfg.training.max_steps), 1)
     training = cfg.training.model_copy(update={"max_steps": steps, "validate_every": steps})
-    encoder = Encoder.fit(logged, cfg, world.items) if start is None else start.encoder.grown(logged, cfg)
-    encoder = encoder.with_items(world.items)
+    encoder = Encoder.fit(logged, cfg, items) if start is None else start.encoder.grown(logged, cfg)
+    encoder = encoder.with_items(items)
     rows = TaskRows.of(logged, encoder, cfg, to_train=True)
     started = time.process_time()
     network = build_network(cfg, encoder.dims, cfg.training.seed)
@@ -169,12 +169,9 @@ def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Vers
         take_weights(network, start.network, rows)
     else:
         start_from_champion(network, start.network, rows, cfg, arm.rounds)
-    if start is not None and arm.pull:
-        penalty = pull(start.network, arm.pull)
-    if start is not None and arm.ewc:
-        penalty = ewc(start, cfg, arm.ewc)
-    objective = network_objective(network, rows, cfg, Workers(), penalty)
-    trained, _ = fit(network, training, objective)
+    if start is not None and (arm.pull or arm.ewc):
+        penalty = pull(start.network, arm.pull) if arm.pull else ewc(start, cfg, arm.ewc)
+    trained, _ = fit(network, training, network_objective(network, rows, cfg, Workers(), penalty))
     return Version(trained, encoder, rows, time.process_time() - started)
 
 
@@ -210,113 +207,87 @@ def _first(weight: Tensor, anchor: Tensor) -> Tensor:
     return weight[: len(anchor)] if weight.ndim else weight
 
 
-def judge(world: World, version: Version, users: frozenset[str] | None, from_us: int, until_us: int) -> tuple[Part, Floats]:
-    """Rows between two instants as served daily, of some users or of all, and their scores."""
+def judge(world: World, version: Version, users: frozenset[str] | None, from_us: int, until_us: int) -> Draws:
+    """Rows between two instants as served daily, of some users or of all."""
     before = world.logged.filter(pa.array(timestamps_us(world.logged) < until_us))
     rows = TaskRows.of(before, version.encoder, world.cfg)
-    num_rows = world.cfg.support_rows_of(world.cfg.task_kind.name)
-    known = None if users is None else sorted(users & set(rows.entities))
-    specs = as_served(rows, from_us=from_us, support_rows=num_rows, users=known)
-    names = sorted(set(world.logged["user_id"].to_pylist()))
-    number = {name: at for at, name in enumerate(names)}
-    queries = query_rows(rows, specs)
+    support_rows = world.cfg.support_rows_of(world.cfg.task_kind.name)
+    specs = as_served(rows, from_us=from_us, support_rows=support_rows, users=users)
+    queries, number = query_rows(rows, specs), {name: at for at, name in enumerate(world.users)}
     users_R = np.repeat([number[rows.entities[spec.entity]] for spec in specs], [len(spec.query) for spec in specs])
     part = Part(queries.labels, users_R, rows.timestamp_us[queries.rows] // MICROSECONDS_PER_DAY)
-    return part, score_specs(version.network, rows, specs)
+    return part.measured(score_specs(version.network, rows, specs), world.weights_BU, by_day=False, pooled=True)
 
 
-def drift(world: World, before: Version, after: Version, at_us: int) -> dict[str, Any]:
-    """How far two versions' embeddings of the same users as of one instant agree, and the same items' vectors."""
-    until = world.logged.filter(pa.array(timestamps_us(world.logged) < at_us))
-    old, new = ((world.cfg, Model(each.network, each.encoder)) for each in (before, after))
-    return versions_agree(old, new, until, at_us)
+@dataclass(frozen=True)
+class Step:
+    """What a version of a chain is judged by."""
+
+    seconds: float
+    drift: dict[str, Any]
+    """How far it agrees with the version before it on the same users as of one instant, and on the same items' vectors."""
+    new: Draws
+    old: Draws
 
 
-@dataclass
-class _Chain:
-    """What an arm's versions are judged by."""
-
-    seconds: list[float] = field(default_factory=list)
-    drifts: list[dict[str, Any]] = field(default_factory=list)
-    new: list[tuple[Part, Floats]] = field(default_factory=list)
-    old: list[tuple[Part, Floats]] = field(default_factory=list)
+def chain(world: World, arm: Arm, first: Version) -> list[Step]:
+    """An arm's versions behind the first."""
+    bounds, found, champion = list(pairwise(world.instants_us)), [], first
+    for origin in range(1, len(bounds)):
+        version, at_us = train(world, arm, origin, champion), world.instants_us[origin]
+        until = world.logged.filter(pa.array(timestamps_us(world.logged) < at_us))
+        drift = versions_agree((world.cfg, champion), (world.cfg, version), until, at_us)
+        new, old = judge(world, version, None, *bounds[origin]), judge(world, version, world.held_out, *bounds[0])
+        found.append(Step(version.seconds, drift, new, old))
+        champion = version
+    return found
 
 
 def measure(world: World, arms: Mapping[str, Arm] = ARMS) -> dict[str, Any]:
     """All arms' chains: values, and differences to scratch with intervals, on the first origin after the start (which chooses)
     and on those after it (which judge).
     """
-    bounds = list(pairwise(world.instants_us))
     first = train(world, Arm(start="scratch"), 0, None)
-    chains: dict[str, _Chain] = {}
-    for name, arm in arms.items():
-        chain, champion = chains.setdefault(name, _Chain()), first
-        for origin in range(1, len(bounds)):
-            version = train(world, arm, origin, champion)
-            chain.seconds.append(version.seconds)
-            chain.drifts.append(drift(world, champion, version, world.instants_us[origin]))
-            chain.new.append(judge(world, version, None, *bounds[origin]))
-            chain.old.append(judge(world, version, world.held_out, *bounds[0]))
-            champion = version
-    at_first = metrics.auc(*_of(judge(world, first, world.held_out, *bounds[0])))
-    return {"steps": world.cfg.training.max_steps, "old_auc_of_first": 100 * at_first, "arms": _report(world, chains)}
+    chains = {name: chain(world, arm, first) for name, arm in arms.items()}
+    at_first, _ = judge(world, first, world.held_out, *world.instants_us[:2])[POOLED]
+    found = {name: _report(steps, chains["scratch"]) for name, steps in chains.items()}
+    return {"steps": world.cfg.training.max_steps, "old_auc_of_first": at_first, "arms": found}
 
 
-def _report(world: World, chains: Mapping[str, _Chain]) -> dict[str, Any]:
-    num_users = len(set(world.logged["user_id"].to_pylist()))
-    weights = metrics.draw_users(num_users, draws=_DRAWS, seed=0)
-    measured = {
-        (name, what): [rows.measured(score_R, weights, by_day=False, pooled=True) for rows, score_R in part]
-        for name, chain in chains.items()
-        for what, part in (("new", chain.new), ("old", chain.old))
+def _report(steps: Sequence[Step], scratch: Sequence[Step]) -> dict[str, Any]:
+    judged = steps[1:]
+    cosines = ("cosine", "rotated_cosine")
+    return {
+        "seconds": round(float(np.mean([step.seconds for step in judged])), 2),
+        "drift": {
+            what: {key: round(float(np.mean([step.drift[what][key] for step in judged])), 4) for key in cosines}
+            for what in ("embeddings", "items")
+        },
+        "chosen_on": _days(steps[:1], scratch[:1]),
+        "judged_on": _days(judged, scratch[1:]),
     }
-    found: dict[str, Any] = {}
-    for name, chain in chains.items():
-        num = len(chain.seconds)
-        found[name] = {
-            "seconds": round(sum(chain.seconds[1:]) / (num - 1), 2),
-            "drift": {
-                what: {key: _mean(one[what][key] for one in chain.drifts[1:]) for key in ("cosine", "rotated_cosine")}
-                for what in ("embeddings", "items")
-            },
-            "chosen_on": _days(measured, name, [0]),
-            "judged_on": _days(measured, name, list(range(1, num))),
-        }
-    return found
 
 
-def _days(measured: Mapping[tuple[str, str], Sequence[Draws]], name: str, origins: Sequence[int]) -> dict[str, Any]:
+def _days(steps: Sequence[Step], scratch: Sequence[Step]) -> dict[str, Any]:
     """New and old days of some origins: points, and points over scratch."""
-    found: dict[str, Any] = {}
-    for what in ("new", "old"):
-        found[what] = {}
+    found: dict[str, Any] = {"new": {}, "old": {}}
+    for what, of in found.items():
         for metric, key in (("pooled", POOLED), ("per_user", PER_USER)):
-            ours, scratch = (measures.mean([measured[arm, what][at][key] for at in origins]) for arm in (name, "scratch"))
-            found[what][metric] = {"auc": ours[0], "over_scratch": measures.gain(ours, scratch)}
+            ours, theirs = (measures.mean([getattr(step, what)[key] for step in each]) for each in (steps, scratch))
+            of[metric] = {"auc": ours[0], "over_scratch": measures.gain(ours, theirs)}
     return found
-
-
-def _of(judged: tuple[Part, Floats]) -> tuple[Floats, Floats]:
-    return judged[0].labels_R, judged[1]
-
-
-def _mean(values: Iterator[float]) -> float:
-    return round(float(np.mean(list(values))), 4)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="File of the results; worlds that are there already are kept.")],
-    world: Annotated[list[str] | None, typer.Option(help="movielens, drifting or kuairand; all by default.")] = None,
-    kuairand: Annotated[str, typer.Option(help="Folder with KuaiRand's tables; without it that world is not measured.")] = "",
-    work: Annotated[str, typer.Option(help="Folder for ingested data, which is then kept.")] = "",
-    max_steps: Annotated[int | None, typer.Option(help="From scratch; the defaults' by default.")] = None,
+    world: Annotated[list[str] | None, typer.Option(help="movielens or drifting; both by default.")] = None,
 ) -> None:
     """Measure worlds one after another, and write after each."""
-    console, results, known = Console(), json.loads(out.read_text()) if out.exists() else {}, known_worlds(kuairand)
+    console, results, known = Console(), json.loads(out.read_text()) if out.exists() else {}, known_worlds()
     for name in world or known:
         started = time.monotonic()
         with TemporaryDirectory() as folder:
-            found = measure(read_world(known[name], f"{work}/{name}" if work else folder, max_steps))
+            found = measure(read_world(known[name], Path(folder)))
         results[name] = found | {"wall_seconds": round(time.monotonic() - started)}
         out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         console.print(name, results[name])

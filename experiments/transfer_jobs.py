@@ -4,13 +4,11 @@ Two shares of the items, by hash, have no event before validation begins (T1) an
 the rows of new items, whatever is counted of them. Each draw trains with a seed of its own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +17,17 @@ import pyarrow.parquet as pq
 
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
-from experiments.inner_loop import fit_world
+from experiments.evidence.fit_data import FitData
+from experiments.evidence.worlds import Origin, ingested
 from experiments.transfer_rows import Draw, rank
-from limaml import schema
-from limaml.config import Config, FeatureConfig
+from limaml.config import Config, FeatureConfig, TransferConfig
 from limaml.events.sources import open_source
 from limaml.io import atomic
-from limaml.tasks.protocols import as_served
-from limaml.tasks.sampling import microseconds
+from limaml.tasks.protocols import as_served, query_rows
 from limaml.training.scoring import score_specs
+from limaml.training.twin_and_refit import fit_twin
 from limaml.transfer.bert import minilm
+from limaml.transfer.texts import texts_of
 
 VALIDATION_ITEMS, JUDGED_ITEMS = 0.15, 0.2
 """Shares of the items that are new at T1 and at T2."""
@@ -43,6 +42,10 @@ class World:
     offered: bool
     """Whether a day's rows are what was on offer, and so the day's catalogue; otherwise that is every item."""
     overrides: tuple[str, ...]
+
+    @property
+    def transfer(self) -> TransferConfig:
+        return TransferConfig(feature="text_vector", provider="minilm", template=self.text)
 
 
 WORLDS = {
@@ -72,22 +75,22 @@ class Arm:
 
 def fit_and_score(job: Job) -> JobOutput:
     """One arm of one draw: scores of its events from T1 on, and the judged days' catalogues as it ranks them."""
-    cfg, arm, folder = Config.model_validate(job.params["config"]), Arm(**job.params["arm"]), Path(job.params["folder"])
-    world = WORLDS[job.params["world"]]
+    cfg, arm, world = Config.model_validate(job.params["config"]), Arm(**job.params["arm"]), WORLDS[job.params["world"]]
     model = cfg.model.model_copy(update={"hidden_item_share": arm.hidden, "mlp_reads_vectors": not arm.text})
     features = (*cfg.features, text_feature(world.components)) if arm.text else cfg.features
-    storage = cfg.storage.model_copy(update={"root": str(folder / ("text" if arm.text else "plain"))})
-    cfg = cfg.model_copy(update={"features": features, "model": model, "storage": storage})
-    fitted = fit_world(cfg, cfg.storage.root)
-    assert cfg.evaluation.validate_from is not None
-    first_us = microseconds(schema.day_start(cfg.evaluation.validate_from))
-    specs = as_served(fitted.rows, from_us=first_us, support_rows=cfg.support_rows_of(cfg.task_kind.name))
-    scores = score_specs(fitted.network, fitted.rows, specs)
-    draw = read(cfg, folder)
-    ids = fitted.logged["event_id"].take(pa.array(fitted.rows.source_row[np.concatenate([spec.query for spec in specs])]))
-    at = pc.index_in(ids.combine_chunks(), value_set=draw.events["event_id"].combine_chunks()).to_numpy()
-    ranked = rank(draw, cfg, fitted, specs, offered=world.offered)
-    return JobOutput({"best_step": fitted.progress.best_step}, {"event": at, "score_R": scores, **ranked})
+    root = Path(cfg.storage.root, "text" if arm.text else "plain")
+    cfg = ingested(cfg.model_copy(update={"features": features, "model": model}), root)
+    data = FitData(cfg, Origin.read(cfg, open_source(cfg, TODAY).days()[-1]))
+    network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)
+    rows, support_rows = data.test.rows, cfg.support_rows_of(cfg.task_kind.name)
+    specs = as_served(rows, from_us=data.origin.split.train_end_us, support_rows=support_rows)
+    draw, place_R = Draw.read(cfg), rows.source_row[query_rows(rows, specs).rows]
+    ids = data.origin.logged["event_id"].take(pa.array(place_R)).combine_chunks()
+    event_R = pc.index_in(ids, value_set=draw.events["event_id"].combine_chunks()).to_numpy()
+    order = np.argsort(event_R)
+    arrays = {"event_R": event_R[order], "score_R": score_specs(network, rows, specs)[order]}
+    ranked = rank(draw, data, network, specs, offered=world.offered)
+    return JobOutput({"best_step": progress.best_step}, arrays | ranked)
 
 
 def text_feature(components: int) -> FeatureConfig:
@@ -97,17 +100,13 @@ def text_feature(components: int) -> FeatureConfig:
     return FeatureConfig.model_validate(declared | {"encoder": origin.label, "licence": origin.licence})
 
 
-def read(cfg: Config, folder: Path) -> Draw:
-    assert cfg.evaluation.test_from is not None
-    return Draw.read(folder / "delivered", (cfg.evaluation.test_from - date(1970, 1, 1)).days)
-
-
 def deliver(cfg: Config, name: str, number: int, folder: Path) -> Config:
     """Write a draw where it is not yet: day folders without its new items' first rows, the catalogue with its texts' vectors.
 
-    Returns how to read it.
+    Returns how to read it; `folder` is its storage.
     """
-    source = open_source(cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(folder)})}), TODAY)
+    cfg = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(folder)})})
+    source = open_source(cfg, TODAY)
     days = source.days()
     ends = np.cumsum([cfg.evaluation.train_share_of_days, cfg.evaluation.validation_share_of_days]).tolist()
     starts = [days[0] + timedelta(days=round(len(days) * share)) for share in ends]
@@ -116,16 +115,17 @@ def deliver(cfg: Config, name: str, number: int, folder: Path) -> Config:
         with atomic.replacing_folder(delivered) as temporary:
             users, items = source.catalogue()
             pq.write_table(users, temporary / "users.parquet")
-            vectors = _vectors(tuple(WORLDS[name].text.format(**_words(row)) for row in items.to_pylist()))
+            vectors = _vectors(tuple(text or "" for text in texts_of(WORLDS[name].transfer, items)))
             pq.write_table(items.append_column("text_vector", vectors), temporary / "items.parquet")
             begins = {item: begin(item, number, starts[0], starts[1]) for item in items["item_id"].to_pylist()}
             for day in days:
                 rows = source.read_day(day)
-                late = [begins[item] > day for item in rows["item_id"].to_pylist()] if rows is not None else []
-                if rows is not None and not all(late):
+                if rows is None:
+                    continue
+                begun = [begins[item] <= day for item in rows["item_id"].to_pylist()]
+                if any(begun):
                     (temporary / "events" / f"dt={day}").mkdir(parents=True)
-                    kept = rows.filter(pc.invert(pa.array(late)))
-                    pq.write_table(kept, temporary / "events" / f"dt={day}" / "events.parquet")
+                    pq.write_table(rows.filter(pa.array(begun)), temporary / "events" / f"dt={day}" / "events.parquet")
     own = {"kind": "parquet", "path": str(delivered), "licence": "its package's", "permitted_use": "research"}
     source_cfg = cfg.source.model_copy(update=own | {"min_rows_ratio": 0.0})
     evaluation = cfg.evaluation.model_copy(update={"held_out": "hash", "validate_from": starts[0], "test_from": starts[1]})
@@ -147,7 +147,3 @@ def _vectors(texts: tuple[str, ...]) -> pa.Array:
     encoder, at_once = minilm(), 64
     parts = [encoder.encode(list(texts[start : start + at_once])) for start in range(0, len(texts), at_once)]
     return pa.array(np.concatenate(parts).tolist())
-
-
-def _words(row: Mapping[str, Any]) -> dict[str, str]:
-    return {key: ", ".join(value) if isinstance(value, list) else str(value or "") for key, value in row.items()}

@@ -5,73 +5,59 @@ E events, L lists (a user's day), P positives of the lists, C candidates of the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from experiments.inner_loop import Fitted
-from limaml import schema
+from experiments.evidence.catalogue import _as_logged, _put
+from experiments.evidence.fit_data import FitData
+from experiments.evidence.measure import TOP, Mask
 from limaml.config import Config
-from limaml.events.day_store import partition_files
-from limaml.events.point_in_time import join
-from limaml.events.snapshots import subjects
-from limaml.io.storage import Storage
 from limaml.metrics import Floats, Ints
+from limaml.models.network import Network
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows, TaskSpec
 from limaml.training.scoring import embed_specs, score_with_embeddings
 
 GROUPS = {"unseen": (0, 0), "few": (1, 5), "rare": (6, 50), "warm": (51, np.inf), "all": (0, np.inf)}
 """Rows of the item before the day."""
-LISTS, TOP = 100, 10
-"""Of each draw and group, user's days whose catalogue is ranked; places of a ranking that count."""
+LISTS = 100
+"""Of each draw and group, user's days whose catalogue is ranked."""
 _DAYS = 100_000
 
 
-def inside(seen: Ints, group: str) -> npt.NDArray[np.bool_]:
+def inside(seen: Ints, group: str) -> Mask:
     low, high = GROUPS[group]
     return (seen >= low) & (seen <= high)
 
 
-@dataclass(frozen=True)
 class Draw:
     """What a world delivers when some of its items are new, one value an event; users and items by place in the catalogue."""
 
-    events: pa.Table
-    """By event id."""
-    users: pa.Array
-    items: pa.Table
-    first_judged: int
-    """Day, since 1970."""
+    def __init__(self, events: pa.Table, users: pa.Array, items: pa.Table, first_judged: int) -> None:
+        """`first_judged` is a day, since 1970."""
+        self.events, self.users, self.items, self.first_judged = events, users, items, first_judged
+        self.item_ids = items["item_id"].combine_chunks()
+        self.user_E, self.item_E = (
+            pc.index_in(events[name].combine_chunks(), value_set=ids).to_numpy().astype(np.int64)
+            for name, ids in (("user_id", users), ("item_id", self.item_ids))
+        )
+        self.day_E: Ints = events["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY
+        self.label_E: Floats = events["label"].to_numpy().astype(np.float64)
 
     @classmethod
-    def read(cls, folder: Path, first_judged: int) -> "Draw":
+    def read(cls, cfg: Config) -> "Draw":
+        """As `experiments.transfer_jobs.deliver` wrote it, events by their ids."""
+        folder, first_judged = Path(cfg.source.path), cfg.evaluation.test_from
+        assert first_judged is not None
         events = pq.read_table(folder / "events").sort_by("event_id").combine_chunks()
         users, items = (pq.read_table(folder / f"{name}s.parquet").sort_by(f"{name}_id") for name in ("user", "item"))
-        return cls(events, users["user_id"].combine_chunks(), items, first_judged)
-
-    @cached_property
-    def user_E(self) -> Ints:  # noqa: N802
-        return _codes(self.events["user_id"], self.users)
-
-    @cached_property
-    def item_E(self) -> Ints:  # noqa: N802
-        return _codes(self.events["item_id"], self.items["item_id"].combine_chunks())
-
-    @cached_property
-    def day_E(self) -> Ints:  # noqa: N802
-        found: Ints = self.events["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY
-        return found
-
-    @cached_property
-    def label_E(self) -> Floats:  # noqa: N802
-        found: Floats = self.events["label"].to_numpy().astype(np.float64)
-        return found
+        return cls(events, users["user_id"].combine_chunks(), items, (first_judged - date(1970, 1, 1)).days)
 
     def seen(self, item: Ints, day: Ints) -> Ints:
         """Rows of each item before the day."""
@@ -94,10 +80,9 @@ class Draw:
             sampled[group] = np.isin(np.arange(days_L.shape[1]), rng.permutation(mine)[:LISTS])
         kept_L = np.any(list(sampled.values()), axis=0)
         kept_P = kept_L[list_P]
-        place_L = np.cumsum(kept_L) - 1
+        (user_L, day_L), list_P = np.unique(found[:2, kept_P], axis=1, return_inverse=True)
         groups = {group: mask_L[kept_L] for group, mask_L in sampled.items()}
-        user_L, day_L = days_L[:, kept_L]
-        return Lists(user_L, day_L, place_L[list_P[kept_P]], found[2][kept_P], seen_P[kept_P], groups)
+        return Lists(user_L, day_L, list_P, found[2, kept_P], seen_P[kept_P], groups)
 
 
 @dataclass(frozen=True)
@@ -107,13 +92,8 @@ class Lists:
     list_P: Ints
     item_P: Ints
     seen_P: Ints
-    sampled: dict[str, npt.NDArray[np.bool_]]
+    sampled: dict[str, Mask]
     """Group -> (L,) whether the list is of its sample."""
-
-
-def _codes(column: pa.ChunkedArray, ids: pa.Array) -> Ints:
-    found: Ints = pc.index_in(column.combine_chunks(), value_set=ids).to_numpy().astype(np.int64)
-    return found
 
 
 def _before(code_E: Ints, day_E: Ints, code: Ints, day: Ints) -> Ints:
@@ -128,8 +108,8 @@ def candidates(draw: Draw, *, offered: bool) -> tuple[Ints, Ints, Ints]:
     `offered`: those that anybody has a row with on that day, the user's own row before others'. Otherwise the whole catalogue,
     but for what the user had before where nobody has an item twice.
     """
-    pairs = np.unique(np.stack([draw.user_E, draw.item_E]), axis=1, return_counts=True)
-    once, parts = pairs[1].max() == 1, []
+    pairs = np.unique(np.stack([draw.user_E, draw.item_E]), axis=1)
+    once, parts = pairs.shape[1] == len(draw.user_E), []
     for number, (user, day) in enumerate(zip(draw.lists.user_L, draw.lists.day_L, strict=True)):
         today = np.flatnonzero(draw.day_E == day)
         own = draw.user_E[today] == user
@@ -148,43 +128,35 @@ def candidates(draw: Draw, *, offered: bool) -> tuple[Ints, Ints, Ints]:
 
 def as_logged(draw: Draw, cfg: Config, list_C: Ints, item_C: Ints, context_C: Ints) -> pa.Table:
     """Candidates as events with the features that they would have been logged with (`cfg`'s root holds the draw ingested)."""
-    tables, storage = schema.tables(cfg.features), Storage(cfg.storage.root)
-    events = draw.events.select(tables.events.names).take(pa.array(context_C))
     columns = {
         "event_id": pa.array(np.arange(len(list_C)).astype(str)),
         "user_id": draw.users.take(pa.array(draw.lists.user_L[list_C])),
-        "item_id": draw.items["item_id"].combine_chunks().take(pa.array(item_C)),
+        "item_id": draw.item_ids.take(pa.array(item_C)),
     }
-    for name, column in columns.items():
-        events = events.set_column(events.column_names.index(name), events.schema.field(name), column)
-    known = {
-        name: storage.dataset(partition_files(storage, f"snapshots/{name}"), subject.snapshots.arrow).to_table()
-        for name, subject in subjects(tables).items()
-    }
-    return join(events, tables, known)
+    return _as_logged(cfg, _put(draw.events.take(pa.array(context_C)), columns))
 
 
-def rank(draw: Draw, cfg: Config, fitted: Fitted, specs: Sequence[TaskSpec], *, offered: bool) -> dict[str, Ints]:
-    """Score every candidate with its user's embedding of that day; `specs` are users' days.
+def rank(draw: Draw, data: FitData, network: Network, specs: Sequence[TaskSpec], *, offered: bool) -> dict[str, Ints]:
+    """Score every candidate with its user's embedding of that day; `specs` are users' days among `data.test`.
 
     Returns `above` of each positive, in the order of `Draw.lists`: the candidates with a higher score that are no positives of
     the day; and `top` (L, TOP), the items of the first places, -1 where there are fewer.
     """
     list_C, item_C, context_C = candidates(draw, offered=offered)
-    ranked = TaskRows.from_logged(as_logged(draw, cfg, list_C, item_C, context_C), fitted.encoder, cfg.task_kind)
+    logged, rows = as_logged(draw, data.cfg, list_C, item_C, context_C), data.test.rows
+    ranked = TaskRows.from_logged(logged, data.encoder, data.cfg.task_kind)
     query = np.argsort(ranked.source_row)
-    spec_of = {(fitted.rows.entities[spec.entity], spec.as_of_us // MICROSECONDS_PER_DAY): spec for spec in specs}
+    spec_of = {(rows.entities[spec.entity], spec.as_of_us // MICROSECONDS_PER_DAY): spec for spec in specs}
     users = draw.users.take(pa.array(draw.lists.user_L)).to_pylist()
     served = [spec_of[user, day] for user, day in zip(users, draw.lists.day_L.tolist(), strict=True)]
-    ends = np.searchsorted(list_C, np.arange(len(served) + 1))
+    ends = list(pairwise(np.searchsorted(list_C, np.arange(len(served) + 1))))
     asked = [
-        TaskSpec(spec.entity, spec.as_of_us, 0, 0, query[start:end])
-        for spec, (start, end) in zip(served, pairwise(ends), strict=True)
+        TaskSpec(spec.entity, spec.as_of_us, 0, 0, query[start:end]) for spec, (start, end) in zip(served, ends, strict=True)
     ]
-    score_C = score_with_embeddings(fitted.network, ranked, asked, embed_specs(fitted.network, fitted.rows, served))
+    score_C = score_with_embeddings(network, ranked, asked, embed_specs(network, rows, served))
     top = np.full((len(served), TOP), -1)
     above = np.empty(len(draw.lists.item_P), np.int64)
-    for number, (start, end) in enumerate(pairwise(ends)):
+    for number, (start, end) in enumerate(ends):
         items, found = item_C[start:end], score_C[start:end]
         best = np.argsort(-found, kind="stable")[:TOP]
         top[number, : len(best)] = items[best]

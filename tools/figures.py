@@ -180,7 +180,7 @@ def arms(found: Results) -> list[str]:
     ]
 
 
-_WORLDS = {"movielens": "MovieLens", "drifting": "generated, drifting tastes", "kuairand": "KuaiRand, 14 days"}
+_WORLDS = {"movielens": "MovieLens", "drifting": "generated, drifting tastes"}
 _STARTS = {
     "scratch": "scratch",
     "scratch_quarter": "scratch, a quarter of the steps",

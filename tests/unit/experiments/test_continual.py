@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from experiments import continual
-from experiments.continual import Arm
+from experiments.continual import Arm, with_vector
 from experiments.evidence.worlds import RETURNING
-from experiments.inner_loop import with_vector
 from limaml.config import load
 from limaml.models.network import build_network
 
@@ -19,7 +18,7 @@ SMALL = {"synthetic_users": 40, "synthetic_items": 20, "synthetic_days": 16, "sy
 def world(tmp_path_factory):
     own = RETURNING | SMALL | {"synthetic_vector_scale": 1.0, "synthetic_drift": 0.3}
     cfg = load("configs/synthetic.toml", [f"source.{key}={value}" for key, value in own.items()])
-    read = continual.read_world(with_vector(cfg), str(tmp_path_factory.mktemp("world")), max_steps=8)
+    read = continual.read_world(with_vector(cfg), tmp_path_factory.mktemp("world"), steps=8)
     training = read.cfg.training.model_copy(update={"tasks_per_step": 8})
     return replace(read, cfg=read.cfg.model_copy(update={"training": training}))
 

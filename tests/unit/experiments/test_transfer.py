@@ -11,8 +11,8 @@ import pytest
 from experiments import transfer
 from experiments import transfer_metrics as metrics
 from experiments.cached_jobs import Job
-from experiments.transfer_jobs import JUDGED_ITEMS, VALIDATION_ITEMS, Arm, begin, deliver, fit_and_score, read
-from experiments.transfer_rows import GROUPS, TOP, Draw, as_logged, candidates
+from experiments.transfer_jobs import JUDGED_ITEMS, VALIDATION_ITEMS, Arm, begin, deliver, fit_and_score
+from experiments.transfer_rows import GROUPS, Draw, as_logged, candidates
 from limaml.config import load
 from limaml.events.logged import read_logged
 from limaml.io.storage import Storage
@@ -29,9 +29,9 @@ def world(tmp_path_factory):
     steps = ["training.max_steps=2", "training.validate_every=1", "training.num_workers=1", "training.tasks_per_step=4"]
     gates = ["source.max_rows_ratio=1000", "source.min_label_rate=0", "source.max_label_rate=1"]
     cfg = deliver(load("configs/synthetic.toml", [*steps, *gates]), "movielens", 0, folder)
-    params = {"world": "movielens", "folder": str(folder), "config": cfg.model_dump(mode="json")}
+    params = {"world": "movielens", "config": cfg.model_dump(mode="json")}
     outputs = {arm: [fit_and_score(Job("transfer", arm.name, params | {"arm": asdict(arm)}))] for arm in ARMS}
-    return folder, cfg, transfer.Measurement([read(cfg, folder)], outputs)
+    return folder, cfg, transfer.Measurement([Draw.read(cfg)], outputs)
 
 
 def test_all_arms_share_rows(world):
@@ -55,12 +55,12 @@ def test_scores_are_those_of_the_events_they_stand_beside(world):
     """Scored in order of users, kept in order of events: an arm's AUC over all is that of its events."""
     measurement, draw = world[2], world[2].draws[0]
     (output,) = measurement.outputs[Arm()]
-    judged = draw.day_E[output.arrays["event"]] >= draw.first_judged
-    own = auc(draw.label_E[output.arrays["event"][judged]], output.arrays["score_R"][judged])
-    rows = measurement.rows(judged=True)
-    assert auc(rows.label_R, measurement.scores(Arm(), judged=True)) == pytest.approx(own)
-    assert (rows.day_R >= draw.first_judged).all()
-    assert (measurement.rows(judged=False).day_R < draw.first_judged).all()
+    events, rows = output.arrays["event_R"], measurement.rows()
+    own = auc(draw.label_E[events], output.arrays["score_R"])
+    assert auc(rows.label_R, measurement.scores(Arm())) == pytest.approx(own)
+    assert (np.diff(events) > 0).all()
+    assert ((rows.day_R >= 0) == (draw.day_E[events] >= draw.first_judged)).all()
+    assert 0 < (rows.day_R >= 0).mean() < 1
 
 
 def test_new_items_have_no_event_before_they_begin(world):
@@ -158,7 +158,7 @@ def test_ndcg_is_that_of_scikit_learn():
             for day, item in zip(draw.lists.day_L[draw.lists.list_P], draw.lists.item_P, strict=True)
         ]
     )
-    found = metrics.ndcg([draw], [metrics.Ranking(above, np.zeros((6, TOP), int))], "all", metrics.Resamples.draw(1, 20, 3))
+    found = metrics.ndcg([draw], [{"above": above}], "all", metrics.Resamples.draw(1, 20, 3))
     expected = np.mean([ndcg_score([label[days == day]], [score[days == day]], k=10) for day in range(2, 8)])
     assert found[0] == pytest.approx(100 * expected)
     assert len(lists) == len(items) == 120
