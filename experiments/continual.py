@@ -24,10 +24,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor, nn
 
 from experiments.data import TODAY
 from experiments.evidence import measure as measures
@@ -40,7 +38,7 @@ from limaml.events.sources import open_source
 from limaml.features.derived import timestamps_us
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
-from limaml.metrics import Floats, draw_users
+from limaml.metrics import draw_users
 from limaml.models.bundle import Model
 from limaml.models.network import build_network
 from limaml.schema import tables
@@ -50,16 +48,13 @@ from limaml.tasks.splits import rows_of
 from limaml.training.champion import pull
 from limaml.training.fit import fit
 from limaml.training.scoring import score_specs
-from limaml.training.step import Workers, backward
+from limaml.training.step import Workers
 from limaml.training.twin_and_refit import network_objective
 from limaml.training.warm_start import start_from_champion, take_weights, warm_start
 
 _SHARES = (0.4, 0.55, 0.7, 0.85, 1.0)
 """Of the rows in order of time: origins, and the end of the last one's new days."""
 _DRAWS = 500
-_FISHER_STEPS = 16
-"""Meta-batches that EWC's diagonal is the mean squared gradient of."""
-Penalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,6 @@ class Arm:
     """Of the factor model, from the champion's item vectors on; 0: they are kept, and new items have them by their content."""
     pull: float = 0.0
     """Strength of L2 towards the champion."""
-    ewc: float = 0.0
-    """Strength of the same weighted by the diagonal of the champion's Fisher information, of mean 1."""
 
 
 ARMS = {
@@ -86,18 +79,7 @@ ARMS = {
     "champion_quarter_15_rounds": Arm(0.25, rounds=15),
     "champion_quarter_pull_1": Arm(0.25, pull=1.0),
     "champion_quarter_pull_10": Arm(0.25, pull=10.0),
-    "champion_quarter_ewc_1": Arm(0.25, ewc=1.0),
-    "champion_quarter_ewc_10": Arm(0.25, ewc=10.0),
 }
-
-
-@dataclass(frozen=True)
-class Version(Model):
-    """A trained network with what it reads rows through."""
-
-    rows: TaskRows
-    """Its training rows."""
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -113,29 +95,21 @@ class World:
     def users(self) -> list[str]:
         return sorted(set(self.logged["user_id"].to_pylist()))
 
-    @cached_property
-    def weights_BU(self) -> Floats:  # noqa: N802
-        return draw_users(len(self.users), draws=_DRAWS, seed=0)
-
     def train_rows(self, origin: int) -> pa.Table:
         """Rows before an origin of users who train."""
-        return rows_of(
-            self.logged, [user for user in self.users if user not in self.held_out], before_us=self.instants_us[origin]
-        )
+        return rows_of(self.logged, sorted({*self.users} - self.held_out), before_us=self.instants_us[origin])
 
 
-def known_worlds() -> dict[str, Config]:
-    """MovieLens, and a generated world of users who come back, whose tastes drift."""
-    own = RETURNING | {"synthetic_label_rate": 0.5, "synthetic_vector_scale": 1.0, "synthetic_drift": 0.3}
-    drifting = load("configs/synthetic.toml", [*(f"source.{k}={v}" for k, v in own.items()), "evaluation.held_out=hash"])
-    return {"movielens": load("configs/movielens.toml"), "drifting": with_vector(drifting)}
-
-
-def with_vector(cfg: Config) -> Config:
-    """A generated world that declares the vector which tells what it planted."""
+def drifting(**source: float) -> Config:
+    """The generated world of users who come back and whose tastes move; it declares the vector which tells what it planted."""
+    own = RETURNING | {"synthetic_label_rate": 0.5, "synthetic_vector_scale": 1.0, "synthetic_drift": 0.3} | source
+    cfg = load("configs/synthetic.toml", [*(f"source.{key}={value}" for key, value in own.items()), "evaluation.held_out=hash"])
     declared = {"entity": "item", "name": "taste_vector", "type": "vector", "encoder": "generated-1", "licence": "none"}
     vector = FeatureConfig.model_validate(declared | {"width": cfg.source.synthetic_factors})
     return cfg.model_copy(update={"features": (*cfg.features, vector)})
+
+
+WORLDS: Mapping[str, Callable[[], Config]] = {"movielens": lambda: load("configs/movielens.toml"), "drifting": drifting}
 
 
 def read_world(cfg: Config, root: Path, steps: int = TrainingConfig().max_steps) -> World:
@@ -150,8 +124,8 @@ def read_world(cfg: Config, root: Path, steps: int = TrainingConfig().max_steps)
     return World(cfg, origin.logged, instants, frozenset(origin.split.held_out_users))
 
 
-def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Version:
-    """Train a version on the rows before an origin; without a champion, or by the arm, from scratch."""
+def train(world: World, arm: Arm, origin: int, champion: Model | None) -> tuple[Model, float]:
+    """Train a version on the rows before an origin; without a champion, or by the arm, from scratch. And the seconds."""
     cfg, logged = world.cfg, world.train_rows(origin)
     items = item_vectors(Storage(cfg.storage.root), tables(cfg.features))
     start = None if arm.start == "scratch" else champion
@@ -162,52 +136,18 @@ def train(world: World, arm: Arm, origin: int, champion: Version | None) -> Vers
     rows = TaskRows.of(logged, encoder, cfg, to_train=True)
     started = time.process_time()
     network = build_network(cfg, encoder.dims, cfg.training.seed)
-    penalty: Penalty | None = None
     if start is None:
         warm_start(network, rows, cfg)
     elif not arm.rounds:
         take_weights(network, start.network, rows)
     else:
         start_from_champion(network, start.network, rows, cfg, arm.rounds)
-    if start is not None and (arm.pull or arm.ewc):
-        penalty = pull(start.network, arm.pull) if arm.pull else ewc(start, cfg, arm.ewc)
+    penalty = None if start is None or not arm.pull else pull(start.network, arm.pull)
     trained, _ = fit(network, training, network_objective(network, rows, cfg, Workers(), penalty))
-    return Version(trained, encoder, rows, time.process_time() - started)
+    return Model(trained, encoder), time.process_time() - started
 
 
-def ewc(champion: Version, cfg: Config, strength: float) -> Penalty:
-    """strength / 2 * sum of fisher * squared distance from the champion's weights (Kirkpatrick et al. 2017, equation 3).
-
-    The diagonal is the mean over meta-batches of the squared gradient of the outer loss, divided by its mean over weights, so
-    that strengths are those of an unweighted pull.
-    """
-    network = build_network(cfg, champion.encoder.dims)
-    network.load_state_dict(champion.network.state_dict())
-    objective = network_objective(network, champion.rows, cfg, Workers())
-    trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-    fisher = {name: torch.zeros_like(weight) for name, weight in trained.items()}
-    for step in range(_FISHER_STEPS):
-        network.zero_grad()
-        backward(network, objective, cfg.training, step, Workers())
-        for name, weight in trained.items():
-            assert weight.grad is not None
-            fisher[name] += weight.grad.square()
-    mean = torch.cat([value.flatten() for value in fisher.values()]).mean()
-    anchors = {name: weight.detach().clone() for name, weight in trained.items()}
-
-    def penalty(model: nn.Module) -> Tensor:
-        mine = dict(model.named_parameters())
-        parts = [(fisher[name] / mean * (_first(mine[name], at) - at).square()).sum() for name, at in anchors.items()]
-        return 0.5 * strength * sum(parts[1:], parts[0])
-
-    return penalty
-
-
-def _first(weight: Tensor, anchor: Tensor) -> Tensor:
-    return weight[: len(anchor)] if weight.ndim else weight
-
-
-def judge(world: World, version: Version, users: frozenset[str] | None, from_us: int, until_us: int) -> Draws:
+def judge(world: World, version: Model, users: frozenset[str] | None, from_us: int, until_us: int) -> Draws:
     """Rows between two instants as served daily, of some users or of all."""
     before = world.logged.filter(pa.array(timestamps_us(world.logged) < until_us))
     rows = TaskRows.of(before, version.encoder, world.cfg)
@@ -216,29 +156,21 @@ def judge(world: World, version: Version, users: frozenset[str] | None, from_us:
     queries, number = query_rows(rows, specs), {name: at for at, name in enumerate(world.users)}
     users_R = np.repeat([number[rows.entities[spec.entity]] for spec in specs], [len(spec.query) for spec in specs])
     part = Part(queries.labels, users_R, rows.timestamp_us[queries.rows] // MICROSECONDS_PER_DAY)
-    return part.measured(score_specs(version.network, rows, specs), world.weights_BU, by_day=False, pooled=True)
+    weights_BU = draw_users(len(world.users), draws=_DRAWS, seed=0)
+    return part.measured(score_specs(version.network, rows, specs), weights_BU, by_day=False, pooled=True)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a version of a chain is judged by."""
-
-    seconds: float
-    drift: dict[str, Any]
-    """How far it agrees with the version before it on the same users as of one instant, and on the same items' vectors."""
-    new: Draws
-    old: Draws
-
-
-def chain(world: World, arm: Arm, first: Version) -> list[Step]:
-    """An arm's versions behind the first."""
+def chain(world: World, arm: Arm, first: Model) -> list[dict[str, Any]]:
+    """Of an arm's versions behind the first: seconds of training, how far each agrees with the version before it on the same
+    users as of one instant and on the same items' vectors (`drift`), and how it judges `new` and `old` days.
+    """
     bounds, found, champion = list(pairwise(world.instants_us)), [], first
     for origin in range(1, len(bounds)):
-        version, at_us = train(world, arm, origin, champion), world.instants_us[origin]
+        (version, seconds), at_us = train(world, arm, origin, champion), world.instants_us[origin]
         until = world.logged.filter(pa.array(timestamps_us(world.logged) < at_us))
         drift = versions_agree((world.cfg, champion), (world.cfg, version), until, at_us)
         new, old = judge(world, version, None, *bounds[origin]), judge(world, version, world.held_out, *bounds[0])
-        found.append(Step(version.seconds, drift, new, old))
+        found.append({"seconds": seconds, "drift": drift, "new": new, "old": old})
         champion = version
     return found
 
@@ -247,20 +179,20 @@ def measure(world: World, arms: Mapping[str, Arm] = ARMS) -> dict[str, Any]:
     """All arms' chains: values, and differences to scratch with intervals, on the first origin after the start (which chooses)
     and on those after it (which judge).
     """
-    first = train(world, Arm(start="scratch"), 0, None)
+    first, _ = train(world, Arm(start="scratch"), 0, None)
     chains = {name: chain(world, arm, first) for name, arm in arms.items()}
     at_first, _ = judge(world, first, world.held_out, *world.instants_us[:2])[POOLED]
     found = {name: _report(steps, chains["scratch"]) for name, steps in chains.items()}
     return {"steps": world.cfg.training.max_steps, "old_auc_of_first": at_first, "arms": found}
 
 
-def _report(steps: Sequence[Step], scratch: Sequence[Step]) -> dict[str, Any]:
+def _report(steps: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     judged = steps[1:]
     cosines = ("cosine", "rotated_cosine")
     return {
-        "seconds": round(float(np.mean([step.seconds for step in judged])), 2),
+        "seconds": round(float(np.mean([step["seconds"] for step in judged])), 2),
         "drift": {
-            what: {key: round(float(np.mean([step.drift[what][key] for step in judged])), 4) for key in cosines}
+            what: {key: round(float(np.mean([step["drift"][what][key] for step in judged])), 4) for key in cosines}
             for what in ("embeddings", "items")
         },
         "chosen_on": _days(steps[:1], scratch[:1]),
@@ -268,12 +200,12 @@ def _report(steps: Sequence[Step], scratch: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def _days(steps: Sequence[Step], scratch: Sequence[Step]) -> dict[str, Any]:
+def _days(steps: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """New and old days of some origins: points, and points over scratch."""
     found: dict[str, Any] = {"new": {}, "old": {}}
     for what, of in found.items():
         for metric, key in (("pooled", POOLED), ("per_user", PER_USER)):
-            ours, theirs = (measures.mean([getattr(step, what)[key] for step in each]) for each in (steps, scratch))
+            ours, theirs = (measures.mean([step[what][key] for step in each]) for each in (steps, scratch))
             of[metric] = {"auc": ours[0], "over_scratch": measures.gain(ours, theirs)}
     return found
 
@@ -283,11 +215,11 @@ def main(
     world: Annotated[list[str] | None, typer.Option(help="movielens or drifting; both by default.")] = None,
 ) -> None:
     """Measure worlds one after another, and write after each."""
-    console, results, known = Console(), json.loads(out.read_text()) if out.exists() else {}, known_worlds()
-    for name in world or known:
+    console, results = Console(), json.loads(out.read_text()) if out.exists() else {}
+    for name in world or WORLDS:
         started = time.monotonic()
         with TemporaryDirectory() as folder:
-            found = measure(read_world(known[name], Path(folder)))
+            found = measure(read_world(WORLDS[name](), Path(folder)))
         results[name] = found | {"wall_seconds": round(time.monotonic() - started)}
         out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         console.print(name, results[name])

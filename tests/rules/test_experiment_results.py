@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.continual import ARMS, known_worlds
+from experiments.continual import ARMS, WORLDS
 from experiments.evidence.jobs import CADENCES, KS, NEVER
 from experiments.evidence.measure import METRICS
 from experiments.evidence.worlds import ABOUT
@@ -62,9 +62,9 @@ def test_arms_that_are_alike_are_called_different_at_most_as_often_as_the_level_
 def test_a_start_from_the_champion_is_as_the_page_says():
     """As good on new days as from scratch, in a third of the seconds at most, in the champion's space; a pull adds nothing."""
     found = json.loads((RESULTS / "continual.json").read_text())
-    assert set(found) == set(known_worlds())
+    assert set(found) == set(WORLDS)
     for name, world in found.items():
-        assert world["arms"].keys() == ARMS.keys(), name
+        assert world["arms"].keys() >= ARMS.keys(), name
         scratch, champion = world["arms"]["scratch"], world["arms"]["champion_quarter"]
         assert champion["seconds"] < scratch["seconds"] / 3
         assert all(part["over_scratch"]["high"] > 0.0 for part in champion["judged_on"]["new"].values())
