@@ -24,16 +24,15 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence.measure import Mask
 from experiments.progress import follow
-from experiments.transfer_jobs import WORLDS, Arm, deliver, fit_and_score
+from experiments.transfer_jobs import GROUPS, WORLDS, Arm, Draw, deliver, fit_and_score, inside
 from experiments.transfer_metrics import Resamples, Rows, measured
-from experiments.transfer_rows import GROUPS, Draw, inside
 from limaml.config import Config, load
 from limaml.metrics import Floats
 
 TABLE = "transfer"
 SHARES = (0.2, 0.5)
 """Of training rows without their item's history; one is chosen."""
-_FITTED_BY = ("transfer_jobs", "transfer_rows", "evidence/catalogue", "evidence/fit_data", "evidence/worlds")
+_FITTED_BY = ("transfer_jobs", "evidence/catalogue", "evidence/fit_data", "evidence/worlds")
 
 
 @dataclass
@@ -85,30 +84,29 @@ def compare(found: Measurement) -> dict[str, Any]:
 
     gains = {group: over(inside(rows.seen_R, group), group) for group in GROUPS}
     first, week_R, unseen_R = found.draws[0].first_judged, rows.day_R // 7, rows.seen_R == 0
+
+    def part(mask_R: Mask) -> dict[str, Any]:
+        return {"rows": int(mask_R.sum()), "all": over(mask_R), "unseen": over(mask_R & unseen_R)}
+
     weeks = [
-        {
+        part(week_R == week)
+        | {
             "from": str(date(1970, 1, 1) + timedelta(days=int(first + 7 * week))),
-            "rows": int((week_R == week).sum()),
             "unseen_rows": int((unseen_R & (week_R == week)).sum()),
             "items": round(float(np.mean([len(np.unique(d.item_E[d.day_E < first + 7 * week])) for d in found.draws]))),
             "auc": float(measured(rows, scores[Arm()], week_R == week, alone)["pooled_auc"][0]),
-            "all": over(week_R == week),
-            "unseen": over(unseen_R & (week_R == week)),
         }
         for week in np.unique(week_R)
     ]
-    users = {"new": rows.user_seen_R == 0, "returning": rows.user_seen_R > 0}
     return {
         "draws": len(found.draws),
         "validation_auc_unseen": {arm.name: value for arm, value in validated.items()},
         "chosen": {"hidden": hidden.name, "with_text": with_text.name},
         "rows": {group: int(inside(rows.seen_R, group).sum()) for group in GROUPS},
-        "lists": {group: sum(int(draw.lists.sampled[group].sum()) for draw in found.draws) for group in GROUPS},
+        "lists": {group: sum(group in one.sampled for draw in found.draws for one in draw.lists) for group in GROUPS},
         "gains": {name: {group: gains[group][name] for group in GROUPS} for name in pairs},
         "weeks": weeks,
-        "users": {
-            name: {"rows": int(mask.sum()), "all": over(mask), "unseen": over(mask & unseen_R)} for name, mask in users.items()
-        },
+        "users": {"new": part(rows.user_seen_R == 0), "returning": part(rows.user_seen_R > 0)},
         "arms": {
             arm.name: {"groups": metrics.of_groups(rows, scores[arm], alone)} | metrics.of_lists(found.draws, found.arrays(arm))
             for arm in arms

@@ -8,14 +8,13 @@ users and items, each with replacement and once for all draws of new items, and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.cached_jobs import Arrays
 from experiments.evidence.measure import TOP, Mask, gain
-from experiments.transfer_rows import GROUPS, Draw, inside
+from experiments.transfer_jobs import GROUPS, Draw, inside
 from limaml.metrics import Floats, Ints, draw_users, expected_calibration_error, log_loss
 
 Draws = dict[str, Floats]
@@ -42,7 +41,7 @@ class Rows(NamedTuple):
         parts = []
         for number, (draw, at) in enumerate(zip(draws, events, strict=True)):
             user, item, day = draw.user_E[at], draw.item_E[at], draw.day_E[at]
-            seen, user_seen = draw.seen(item, day), draw.user_seen(user, day)
+            seen, user_seen = draw.before(draw.item_E, item, day), draw.before(draw.user_E, user, day)
             parts.append((np.full(len(at), number), user, item, day - draw.first_judged, draw.label_E[at], seen, user_seen))
         return cls._make(np.concatenate(each) for each in zip(*parts, strict=True))
 
@@ -50,8 +49,7 @@ class Rows(NamedTuple):
         return Rows._make(each[mask_R] for each in self)
 
 
-@dataclass(frozen=True)
-class Resamples:
+class Resamples(NamedTuple):
     """How often each user and each item is in each resample."""
 
     user_BU: Floats
@@ -72,7 +70,7 @@ def measured(rows: Rows, score_R: Floats, mask_R: Mask, resamples: Resamples) ->
     owner_L = own % (user.max(initial=0) + 1)
     found: dict[str, list[Floats]] = {"pooled_auc": [], "per_user_auc": []}
     for start in range(0, len(resamples.user_BU), _AT_ONCE):
-        user_bU, item_bI = (each[start : start + _AT_ONCE] for each in (resamples.user_BU, resamples.item_BI))
+        user_bU, item_bI = (each[start : start + _AT_ONCE] for each in resamples)
         weight_bR = user_bU[:, user] * item_bI[:, item]
         ordered_bL, pairs_bL = ordered_pairs(label, score, draw, weight_bR)
         with np.errstate(invalid="ignore"):
@@ -105,18 +103,18 @@ def ordered_pairs(label_R: Floats, score_R: Floats, list_R: Ints, weight_BR: Flo
 def ndcg(draws: Sequence[Draw], rankings: Sequence[Arrays], group: str, resamples: Resamples) -> Floats:
     """(B,) mean NDCG@10 in points, over a sample of users' days, of the group's positives among what was no positive that day.
 
-    A list weighs as its user, times its relevant items on average; `rankings` are as `experiments.transfer_rows.rank` says.
+    A list weighs as its user, times its relevant items on average; `rankings` are as `experiments.transfer_jobs.rank` says.
     """
     discount = 1 / np.log2(np.arange(2, TOP + 2))
     values, weights = [], []
     for draw, ranking in zip(draws, rankings, strict=True):
-        relevant_P = inside(draw.lists.seen_P, group) & draw.lists.sampled[group][draw.lists.list_P]
-        for number in np.unique(draw.lists.list_P[relevant_P]):
-            mine = np.flatnonzero(relevant_P & (draw.lists.list_P == number))
-            place = np.sort(ranking["above"][mine]) + np.arange(len(mine))
-            values.append(discount[place[place < TOP]].sum() / discount[: len(mine)].sum())
-            items = resamples.item_BI[:, draw.lists.item_P[mine]].mean(axis=1)
-            weights.append(resamples.user_BU[:, draw.lists.user_L[number]] * items)
+        above = np.split(ranking["above"], np.cumsum([len(one.item_P) for one in draw.lists])[:-1])
+        for one, above_P in zip(draw.lists, above, strict=True):
+            if group in one.sampled:
+                relevant_P = inside(one.seen_P, group)
+                place = np.sort(above_P[relevant_P]) + np.arange(relevant_P.sum())
+                values.append(discount[place[place < TOP]].sum() / discount[: len(place)].sum())
+                weights.append(resamples.user_BU[:, one.user] * resamples.item_BI[:, one.item_P[relevant_P]].mean(axis=1))
     weight_BL = np.stack(weights, axis=1) if weights else np.zeros((len(resamples.user_BU), 0))
     with np.errstate(invalid="ignore"):
         found: Floats = 100 * (weight_BL @ np.array(values)) / weight_BL.sum(axis=1)
@@ -148,11 +146,13 @@ def of_groups(rows: Rows, score_R: Floats, alone: Resamples) -> dict[str, dict[s
 
 def of_lists(draws: Sequence[Draw], rankings: Sequence[Arrays]) -> dict[str, float]:
     """Of the ten best of the day's catalogue: how alike they are, how rare, and whom they show; means over draws."""
-    parts = [_of_lists(draw, ranking["top"][draw.lists.sampled["all"]]) for draw, ranking in zip(draws, rankings, strict=True)]
+    parts = [_of_lists(draw, ranking["top"]) for draw, ranking in zip(draws, rankings, strict=True)]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def _of_lists(draw: Draw, top_LT: Ints) -> dict[str, float]:
+    mine = np.array(["all" in one.sampled for one in draw.lists])
+    day_L, top_LT = np.array([one.day for one in draw.lists])[mine], top_LT[mine]
     vector_IW = np.array(draw.items["text_vector"].to_pylist(), np.float64)
     alike = []
     for top in (each[each >= 0] for each in top_LT):
@@ -160,8 +160,7 @@ def _of_lists(draw: Draw, top_LT: Ints) -> dict[str, float]:
             cosine = vector_IW[top] @ vector_IW[top].T
             alike.append((cosine.sum() - np.trace(cosine)) / (len(top) * (len(top) - 1)))
     shown = top_LT[top_LT >= 0]
-    day_L = draw.lists.day_L[draw.lists.sampled["all"]]
-    seen = draw.seen(shown, np.repeat(day_L, (top_LT >= 0).sum(axis=1)))
+    seen = draw.before(draw.item_E, shown, np.repeat(day_L, (top_LT >= 0).sum(axis=1)))
     counts = np.sort(np.bincount(shown, minlength=draw.items.num_rows))
     place = np.arange(1, len(counts) + 1)
     return {

@@ -8,6 +8,7 @@ A fifth of the films, by hash, is left out of the fit: their vectors are what co
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -106,28 +107,20 @@ def draw(found: Films) -> Figure:
     figure: Figure = plt.figure(figsize=(9, 10.5), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.75))
     spaces = {"text": found.text_IW, "after the fit, from content alone": found.content_IK}
-    for column, (name, x_IW) in enumerate(spaces.items()):
-        flat = {
-            "PCA": PCA(2, random_state=0).fit_transform(x_IW),
-            "t-SNE": TSNE(2, init="pca", random_state=0).fit_transform(x_IW),
-        }
-        for row, (method, at_I2) in enumerate(flat.items()):
-            axis = figure.add_subplot(grid[row, column])
-            _scatter(axis, at_I2, found.sets)
-            axis.set_title(f"{name}, {method}", fontsize=10)
-            if row == column == 0:
-                axis.legend(fontsize=7, markerscale=2)
+    methods = {"PCA": PCA(2, random_state=0), "t-SNE": TSNE(2, init="pca", random_state=0)}
+    for (column, space), (row, method) in product(enumerate(spaces), enumerate(methods)):
+        axis = figure.add_subplot(grid[row, column])
+        x_I, y_I = methods[method].fit_transform(spaces[space]).T
+        axis.scatter(x_I, y_I, s=3, color="lightgray")
+        for place, genre in enumerate(_GENRES):
+            mine = np.array([own & set(_GENRES) == {genre} for own in found.sets])
+            axis.scatter(x_I[mine], y_I[mine], s=7, color=f"C{place}", label=genre)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{space}, {method}", fontsize=10)
+        if row == column == 0:
+            axis.legend(fontsize=7, markerscale=2)
     _table(figure.add_subplot(grid[2, :]), found)
     return figure
-
-
-def _scatter(axis: Axes, at_I2: Floats, sets: list[set[str]]) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.scatter(at_I2[:, 0], at_I2[:, 1], s=3, color="lightgray")
-    for place, genre in enumerate(_GENRES):
-        mine = np.array([own & set(_GENRES) == {genre} for own in sets])
-        axis.scatter(at_I2[mine, 0], at_I2[mine, 1], s=7, color=f"C{place}", label=genre)
 
 
 def _table(axis: Axes, found: Films) -> None:

@@ -11,8 +11,18 @@ import pytest
 from experiments import transfer
 from experiments import transfer_metrics as metrics
 from experiments.cached_jobs import Job
-from experiments.transfer_jobs import JUDGED_ITEMS, VALIDATION_ITEMS, Arm, begin, deliver, fit_and_score
-from experiments.transfer_rows import GROUPS, Draw, as_logged, candidates
+from experiments.transfer_jobs import (
+    GROUPS,
+    JUDGED_ITEMS,
+    VALIDATION_ITEMS,
+    Arm,
+    Draw,
+    as_logged,
+    begin,
+    candidates,
+    deliver,
+    fit_and_score,
+)
 from limaml.config import load
 from limaml.events.logged import read_logged
 from limaml.io.storage import Storage
@@ -86,11 +96,11 @@ def test_a_catalogue_has_the_features_of_the_day(world):
     folder, cfg, measurement = world
     (draw,) = measurement.draws
     list_C, item_C, context_C = candidates(draw, offered=False)
-    assert np.bincount(list_C).tolist() == [draw.items.num_rows] * len(draw.lists.user_L)
+    assert np.bincount(list_C).tolist() == [draw.items.num_rows] * len(draw.lists)
     taken = {(user, item, day): n for n, (user, item, day) in enumerate(zip(draw.user_E, draw.item_E, draw.day_E, strict=True))}
-    keys = list(zip(draw.lists.user_L[list_C], item_C, draw.lists.day_L[list_C], strict=True))
+    keys = [(draw.lists[at].user, item, draw.lists[at].day) for at, item in zip(list_C, item_C, strict=True)]
     at = np.array([n for n, key in enumerate(keys) if key in taken])
-    assert len(at) >= len(draw.lists.item_P)
+    assert len(at) >= sum(len(one.item_P) for one in draw.lists)
     rooted = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(folder / "plain")})})
     found = as_logged(draw, rooted, list_C[at], item_C[at], context_C[at])
     logged = read_logged(Storage(rooted.storage.root), tables(cfg.features), through=date.max).sort_by("event_id")
@@ -114,10 +124,10 @@ def _draw(user, item, day, label, num_items=4):
 
 def test_rows_before_the_day_are_counted_and_what_is_on_offer_is_the_day_s():
     draw = _draw([1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 2, 2, 3, 2], [1, 0, 1, 1, 1, 0])
-    assert draw.seen(np.array([0, 0, 1, 0]), np.array([1, 2, 2, 4])).tolist() == [0, 2, 0, 4]
-    assert draw.user_seen(np.array([0, 1]), np.array([3, 2])).tolist() == [2, 1]
-    assert (draw.lists.user_L.tolist(), draw.lists.day_L.tolist()) == ([0, 0, 1], [2, 3, 2])
-    assert draw.lists.sampled["unseen"].tolist() == [True, False, False]
+    assert draw.before(draw.item_E, np.array([0, 0, 1, 0]), np.array([1, 2, 2, 4])).tolist() == [0, 2, 0, 4]
+    assert draw.before(draw.user_E, np.array([0, 1]), np.array([3, 2])).tolist() == [2, 1]
+    assert [(one.user, one.day) for one in draw.lists] == [(0, 2), (0, 3), (1, 2)]
+    assert ["unseen" in one.sampled for one in draw.lists] == [True, False, False]
     lists, items, context = candidates(draw, offered=True)
     # A user's own row says the context, where there is one.
     assert list(zip(lists, items, context, strict=True)) == [(0, 0, 3), (0, 1, 2), (1, 0, 4), (2, 0, 3), (2, 1, 5)]
@@ -152,13 +162,10 @@ def test_ndcg_is_that_of_scikit_learn():
     draw = _draw(np.zeros(120, int), np.tile(np.arange(20), 6), days, label, num_items=20)
     score = rng.random(120)
     lists, items, _ = candidates(draw, offered=True)
-    above = np.array(
-        [
-            sum(score[(days == day) & (label == 0)] > score[(days == day)][item])
-            for day, item in zip(draw.lists.day_L[draw.lists.list_P], draw.lists.item_P, strict=True)
-        ]
-    )
-    found = metrics.ndcg([draw], [{"above": above}], "all", metrics.Resamples.draw(1, 20, 3))
+    above = [
+        sum(score[(days == one.day) & (label == 0)] > score[days == one.day][item]) for one in draw.lists for item in one.item_P
+    ]
+    found = metrics.ndcg([draw], [{"above": np.array(above)}], "all", metrics.Resamples.draw(1, 20, 3))
     expected = np.mean([ndcg_score([label[days == day]], [score[days == day]], k=10) for day in range(2, 8)])
     assert found[0] == pytest.approx(100 * expected)
     assert len(lists) == len(items) == 120
