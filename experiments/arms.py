@@ -77,10 +77,8 @@ def first_rejection(traffic: Traffic, shares: Sequence[float]) -> int | None:
         both = np.flatnonzero((traffic.arm_U == 0) | (traffic.arm_U == arm))
         share = shares[arm] / (shares[0] + shares[arm])
         x = contributions(traffic.outcomes[both], traffic.arm_U[both] == arm, share)
-        strong = np.flatnonzero(log_evidence(x, 0.0, share) >= np.log(1.0 / level))
-        if len(strong):
-            day = np.searchsorted(traffic.looked_at, both[strong[0]], side="right") + 1
-            days.append(int(day))
+        strong = both[log_evidence(x, 0.0, share) >= np.log(1.0 / level)]
+        days += (np.searchsorted(traffic.looked_at, strong[:1], side="right") + 1).tolist()
     return min((day for day in days if day <= NUM_DAYS), default=None)
 
 
