@@ -176,9 +176,7 @@ def chain(world: World, arm: Arm, first: Model) -> list[dict[str, Any]]:
 
 
 def measure(world: World, arms: Mapping[str, Arm] = ARMS) -> dict[str, Any]:
-    """All arms' chains: values, and differences to scratch with intervals, on the first origin after the start (which chooses)
-    and on those after it (which judge).
-    """
+    """All arms' chains on the first origin after the start, which chooses, and on those after it, which judge."""
     first, _ = train(world, Arm(start="scratch"), 0, None)
     chains = {name: chain(world, arm, first) for name, arm in arms.items()}
     at_first, _ = judge(world, first, world.held_out, *world.instants_us[:2])[POOLED]

@@ -45,9 +45,8 @@ class Split:
             if film in place:
                 self.has_FG[place[film], place[kind]] = 1.0
         order = np.random.default_rng(0).permutation(len(self.films))
-        self.fitted, self.chosen, self.judged = (
-            np.sort(part) for part in np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
-        )
+        parts = np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
+        self.fitted, self.chosen, self.judged = (np.sort(part) for part in parts)
 
     def graph(self, triples: pd.DataFrame, *, kept: bool) -> pd.DataFrame:
         """Without genres of those that are not fitted, of nobody's unless they are `kept`; and without entities of one film."""
@@ -107,7 +106,7 @@ def by_transe(split: Split, graph: pd.DataFrame, width: int, norm: int) -> tuple
         relations.weight.copy_(F.normalize(relations.weight, dim=1))
     optimizer = torch.optim.Adagrad([*entities.parameters(), *relations.parameters()], lr=LR)
     films, kinds = ([entity[name] for name in each] for each in (split.films, split.kinds))
-    best: tuple[float, int, Floats, Floats] | None = None
+    found: list[tuple[float, int, Floats, Floats]] = []
     for epoch in range(1, EPOCHS + 1):
         for batch in torch.split(torch.randperm(len(triples_T3)), BATCH):
             h, r, t = triples_T3[batch].T
@@ -123,11 +122,8 @@ def by_transe(split: Split, graph: pd.DataFrame, width: int, norm: int) -> tuple
                 unit_EW = F.normalize(entities.weight, dim=1)
                 own_FG = -torch.cdist(unit_EW[films] + relations.weight[relation[FORTH]], unit_EW[kinds], float(norm))
             vectors_FW = unit_EW[films].double().numpy()
-            chosen = split.ridge(vectors_FW)[0]
-            if best is None or chosen > best[0]:
-                best = chosen, epoch, vectors_FW, own_FG.double().numpy()
-    assert best is not None
-    return best
+            found.append((split.ridge(vectors_FW)[0], epoch, vectors_FW, own_FG.double().numpy()))
+    return max(found, key=lambda one: one[0])
 
 
 def measure(triples: pd.DataFrame, split: Split, *, kept: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What helps items that nobody has touched: vectors of their text, and training rows without their item's history.
 
-    python -m experiments.transfer --out experiments/results/transfer.json [--world NAME ...] [--draws 3]
+    python -m experiments.transfer --out experiments/results/transfer.json [--world NAME ...]
 
 Arms are chosen on rows of items without any before the day, from T1 to T2 and over all draws (`experiments.transfer_jobs`); all
 rows from T2 on are judged as a daily refresh serves them, by an item's rows before the day. A fit is a job that is kept, and an
@@ -29,7 +29,7 @@ from experiments.transfer_metrics import Resamples, Rows, measured
 from limaml.config import Config, load
 from limaml.metrics import Floats
 
-TABLE = "transfer"
+TABLE, DRAWS = "transfer", 3
 SHARES = (0.2, 0.5)
 """Of training rows without their item's history; one is chosen."""
 _FITTED_BY = ("transfer_jobs", "evidence/catalogue", "evidence/fit_data", "evidence/worlds")
@@ -114,9 +114,9 @@ def compare(found: Measurement) -> dict[str, Any]:
     }
 
 
-def measure(cfg: Config, name: str, num_draws: int, folder: Path, workers: int, console: Console) -> dict[str, Any]:
+def measure(cfg: Config, name: str, folder: Path, workers: int, console: Console) -> dict[str, Any]:
     """All arms of a world: each share without vectors first, then the best one with them."""
-    configs = [deliver(cfg, name, number, folder / f"{name}{number}") for number in range(num_draws)]
+    configs = [deliver(cfg, name, number, folder / f"{name}{number}") for number in range(DRAWS)]
     found = Measurement([Draw.read(each) for each in configs])
     cache = JobCache(folder / "jobs", f"{revision(*_FITTED_BY)}-{name}")
     params = [{"world": name, "config": each.model_dump(mode="json")} for each in configs]
@@ -137,7 +137,6 @@ def measure(cfg: Config, name: str, num_draws: int, folder: Path, workers: int, 
 def main(
     out: Annotated[Path, typer.Option(help="File of the results; worlds that are there already are kept.")],
     world: Annotated[list[str] | None, typer.Option(help="movielens or grocery; both by default.")] = None,
-    draws: Annotated[int, typer.Option(help="Draws of new items.")] = 3,
     workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 1,
 ) -> None:
     """Measure worlds one after another, and write after each."""
@@ -145,7 +144,7 @@ def main(
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"gains": {}, "worlds": {}}
     for name in world or WORLDS:
         cfg = load(f"configs/{name}.toml", ["training.num_workers=1", *WORLDS[name].overrides])
-        found = measure(cfg, name, draws, WORK / TABLE, workers, console)
+        found = measure(cfg, name, WORK / TABLE, workers, console)
         results["gains"][name] = found["gains"].pop("vectors")
         results["worlds"][name] = found
         out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")

@@ -79,12 +79,13 @@ def films(cfg: Config) -> Films:
     encoder = Encoder.fit(logged.filter(known), cfg, vectors).with_items(vectors)
     fitted = fit_items(TaskRows.of(logged.filter(known), encoder, cfg), cfg, encoder.dims)
     content = encoder.encode_table(logged.take(first)).item_features()[:, : encoder.dims.item_static]
+    category = next(each.name for each in cfg.features if each.entity == "item" and each.type == "categories")
     items = catalogue.read(storage, "item")
     items = items.take(pc.index_in(ids, value_set=items["item_id"].combine_chunks()))
     text, _ = vector_values(vectors[feature.name].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
     return Films(
         items["title"].to_pylist(),
-        [set(values or ()) for values in items["genres"].to_pylist()],
+        [set(values or ()) for values in items[category].to_pylist()],
         left_out_I,
         np.bincount(pc.index_in(logged["item_id"], value_set=ids).to_numpy()),
         text,
@@ -145,9 +146,8 @@ def _table(axis: Axes, found: Films) -> None:
 def genre_share(found: Films, x_IW: Floats) -> float:
     """Share of the ten nearest of the films left out that have a genre in common with them."""
     items = np.flatnonzero(found.left_out_I)
-    near = neighbours(x_IW, items, 10)
-    pairs = zip(items, near, strict=True)
-    return float(np.mean([bool(found.sets[item] & found.sets[at]) for item, row in pairs for at in row]))
+    pairs = zip(items, neighbours(x_IW, items, 10), strict=True)
+    return float(np.mean([bool(found.sets[item] & found.sets[at]) for item, near in pairs for at in near]))
 
 
 def main(out: Annotated[Path, typer.Option(help="File of the picture.")]) -> None:
