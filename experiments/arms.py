@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import beta, norm
+from scipy.stats import binomtest, norm
 
 from experiments.results import RESULTS, plain
 from limaml.arms import Arms
 from limaml.config import ArmConfig, ExperimentConfig
 from limaml.io import atomic
+from limaml.metrics import Floats, Ints
 from limaml.monitoring.sequential import contributions, log_evidence
 
 NUM_RUNS = 1000
@@ -32,9 +32,6 @@ LEVEL = 0.05
 EFFECTS = (0.01, 0.02, 0.04, 0.06)
 """Added to the rate of a treated user."""
 SPLITS = {"two": (0.5, 0.5), "one_in_ten": (0.9, 0.1), "three": (0.4, 0.3, 0.3)}
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,9 @@ def simulate(number: int, num_users: int, shares: Sequence[float], effect: float
 @functools.cache
 def _split(number: int, num_users: int, shares: tuple[float, ...]) -> Ints:
     """(U,) places of the users' arms."""
-    arms = Arms(
-        ExperimentConfig(
-            salt=f"run {number}", arms=tuple(ArmConfig(name=f"arm_{at}", share=share) for at, share in enumerate(shares))
-        )
-    )
-    names = np.array([arm.name for user in range(num_users) if (arm := arms.of(f"u{user}"))])
-    return np.unique(names, return_inverse=True)[1]
+    declared = tuple(ArmConfig(name=f"arm_{at}", share=share) for at, share in enumerate(shares))
+    arms = Arms(ExperimentConfig(salt=f"run {number}", arms=declared))
+    return np.array([declared.index(arm) for user in range(num_users) if (arm := arms.of(f"u{user}"))])
 
 
 def first_rejection(traffic: Traffic, shares: Sequence[float]) -> int | None:
@@ -84,10 +77,8 @@ def first_rejection(traffic: Traffic, shares: Sequence[float]) -> int | None:
         both = np.flatnonzero((traffic.arm_U == 0) | (traffic.arm_U == arm))
         share = shares[arm] / (shares[0] + shares[arm])
         x = contributions(traffic.outcomes[both], traffic.arm_U[both] == arm, share)
-        strong = np.flatnonzero(log_evidence(x, 0.0, share) >= np.log(1.0 / level))
-        if len(strong):
-            day = np.searchsorted(traffic.looked_at, both[strong[0]], side="right") + 1
-            days.append(int(day))
+        strong = both[log_evidence(x, 0.0, share) >= np.log(1.0 / level)]
+        days += (np.searchsorted(traffic.looked_at, strong[:1], side="right") + 1).tolist()
     return min((day for day in days if day <= NUM_DAYS), default=None)
 
 
@@ -129,9 +120,9 @@ def power(num_runs: int = NUM_POWER_RUNS) -> dict[str, Any]:
             runs = [simulate(number, num_users, SPLITS["two"], effect) for number in range(num_runs)]
             days = [day for run in runs if (day := first_rejection(run, SPLITS["two"])) is not None]
             once = sum(t_tests(run)["t_test_of_users_once"] for run in runs)
-            detected = {"sequential": _share(len(days), num_runs), "t_test_of_users_once": _share(once, num_runs)}
             found.setdefault(str(num_users), {})[f"{effect:g}"] = {
-                **detected,
+                "sequential": _share(len(days), num_runs),
+                "t_test_of_users_once": _share(once, num_runs),
                 "median_day": float(np.median(days)) if days else None,
             }
     return found
@@ -139,9 +130,8 @@ def power(num_runs: int = NUM_POWER_RUNS) -> dict[str, Any]:
 
 def _share(count: int, of: int) -> dict[str, float]:
     """With its exact 95 % interval (Clopper & Pearson 1934)."""
-    low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
-    high = beta.ppf(0.975, count + 1, of - count) if count < of else 1.0
-    return {"count": count, "of": of, "share": count / of, "low": float(low), "high": float(high)}
+    exact = binomtest(count, of).proportion_ci()
+    return {"count": count, "of": of, "share": count / of, "low": float(exact.low), "high": float(exact.high)}
 
 
 def main() -> None:

@@ -64,35 +64,21 @@ class JobCache:
             return JobOutput(json.loads((folder / "values.json").read_text()), {name: arrays[name] for name in arrays.files})
 
     def write(self, job: Job, output: JobOutput) -> None:
-        folder = self.folder(job)
-        if folder.exists():
-            return
-        with atomic.replacing_folder(folder) as temporary:
+        with atomic.replacing_folder(self.folder(job)) as temporary:
             (temporary / "values.json").write_text(json.dumps(output.values, sort_keys=True))
             np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **output.arrays)
 
 
-def run_jobs(
-    jobs: Sequence[Job], run: Mapping[str, Run], cache: JobCache, workers: int
-) -> Iterator[tuple[Job, JobOutput, bool]]:
-    """Yield every job with its output, and whether it was computed now, as they become ready.
+def run_jobs(jobs: Sequence[Job], run: Mapping[str, Run], cache: JobCache, workers: int) -> Iterator[tuple[Job, JobOutput]]:
+    """Yield every job with its output as soon as it is computed and kept.
 
     `run` maps a table's name to a function at the top level of a module. Each worker is a fresh process with one thread for its
     arithmetic: the networks are small, and two threads on two busy cores only wait for each other. The first failure ends the
     run with the job's name; finished jobs stay.
     """
-    waiting = []
-    for job in jobs:
-        output = cache.read(job)
-        if output is None:
-            waiting.append(job)
-        else:
-            yield job, output, False
-    if not waiting:
-        return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
-        futures: dict[Future[JobOutput], Job] = {pool.submit(_timed, run[job.table], job): job for job in waiting}
+        futures: dict[Future[JobOutput], Job] = {pool.submit(_timed, run[job.table], job): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
             try:
@@ -101,7 +87,7 @@ def run_jobs(
                 error.add_note(f"job {job.table}/{job.key} with {dict(job.params)}")
                 raise
             cache.write(job, output)
-            yield job, output, True
+            yield job, output
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

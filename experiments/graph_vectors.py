@@ -9,29 +9,27 @@ from the remaining films' vectors. In a second graph no film has a genre.
 F films, G genres (kinds), E entities, T triples, W numbers of a vector
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
+import typer
 from torch import nn
 from torch.nn import functional as F
 
 from limaml import metrics
 from limaml.config import FeatureConfig
+from limaml.metrics import Floats, Ints
 from limaml.transfer.graph import GraphVectors
 
 FORTH, BACK = "film.film.genre", "film_genre.films_in_this_genre"
 WIDTHS, TRANSE, PENALTIES = (16, 32, 64, 128), ((64, 1), (64, 2), (128, 2)), np.logspace(-4, 2, 13)
 EPOCHS, EVERY, BATCH, LR, MARGIN = 60, 15, 2048, 0.3, 1.0
 NEIGHBOURS, HITS, DRAWS = 10, 10, 2000
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 class Split:
@@ -47,9 +45,8 @@ class Split:
             if film in place:
                 self.has_FG[place[film], place[kind]] = 1.0
         order = np.random.default_rng(0).permutation(len(self.films))
-        self.fitted, self.chosen, self.judged = (
-            np.sort(part) for part in np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
-        )
+        parts = np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
+        self.fitted, self.chosen, self.judged = (np.sort(part) for part in parts)
 
     def graph(self, triples: pd.DataFrame, *, kept: bool) -> pd.DataFrame:
         """Without genres of those that are not fitted, of nobody's unless they are `kept`; and without entities of one film."""
@@ -109,7 +106,7 @@ def by_transe(split: Split, graph: pd.DataFrame, width: int, norm: int) -> tuple
         relations.weight.copy_(F.normalize(relations.weight, dim=1))
     optimizer = torch.optim.Adagrad([*entities.parameters(), *relations.parameters()], lr=LR)
     films, kinds = ([entity[name] for name in each] for each in (split.films, split.kinds))
-    best: tuple[float, int, Floats, Floats] | None = None
+    found: list[tuple[float, int, Floats, Floats]] = []
     for epoch in range(1, EPOCHS + 1):
         for batch in torch.split(torch.randperm(len(triples_T3)), BATCH):
             h, r, t = triples_T3[batch].T
@@ -125,11 +122,8 @@ def by_transe(split: Split, graph: pd.DataFrame, width: int, norm: int) -> tuple
                 unit_EW = F.normalize(entities.weight, dim=1)
                 own_FG = -torch.cdist(unit_EW[films] + relations.weight[relation[FORTH]], unit_EW[kinds], float(norm))
             vectors_FW = unit_EW[films].double().numpy()
-            chosen = split.ridge(vectors_FW)[0]
-            if best is None or chosen > best[0]:
-                best = chosen, epoch, vectors_FW, own_FG.double().numpy()
-    assert best is not None
-    return best
+            found.append((split.ridge(vectors_FW)[0], epoch, vectors_FW, own_FG.double().numpy()))
+    return max(found, key=lambda one: one[0])
 
 
 def measure(triples: pd.DataFrame, split: Split, *, kept: bool) -> dict[str, Any]:
@@ -155,17 +149,17 @@ def measure(triples: pd.DataFrame, split: Split, *, kept: bool) -> dict[str, Any
     return {"films": len(split.judged), "auc_and_hits": values, "transe_over_svd": over, "chosen": choices}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("triples", type=Path, help="NAME.kg, beside NAME.link")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    triples = pd.read_csv(given.triples, sep="\t", dtype=str, names=["head", "relation", "tail"], header=0)
-    films = pd.read_csv(given.triples.with_suffix(".link"), sep="\t", dtype=str).iloc[:, 1].unique().tolist()
+def main(
+    triples: Annotated[Path, typer.Argument(help="NAME.kg, beside NAME.link.")],
+    out: Annotated[Path, typer.Option(help="File of the results.")],
+) -> None:
+    """Measure both graphs."""
+    graph = pd.read_csv(triples, sep="\t", dtype=str, names=["head", "relation", "tail"], header=0)
+    films = pd.read_csv(triples.with_suffix(".link"), sep="\t", dtype=str).iloc[:, 1].unique().tolist()
     graphs = {"genres of the rest in the graph": True, "no genre in the graph": False}
-    found = {name: measure(triples, Split(triples, films), kept=kept) for name, kept in graphs.items()}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    found = {name: measure(graph, Split(graph, films), kept=kept) for name, kept in graphs.items()}
+    out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,28 +8,28 @@ users and items, each with replacement and once for all draws of new items, and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from experiments.transfer_rows import GROUPS, TOP, Draw, inside
-from limaml.metrics import Floats, Ints, draw_users, expected_calibration_error, interval, log_loss
+from experiments.cached_jobs import Arrays
+from experiments.evidence.measure import TOP, Mask, gain
+from experiments.transfer_jobs import GROUPS, Draw, inside
+from limaml.metrics import Floats, Ints, draw_users, expected_calibration_error, log_loss
 
-Mask = npt.NDArray[np.bool_]
 Draws = dict[str, Floats]
 """Metric -> (B,), in points."""
-_RESAMPLES, _AT_ONCE = 500, 32
+RESAMPLES, _AT_ONCE = 500, 32
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of all draws that are judged alike for every arm."""
+class Rows(NamedTuple):
+    """Rows of all draws that are scored alike by every arm."""
 
     draw_R: Ints
     user_R: Ints
     item_R: Ints
     day_R: Ints
+    """Since the first one that is judged; those before it validate."""
     label_R: Floats
     seen_R: Ints
     """Rows of the item before the day."""
@@ -41,20 +41,22 @@ class Rows:
         parts = []
         for number, (draw, at) in enumerate(zip(draws, events, strict=True)):
             user, item, day = draw.user_E[at], draw.item_E[at], draw.day_E[at]
-            seen, user_seen = draw.seen(item, day), draw.user_seen(user, day)
-            parts.append((np.full(len(at), number), user, item, day, draw.label_E[at], seen, user_seen))
-        return cls(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+            seen, user_seen = draw.before(draw.item_E, item, day), draw.before(draw.user_E, user, day)
+            parts.append((np.full(len(at), number), user, item, day - draw.first_judged, draw.label_E[at], seen, user_seen))
+        return cls._make(np.concatenate(each) for each in zip(*parts, strict=True))
+
+    def where(self, mask_R: Mask) -> "Rows":
+        return Rows._make(each[mask_R] for each in self)
 
 
-@dataclass(frozen=True)
-class Resamples:
+class Resamples(NamedTuple):
     """How often each user and each item is in each resample."""
 
     user_BU: Floats
     item_BI: Floats
 
     @classmethod
-    def draw(cls, num_users: int, num_items: int, number: int = _RESAMPLES) -> "Resamples":
+    def draw(cls, num_users: int, num_items: int, number: int) -> "Resamples":
         ones = [np.ones((1, count)) for count in (num_users, num_items)]
         drawn = [draw_users(count, draws=number, seed=seed) for seed, count in enumerate((num_users, num_items))]
         return cls(*(np.concatenate(pair) for pair in zip(ones, drawn, strict=True)))
@@ -62,13 +64,13 @@ class Resamples:
 
 def measured(rows: Rows, score_R: Floats, mask_R: Mask, resamples: Resamples) -> Draws:
     """AUC over all pairs of rows within a draw, and the mean of users' own AUCs within a draw."""
-    draw, user, item = rows.draw_R[mask_R], rows.user_R[mask_R], rows.item_R[mask_R]
-    label, score = rows.label_R[mask_R], score_R[mask_R]
+    draw, user, item, _, label, _, _ = rows.where(mask_R)
+    score = score_R[mask_R]
     own, list_R = np.unique(draw * (user.max(initial=0) + 1) + user, return_inverse=True)
     owner_L = own % (user.max(initial=0) + 1)
     found: dict[str, list[Floats]] = {"pooled_auc": [], "per_user_auc": []}
     for start in range(0, len(resamples.user_BU), _AT_ONCE):
-        user_bU, item_bI = (each[start : start + _AT_ONCE] for each in (resamples.user_BU, resamples.item_BI))
+        user_bU, item_bI = (each[start : start + _AT_ONCE] for each in resamples)
         weight_bR = user_bU[:, user] * item_bI[:, item]
         ordered_bL, pairs_bL = ordered_pairs(label, score, draw, weight_bR)
         with np.errstate(invalid="ignore"):
@@ -98,29 +100,21 @@ def ordered_pairs(label_R: Floats, score_R: Floats, list_R: Ints, weight_BR: Flo
     return np.add.reduceat(positive_BG * below_BG, start_L, axis=1) - positive_BL * before_BL, positive_BL * negative_BL
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """A draw's catalogues as an arm ranked them: `experiments.transfer_rows.rank`."""
-
-    above_P: Ints
-    top_LT: Ints
-
-
-def ndcg(draws: Sequence[Draw], rankings: Sequence[Ranking], group: str, resamples: Resamples) -> Floats:
+def ndcg(draws: Sequence[Draw], rankings: Sequence[Arrays], group: str, resamples: Resamples) -> Floats:
     """(B,) mean NDCG@10 in points, over a sample of users' days, of the group's positives among what was no positive that day.
 
-    A list weighs as its user, times its relevant items on average.
+    A list weighs as its user, times its relevant items on average; `rankings` are as `experiments.transfer_jobs.rank` says.
     """
     discount = 1 / np.log2(np.arange(2, TOP + 2))
     values, weights = [], []
     for draw, ranking in zip(draws, rankings, strict=True):
-        relevant_P = inside(draw.lists.seen_P, group) & draw.lists.sampled[group][draw.lists.list_P]
-        for number in np.unique(draw.lists.list_P[relevant_P]):
-            mine = np.flatnonzero(relevant_P & (draw.lists.list_P == number))
-            place = np.sort(ranking.above_P[mine]) + np.arange(len(mine))
-            values.append(discount[place[place < TOP]].sum() / discount[: len(mine)].sum())
-            items = resamples.item_BI[:, draw.lists.item_P[mine]].mean(axis=1)
-            weights.append(resamples.user_BU[:, draw.lists.user_L[number]] * items)
+        above = np.split(ranking["above"], np.cumsum([len(one.item_P) for one in draw.lists])[:-1])
+        for one, above_P in zip(draw.lists, above, strict=True):
+            if group in one.sampled:
+                relevant_P = inside(one.seen_P, group)
+                place = np.sort(above_P[relevant_P]) + np.arange(relevant_P.sum())
+                values.append(discount[place[place < TOP]].sum() / discount[: len(place)].sum())
+                weights.append(resamples.user_BU[:, one.user] * resamples.item_BI[:, one.item_P[relevant_P]].mean(axis=1))
     weight_BL = np.stack(weights, axis=1) if weights else np.zeros((len(resamples.user_BU), 0))
     with np.errstate(invalid="ignore"):
         found: Floats = 100 * (weight_BL @ np.array(values)) / weight_BL.sum(axis=1)
@@ -129,21 +123,19 @@ def ndcg(draws: Sequence[Draw], rankings: Sequence[Ranking], group: str, resampl
 
 def difference(after: Draws, before: Draws) -> dict[str, dict[str, float]]:
     """Metric -> what `after` has over `before`, in points, and the central 95 % of its resamples; not what is undefined."""
-    found = {metric: after[metric] - before[metric] for metric in after}
-    return {metric: _interval(draws_B) for metric, draws_B in found.items() if not np.isnan(draws_B[0])}
+    pairs = {metric: (after[metric], before[metric]) for metric in after}
+    found = {metric: gain(*((float(draws_B[0]), draws_B[1:]) for draws_B in pair)) for metric, pair in pairs.items()}
+    return {metric: one for metric, one in found.items() if not np.isnan(one["mean"])}
 
 
-def _interval(draws_B: Floats) -> dict[str, float]:
-    found = interval(float(draws_B[0]), draws_B[1:])
-    return {"mean": found.value, "low": found.low, "high": found.high}
-
-
-def calibration(rows: Rows, score_R: Floats) -> dict[str, dict[str, float]]:
-    """Group -> mean score and label, log loss, and expected calibration error."""
+def of_groups(rows: Rows, score_R: Floats, alone: Resamples) -> dict[str, dict[str, float]]:
+    """Group -> pooled AUC, mean score and label, log loss, and expected calibration error."""
     found = {}
     for group in GROUPS:
-        label, score = (each[inside(rows.seen_R, group)] for each in (rows.label_R, score_R))
+        mask_R = inside(rows.seen_R, group)
+        label, score = rows.label_R[mask_R], score_R[mask_R]
         found[group] = {
+            "pooled_auc": float(measured(rows, score_R, mask_R, alone)["pooled_auc"][0]),
             "mean_score": float(score.mean()),
             "label_rate": float(label.mean()),
             "log_loss": log_loss(label, score),
@@ -152,13 +144,15 @@ def calibration(rows: Rows, score_R: Floats) -> dict[str, dict[str, float]]:
     return found
 
 
-def of_lists(draws: Sequence[Draw], rankings: Sequence[Ranking]) -> dict[str, float]:
+def of_lists(draws: Sequence[Draw], rankings: Sequence[Arrays]) -> dict[str, float]:
     """Of the ten best of the day's catalogue: how alike they are, how rare, and whom they show; means over draws."""
-    parts = [_of_lists(draw, ranking.top_LT[draw.lists.sampled["all"]]) for draw, ranking in zip(draws, rankings, strict=True)]
+    parts = [_of_lists(draw, ranking["top"]) for draw, ranking in zip(draws, rankings, strict=True)]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def _of_lists(draw: Draw, top_LT: Ints) -> dict[str, float]:
+    mine = np.array(["all" in one.sampled for one in draw.lists])
+    day_L, top_LT = np.array([one.day for one in draw.lists])[mine], top_LT[mine]
     vector_IW = np.array(draw.items["text_vector"].to_pylist(), np.float64)
     alike = []
     for top in (each[each >= 0] for each in top_LT):
@@ -166,8 +160,7 @@ def _of_lists(draw: Draw, top_LT: Ints) -> dict[str, float]:
             cosine = vector_IW[top] @ vector_IW[top].T
             alike.append((cosine.sum() - np.trace(cosine)) / (len(top) * (len(top) - 1)))
     shown = top_LT[top_LT >= 0]
-    day_L = draw.lists.day_L[draw.lists.sampled["all"]]
-    seen = draw.seen(shown, np.repeat(day_L, (top_LT >= 0).sum(axis=1)))
+    seen = draw.before(draw.item_E, shown, np.repeat(day_L, (top_LT >= 0).sum(axis=1)))
     counts = np.sort(np.bincount(shown, minlength=draw.items.num_rows))
     place = np.arange(1, len(counts) + 1)
     return {

@@ -8,47 +8,44 @@ A fifth of the films, by hash, is left out of the fit: their vectors are what co
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from experiments.data import TODAY
+from experiments.evidence.measure import Mask
 from experiments.evidence.pictures import save
 from experiments.transfer_jobs import WORLDS, text_feature
-from limaml.config import Config, TransferConfig, load
+from limaml.config import Config, load
 from limaml.events import catalogue
 from limaml.events.ingest import ingest_history
 from limaml.events.sources import open_source
-from limaml.features.columns import vector_values
+from limaml.features.columns import Floats, vector_values
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.metrics import Ints
 from limaml.schema import tables
 from limaml.tasks.sampling import TaskRows
 from limaml.training.prepare import read_history
 from limaml.training.warm_start import fit_items
 from limaml.transfer.embed_items import embed_items
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _GENRES = ("Children's", "Horror", "Sci-Fi", "Documentary", "Romance", "Western")
 _LEFT_OUT = 5
 """One item in so many."""
 _SHOWN, _NEIGHBOURS, _TITLE = 4, 3, 34
-
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -58,27 +55,22 @@ class Films:
     titles: list[str]
     sets: list[set[str]]
     left_out_I: Mask
-    num_rows_I: npt.NDArray[np.int64]
+    num_rows_I: Ints
     text_IW: Floats
     """As the encoder made them."""
     content_IK: Floats
     """What the fitted factor model expects of a film's content."""
 
 
-def films(cfg: Config, root: Path) -> Films:
-    """Embed, ingest and fit `cfg`'s world in `root`."""
+def films(cfg: Config) -> Films:
+    """Embed, ingest and fit `cfg`'s world, MovieLens."""
     world = WORLDS["movielens"]
-    feature = text_feature(world.components)
-    update = {
-        "storage": cfg.storage.model_copy(update={"root": str(root)}),
-        "features": (*cfg.features, feature),
-        "transfer": (TransferConfig(feature=feature.name, provider="minilm", template=world.text),),
-    }
-    cfg = cfg.model_copy(update=update)
+    feature, storage = text_feature(world.components), Storage(cfg.storage.root)
+    cfg = cfg.model_copy(update={"features": (*cfg.features, feature), "transfer": (world.transfer,)})
     embed_items(cfg, TODAY)
     through = open_source(cfg, TODAY).days()[-1]
     ingest_history(cfg, through, TODAY)
-    logged, vectors = read_history(cfg, through), catalogue.item_vectors(Storage(str(root)), tables(cfg.features))
+    logged, vectors = read_history(cfg, through), catalogue.item_vectors(storage, tables(cfg.features))
     assert vectors is not None
     ids = pc.unique(logged["item_id"])
     first = pc.index_in(ids, value_set=logged["item_id"].combine_chunks())
@@ -87,12 +79,13 @@ def films(cfg: Config, root: Path) -> Films:
     encoder = Encoder.fit(logged.filter(known), cfg, vectors).with_items(vectors)
     fitted = fit_items(TaskRows.of(logged.filter(known), encoder, cfg), cfg, encoder.dims)
     content = encoder.encode_table(logged.take(first)).item_features()[:, : encoder.dims.item_static]
-    items = catalogue.read(Storage(str(root)), "item")
+    category = next(each.name for each in cfg.features if each.entity == "item" and each.type == "categories")
+    items = catalogue.read(storage, "item")
     items = items.take(pc.index_in(ids, value_set=items["item_id"].combine_chunks()))
     text, _ = vector_values(vectors[feature.name].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
     return Films(
         items["title"].to_pylist(),
-        [set(values or ()) for values in items[_categories(cfg)].to_pylist()],
+        [set(values or ()) for values in items[category].to_pylist()],
         left_out_I,
         np.bincount(pc.index_in(logged["item_id"], value_set=ids).to_numpy()),
         text,
@@ -100,50 +93,38 @@ def films(cfg: Config, root: Path) -> Films:
     )
 
 
-def _categories(cfg: Config) -> str:
-    return next(feature.name for feature in cfg.features if feature.entity == "item" and feature.type == "categories")
-
-
-def neighbours(x_IW: Floats, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+def neighbours(x_IW: Floats, items: Ints, count: int) -> Ints:
     """(len(items), count) the items that point most nearly where each of `items` does, from the mean; itself excepted."""
     centred = x_IW - x_IW.mean(axis=0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)
     cosine = unit[items] @ unit.T
     cosine[np.arange(len(items)), items] = -np.inf
-    found: npt.NDArray[np.int64] = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    found: Ints = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
     return found
 
 
-def draw(found: Films) -> "Figure":
+def draw(found: Films) -> Figure:
     """Both spaces by PCA and by t-SNE, and below them neighbours."""
     figure: Figure = plt.figure(figsize=(9, 10.5), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.75))
     spaces = {"text": found.text_IW, "after the fit, from content alone": found.content_IK}
-    for column, (name, x_IW) in enumerate(spaces.items()):
-        flat = {
-            "PCA": PCA(2, random_state=0).fit_transform(x_IW),
-            "t-SNE": TSNE(2, init="pca", random_state=0).fit_transform(x_IW),
-        }
-        for row, (method, at_I2) in enumerate(flat.items()):
-            axis = figure.add_subplot(grid[row, column])
-            _scatter(axis, at_I2, found.sets)
-            axis.set_title(f"{name}, {method}", fontsize=10)
-            if row == column == 0:
-                axis.legend(fontsize=7, markerscale=2)
+    methods = {"PCA": PCA(2, random_state=0), "t-SNE": TSNE(2, init="pca", random_state=0)}
+    for (column, space), (row, method) in product(enumerate(spaces), enumerate(methods)):
+        axis = figure.add_subplot(grid[row, column])
+        x_I, y_I = methods[method].fit_transform(spaces[space]).T
+        axis.scatter(x_I, y_I, s=3, color="lightgray")
+        for place, genre in enumerate(_GENRES):
+            mine = np.array([own & set(_GENRES) == {genre} for own in found.sets])
+            axis.scatter(x_I[mine], y_I[mine], s=7, color=f"C{place}", label=genre)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{space}, {method}", fontsize=10)
+        if row == column == 0:
+            axis.legend(fontsize=7, markerscale=2)
     _table(figure.add_subplot(grid[2, :]), found)
     return figure
 
 
-def _scatter(axis: "Axes", at_I2: Floats, sets: list[set[str]]) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.scatter(at_I2[:, 0], at_I2[:, 1], s=3, color="lightgray")
-    for place, genre in enumerate(_GENRES):
-        mine = np.array([own & set(_GENRES) == {genre} for own in sets])
-        axis.scatter(at_I2[mine, 0], at_I2[mine, 1], s=7, color=f"C{place}", label=genre)
-
-
-def _table(axis: "Axes", found: Films) -> None:
+def _table(axis: Axes, found: Films) -> None:
     """Of the films left out those with the most rows, and their nearest among all the others."""
     items = np.flatnonzero(found.left_out_I)
     items = items[np.argsort(-found.num_rows_I[items], kind="stable")][:_SHOWN]
@@ -165,15 +146,14 @@ def _table(axis: "Axes", found: Films) -> None:
 def genre_share(found: Films, x_IW: Floats) -> float:
     """Share of the ten nearest of the films left out that have a genre in common with them."""
     items = np.flatnonzero(found.left_out_I)
-    near = neighbours(x_IW, items, 10)
-    pairs = zip(items, near, strict=True)
-    return float(np.mean([bool(found.sets[item] & found.sets[at]) for item, row in pairs for at in row]))
+    pairs = zip(items, neighbours(x_IW, items, 10), strict=True)
+    return float(np.mean([bool(found.sets[item] & found.sets[at]) for item, near in pairs for at in near]))
 
 
 def main(out: Annotated[Path, typer.Option(help="File of the picture.")]) -> None:
     """Draw, and say how often neighbours share a genre."""
     with TemporaryDirectory() as folder:
-        found = films(load("configs/movielens.toml"), Path(folder))
+        found = films(load("configs/movielens.toml", [f"storage.root={folder}"]))
     save(draw(found), out)
     for name, x_IW in {"text": found.text_IW, "content": found.content_IK}.items():
         typer.echo(f"{name}: {genre_share(found, x_IW):.1%} of neighbours share a genre")

@@ -180,7 +180,7 @@ def arms(found: Results) -> list[str]:
     ]
 
 
-_WORLDS = {"movielens": "MovieLens", "drifting": "generated, drifting tastes", "kuairand": "KuaiRand, 14 days"}
+_WORLDS = {"movielens": "MovieLens", "drifting": "generated, drifting tastes"}
 _STARTS = {
     "scratch": "scratch",
     "scratch_quarter": "scratch, a quarter of the steps",
@@ -200,7 +200,7 @@ def continual(found: Results) -> list[str]:
     lines = []
     for name in sorted(found, key=list(_WORLDS).index):
         world = found[name]
-        rows = [(title, *_started(world, key)) for key, title in _STARTS.items()]
+        rows = [(title, *_started(world, key)) for key, title in _STARTS.items() if key in world["arms"]]
         what = ("seconds", "new days", "old days", "embeddings", "item vectors")
         lines += [*table((f"{_WORLDS[name]}, {world['steps']} steps from scratch", *what), rows), ""]
     return lines

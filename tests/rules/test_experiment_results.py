@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from experiments.continual import ARMS, known_worlds
+from experiments.continual import ARMS, WORLDS
 from experiments.evidence.jobs import CADENCES, KS, NEVER
 from experiments.evidence.measure import METRICS
 from experiments.evidence.worlds import ABOUT
-from experiments.inner_loop import worlds
 from experiments.results import RESULTS
 
 GROUPS, RIVALS = (
@@ -46,19 +45,6 @@ def test_values_are_there_at_every_k_and_cadence(world):
     assert world["staleness"]
 
 
-def test_one_set_of_defaults_adapts_on_every_table():
-    """Never worse than the prior by more than 0.3 points, finite, and the same to 0.1 whatever the scale of vectors."""
-    found = json.loads((RESULTS / "inner_loop.json").read_text())
-    assert set(found) == set(worlds("/data/kuairand"))
-    for name, world in found.items():
-        assert world["finite"], name
-        assert all(points["gain"] > -0.3 for points in world["points"].values()), name
-    for rate in ("0.01", "0.1", "0.5"):
-        for what in ("pooled", "within_task"):
-            values = [found[f"synthetic_{rate}_{scale}"]["points"][what]["adapted"] for scale in ("0.1", "1", "10")]
-            assert max(values) - min(values) < 0.1
-
-
 def test_arms_that_are_alike_are_called_different_at_most_as_often_as_the_level_says():
     """And a t-test that is looked at every day more often: what the sequential test is for."""
     found = json.loads((RESULTS / "arms.json").read_text())
@@ -76,9 +62,9 @@ def test_arms_that_are_alike_are_called_different_at_most_as_often_as_the_level_
 def test_a_start_from_the_champion_is_as_the_page_says():
     """As good on new days as from scratch, in a third of the seconds at most, in the champion's space; a pull adds nothing."""
     found = json.loads((RESULTS / "continual.json").read_text())
-    assert set(found) == set(known_worlds(""))
+    assert set(found) == set(WORLDS)
     for name, world in found.items():
-        assert world["arms"].keys() == ARMS.keys(), name
+        assert world["arms"].keys() >= ARMS.keys(), name
         scratch, champion = world["arms"]["scratch"], world["arms"]["champion_quarter"]
         assert champion["seconds"] < scratch["seconds"] / 3
         assert all(part["over_scratch"]["high"] > 0.0 for part in champion["judged_on"]["new"].values())

@@ -11,8 +11,18 @@ import pytest
 from experiments import transfer
 from experiments import transfer_metrics as metrics
 from experiments.cached_jobs import Job
-from experiments.transfer_jobs import JUDGED_ITEMS, VALIDATION_ITEMS, Arm, begin, deliver, fit_and_score, read
-from experiments.transfer_rows import GROUPS, TOP, Draw, as_logged, candidates
+from experiments.transfer_jobs import (
+    GROUPS,
+    JUDGED_ITEMS,
+    VALIDATION_ITEMS,
+    Arm,
+    Draw,
+    as_logged,
+    begin,
+    candidates,
+    deliver,
+    fit_and_score,
+)
 from limaml.config import load
 from limaml.events.logged import read_logged
 from limaml.io.storage import Storage
@@ -29,9 +39,9 @@ def world(tmp_path_factory):
     steps = ["training.max_steps=2", "training.validate_every=1", "training.num_workers=1", "training.tasks_per_step=4"]
     gates = ["source.max_rows_ratio=1000", "source.min_label_rate=0", "source.max_label_rate=1"]
     cfg = deliver(load("configs/synthetic.toml", [*steps, *gates]), "movielens", 0, folder)
-    params = {"world": "movielens", "folder": str(folder), "config": cfg.model_dump(mode="json")}
+    params = {"world": "movielens", "config": cfg.model_dump(mode="json")}
     outputs = {arm: [fit_and_score(Job("transfer", arm.name, params | {"arm": asdict(arm)}))] for arm in ARMS}
-    return folder, cfg, transfer.Measurement([read(cfg, folder)], outputs)
+    return folder, cfg, transfer.Measurement([Draw.read(cfg)], outputs)
 
 
 def test_all_arms_share_rows(world):
@@ -55,12 +65,12 @@ def test_scores_are_those_of_the_events_they_stand_beside(world):
     """Scored in order of users, kept in order of events: an arm's AUC over all is that of its events."""
     measurement, draw = world[2], world[2].draws[0]
     (output,) = measurement.outputs[Arm()]
-    judged = draw.day_E[output.arrays["event"]] >= draw.first_judged
-    own = auc(draw.label_E[output.arrays["event"][judged]], output.arrays["score_R"][judged])
-    rows = measurement.rows(judged=True)
-    assert auc(rows.label_R, measurement.scores(Arm(), judged=True)) == pytest.approx(own)
-    assert (rows.day_R >= draw.first_judged).all()
-    assert (measurement.rows(judged=False).day_R < draw.first_judged).all()
+    events, rows = output.arrays["event_R"], measurement.rows()
+    own = auc(draw.label_E[events], output.arrays["score_R"])
+    assert auc(rows.label_R, measurement.scores(Arm())) == pytest.approx(own)
+    assert (np.diff(events) > 0).all()
+    assert ((rows.day_R >= 0) == (draw.day_E[events] >= draw.first_judged)).all()
+    assert 0 < (rows.day_R >= 0).mean() < 1
 
 
 def test_new_items_have_no_event_before_they_begin(world):
@@ -86,11 +96,11 @@ def test_a_catalogue_has_the_features_of_the_day(world):
     folder, cfg, measurement = world
     (draw,) = measurement.draws
     list_C, item_C, context_C = candidates(draw, offered=False)
-    assert np.bincount(list_C).tolist() == [draw.items.num_rows] * len(draw.lists.user_L)
+    assert np.bincount(list_C).tolist() == [draw.items.num_rows] * len(draw.lists)
     taken = {(user, item, day): n for n, (user, item, day) in enumerate(zip(draw.user_E, draw.item_E, draw.day_E, strict=True))}
-    keys = list(zip(draw.lists.user_L[list_C], item_C, draw.lists.day_L[list_C], strict=True))
+    keys = [(draw.lists[at].user, item, draw.lists[at].day) for at, item in zip(list_C, item_C, strict=True)]
     at = np.array([n for n, key in enumerate(keys) if key in taken])
-    assert len(at) >= len(draw.lists.item_P)
+    assert len(at) >= sum(len(one.item_P) for one in draw.lists)
     rooted = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(folder / "plain")})})
     found = as_logged(draw, rooted, list_C[at], item_C[at], context_C[at])
     logged = read_logged(Storage(rooted.storage.root), tables(cfg.features), through=date.max).sort_by("event_id")
@@ -114,10 +124,10 @@ def _draw(user, item, day, label, num_items=4):
 
 def test_rows_before_the_day_are_counted_and_what_is_on_offer_is_the_day_s():
     draw = _draw([1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 2, 2, 3, 2], [1, 0, 1, 1, 1, 0])
-    assert draw.seen(np.array([0, 0, 1, 0]), np.array([1, 2, 2, 4])).tolist() == [0, 2, 0, 4]
-    assert draw.user_seen(np.array([0, 1]), np.array([3, 2])).tolist() == [2, 1]
-    assert (draw.lists.user_L.tolist(), draw.lists.day_L.tolist()) == ([0, 0, 1], [2, 3, 2])
-    assert draw.lists.sampled["unseen"].tolist() == [True, False, False]
+    assert draw.before(draw.item_E, np.array([0, 0, 1, 0]), np.array([1, 2, 2, 4])).tolist() == [0, 2, 0, 4]
+    assert draw.before(draw.user_E, np.array([0, 1]), np.array([3, 2])).tolist() == [2, 1]
+    assert [(one.user, one.day) for one in draw.lists] == [(0, 2), (0, 3), (1, 2)]
+    assert ["unseen" in one.sampled for one in draw.lists] == [True, False, False]
     lists, items, context = candidates(draw, offered=True)
     # A user's own row says the context, where there is one.
     assert list(zip(lists, items, context, strict=True)) == [(0, 0, 3), (0, 1, 2), (1, 0, 4), (2, 0, 3), (2, 1, 5)]
@@ -152,13 +162,10 @@ def test_ndcg_is_that_of_scikit_learn():
     draw = _draw(np.zeros(120, int), np.tile(np.arange(20), 6), days, label, num_items=20)
     score = rng.random(120)
     lists, items, _ = candidates(draw, offered=True)
-    above = np.array(
-        [
-            sum(score[(days == day) & (label == 0)] > score[(days == day)][item])
-            for day, item in zip(draw.lists.day_L[draw.lists.list_P], draw.lists.item_P, strict=True)
-        ]
-    )
-    found = metrics.ndcg([draw], [metrics.Ranking(above, np.zeros((6, TOP), int))], "all", metrics.Resamples.draw(1, 20, 3))
+    above = [
+        sum(score[(days == one.day) & (label == 0)] > score[days == one.day][item]) for one in draw.lists for item in one.item_P
+    ]
+    found = metrics.ndcg([draw], [{"above": np.array(above)}], "all", metrics.Resamples.draw(1, 20, 3))
     expected = np.mean([ndcg_score([label[days == day]], [score[days == day]], k=10) for day in range(2, 8)])
     assert found[0] == pytest.approx(100 * expected)
     assert len(lists) == len(items) == 120

@@ -14,7 +14,7 @@ def test_neighbours_are_the_nearest_by_angle_from_the_mean_and_never_the_item_it
 
 
 def test_films_left_out_of_the_fit_have_vectors_by_content(tmp_path):
-    found = pictures.films(load("configs/movielens.toml"), tmp_path)
+    found = pictures.films(load("configs/movielens.toml", [f"storage.root={tmp_path}"]))
     assert len(found.titles) == len(found.sets) == len(found.text_IW) == len(found.content_IK) == 1682
     assert found.num_rows_I.sum() == 100_000
     assert 0.15 < found.left_out_I.mean() < 0.25
