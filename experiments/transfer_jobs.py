@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
-from experiments.evidence.catalogue import _as_logged, _put
+from experiments.evidence.catalogue import joined, with_columns
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.measure import TOP, Mask
 from experiments.evidence.worlds import Origin, ingested
@@ -255,7 +255,7 @@ def as_logged(draw: Draw, cfg: Config, list_C: Ints, item_C: Ints, context_C: In
         "user_id": draw.users.take(pa.array([draw.lists[at].user for at in list_C.tolist()])),
         "item_id": draw.item_ids.take(pa.array(item_C)),
     }
-    return _as_logged(cfg, _put(draw.events.take(pa.array(context_C)), columns))
+    return joined(cfg, with_columns(draw.events.take(pa.array(context_C)), columns))
 
 
 def rank(draw: Draw, data: FitData, network: Network, specs: Sequence[TaskSpec], *, offered: bool) -> dict[str, Ints]:

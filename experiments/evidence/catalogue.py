@@ -43,7 +43,9 @@ class Lists:
     def candidates(self) -> pa.Table:
         """(C rows) with their users' own ids."""
         rows = self.logged.slice(self.logged.num_rows - self.num_candidates)
-        return _put(rows, {"user_id": pa.array([name.rpartition(_AT)[0] for name in rows["user_id"].to_pylist()], pa.string())})
+        return with_columns(
+            rows, {"user_id": pa.array([name.rpartition(_AT)[0] for name in rows["user_id"].to_pylist()], pa.string())}
+        )
 
     def tasks(self, encoder: Encoder, cfg: Config) -> tuple[MethodInput, list[TaskSpec]]:
         """Rows and a task a visit, for any method; a visit has its user's place in the vocabulary."""
@@ -98,7 +100,7 @@ def sampled(cfg: Config, logged: pa.Table, split: Split) -> Lists | None:
         "user_id": names["user_id"].dictionary.take(pa.array(np.concatenate(user))),
         "label": pa.array(np.concatenate(label), logged.schema.field("label").type),
     }
-    candidates = _as_logged(cfg, _put(asked, put))
+    candidates = joined(cfg, with_columns(asked, put))
     past = logged.take(pa.array(np.concatenate(earlier)))
     day_of = [np.full(len(each), day_N[new[0]]) for each, new in zip(earlier, offered, strict=True)]
     return Lists(
@@ -107,7 +109,8 @@ def sampled(cfg: Config, logged: pa.Table, split: Split) -> Lists | None:
     )
 
 
-def _as_logged(cfg: Config, events: pa.Table) -> pa.Table:
+def joined(cfg: Config, events: pa.Table) -> pa.Table:
+    """Events with the features that they would have been logged with."""
     tables, storage = schema.tables(cfg.features), Storage(cfg.storage.root)
     known = {
         name: storage.dataset(partition_files(storage, f"snapshots/{name}"), subject.snapshots.arrow).to_table()
@@ -118,10 +121,11 @@ def _as_logged(cfg: Config, events: pa.Table) -> pa.Table:
 
 def _by_visit(rows: pa.Table, day: Ints) -> pa.Table:
     names = [f"{user}{_AT}{at}" for user, at in zip(rows["user_id"].to_pylist(), day.tolist(), strict=True)]
-    return _put(rows, {"user_id": pa.array(names, pa.string())})
+    return with_columns(rows, {"user_id": pa.array(names, pa.string())})
 
 
-def _put(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+def with_columns(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """The rows with other values in these columns."""
     for name, column in columns.items():
         field = rows.schema.field(name)
         rows = rows.set_column(rows.column_names.index(name), field, column.cast(field.type))

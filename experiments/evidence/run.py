@@ -83,12 +83,8 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    once = (
-        job in ("rules", "tables", SEQUENCE_MODEL, "sequence")
-        or job.endswith(RETRAINED)
-        or (world in _LARGE and job not in _REPEATED)
-    )
-    return 1 if once else seeds
+    takes_long = job in (SEQUENCE_MODEL, "sequence") or (world in _LARGE and job not in _REPEATED)
+    return 1 if takes_long or job in ("rules", "tables") or job.endswith(RETRAINED) else seeds
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
