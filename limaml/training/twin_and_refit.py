@@ -122,7 +122,7 @@ def settle(cfg: Config, twin: Network, progress: Progress, validator: Validator,
     logits.
     """
     progress.shrinkage = shrinkage.choose(twin, lambda: validator(twin, workers)[OBJECTIVE])
-    progress.prior_rows = shrinkage.choose_prior_rows(twin, lambda: validator.of_new_ones(twin, workers))
+    progress.prior_rows = shrinkage.choose_prior_rows(twin, lambda: validator.of_few_rows(twin, workers))
     if cfg.meta.pairwise_share == 1.0:
         # Supports are adapted on shifted logits, too, and take back some of it: a few rounds until nothing is left.
         for _ in range(_LEVEL_ROUNDS):

@@ -34,21 +34,27 @@ class Validator:
         known for as long as they may be: first-k of them would be no test.
         """
         n = cfg.support_rows_of(cfg.task_kind.name)
-        self._rows, least = rows, cfg.evaluation.min_query_rows
-        judged = rows.entities if users is None else users
-        by_k = first_k(rows, judged, cfg.evaluation.first_k, min_query_rows=least, support_rows=n)
+        self._rows, ks, least = rows, cfg.evaluation.first_k, cfg.evaluation.min_query_rows
         served = as_served(rows, from_us=from_us or 0, support_rows=n, users=users)
-        self._as_new: list[list[TaskSpec]] = [*by_k.values(), served]
-        self.tasks: list[list[TaskSpec]] = self._as_new if from_us is None else [served]
+        if from_us is None:
+            judged = rows.entities if users is None else users
+            by_k = [*first_k(rows, judged, ks, min_query_rows=least, support_rows=n).values()]
+        else:
+            by_k = [as_served(rows, from_us=from_us, support_rows=min(k, n), users=users) for k in ks]
+        self._of_few_rows: list[list[TaskSpec]] = [*by_k, served]
+        self.tasks: list[list[TaskSpec]] = self._of_few_rows if from_us is None else [served]
         """One list for each k if first-k is judged, then the as-served tasks."""
 
     def __call__(self, network: Network, workers: Workers) -> dict[str, float]:
         """`measure` of the network's scores; each worker scores a share of the tasks and all get the same numbers."""
         return self.measure(self._scores(network, workers, self.tasks))
 
-    def of_new_ones(self, network: Network, workers: Workers) -> float:
-        """`validation_auc` with first-k among the lists, whatever the split judges: by this the prior's rows are chosen."""
-        return self._measure(self._as_new, self._scores(network, workers, self._as_new))[OBJECTIVE]
+    def of_few_rows(self, network: Network, workers: Workers) -> float:
+        """`validation_auc` over first-k and as served, by which the prior's rows are chosen.
+
+        Of known users, whose first rows trained: as served with the last k rows alone.
+        """
+        return self._measure(self._of_few_rows, self._scores(network, workers, self._of_few_rows))[OBJECTIVE]
 
     def level(self, network: Network, workers: Workers) -> float:
         """What is to be added to all logits, so that the mean score as served is the share of positive rows."""

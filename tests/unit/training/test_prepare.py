@@ -7,9 +7,11 @@ import pytest
 from limaml.events.logged import write_logged
 from limaml.features.encoder import Encoder
 from limaml.io.storage import Storage
+from limaml.models.network import build_network
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows
 from limaml.tasks.splits import split_events
 from limaml.training.prepare import fit_encoders, load_training_data, read_history
+from limaml.training.step import Workers
 from limaml.training.twin_and_refit import fit_twin
 from limaml.training.validation import Validator
 from tests import declared
@@ -107,3 +109,25 @@ def test_known_users_validate_as_a_daily_refresh_serves_them(planted_logged, sma
         assert support.tolist() == earlier[earlier < day][-cfg.meta.support_rows :].tolist()
         from_before += int((support < split.train_end_us).sum())
     assert from_before
+
+
+def test_few_rows_of_known_users_are_their_last_ones_on_the_same_rows(planted_logged, small_config, monkeypatch):
+    """What few rows say is tested on rows that trained nothing, whoever asks."""
+    cfg = small_config(evaluation={"held_out": "hash", "held_out_users": 0.2, "first_k": (0, 2, 5)})
+    split = split_events(planted_logged, cfg.evaluation)
+    encoder, lists = Encoder.fit(planted_logged, cfg), []
+    rows = TaskRows.from_logged(split.validation_rows(planted_logged), encoder, cfg.task_kind)
+    validator = Validator(rows, cfg, split.validate_from_us)
+
+    def scored(network, rows, specs, others):
+        lists.append(specs)
+        return np.zeros(sum(len(spec.query) for spec in specs))
+
+    monkeypatch.setattr("limaml.training.validation.score_specs", scored)
+    assert validator.of_few_rows(build_network(cfg, encoder.dims), Workers()) == pytest.approx(0.5)
+    [served] = validator.tasks
+    assert lists[-1] == served
+    for k, specs in zip((0, 2, 5), lists[:-1], strict=True):
+        assert [spec.query.tolist() for spec in specs] == [spec.query.tolist() for spec in served]
+        assert [spec.support_stop for spec in specs] == [spec.support_stop for spec in served]
+        assert [spec.support_size for spec in specs] == [min(k, spec.support_size) for spec in served]

@@ -111,7 +111,7 @@ def test_training_stops_when_validation_does_not_improve_and_the_best_weights_ar
         seen[value] = seen.get(value) or {name: w.clone() for name, w in network.state_dict().items()}
         return {OBJECTIVE: value}
 
-    scripted.of_new_ones = lambda network, workers: 0.0 if not network.prior_rows("user").any() else -1.0
+    scripted.of_few_rows = lambda network, workers: 0.0 if not network.prior_rows("user").any() else -1.0
     done = run(cfg, dataclasses.replace(data, validator=scripted))
     assert done.twin_progress.best_step == 15
     assert done.twin_progress.step == 25
@@ -157,7 +157,7 @@ def test_pairs_alone_are_calibrated_on_the_rows_that_validate_and_the_refit_gets
 def test_the_refits_prior_counts_as_many_rows_as_the_twins(planted_logged, small_config):
     cfg = small_config(training={"max_steps": 10, "validate_every": 5})
     data = prepare(planted_logged, cfg)
-    data.validator.of_new_ones = lambda network, workers: float(network.prior_rows("user").sum())
+    data.validator.of_few_rows = lambda network, workers: float(network.prior_rows("user").sum())
     done = run(cfg, data)
     assert done.twin_progress.prior_rows == {"user.level": 40.0, "user.factors": 40.0}
     for weights in (done.twin, done.network):
