@@ -35,9 +35,9 @@ _FITTED_BY = (
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_LARGE = ("grocery", "kuairand")
-"""Worlds in which a fit takes minutes: without the history MLP and the transformer, and with one seed but of `_REPEATED`."""
-_REPEATED, _NOT_IN_LARGE = ("shipped", "networks"), ("history_mlp", "sequence")
+_LEFT_OUT = {"grocery": ("history_mlp", "sequence"), "kuairand": ("history_mlp", "sequence", SEQUENCE_MODEL)}
+"""World where a fit takes minutes -> jobs that would take hours; all but `_REPEATED` have one seed there."""
+_REPEATED = ("shipped", "networks")
 _RETRAINED = {"drifting": ("shipped", "networks", SEQUENCE_MODEL)}
 """World -> jobs that are fitted anew for every judged day as well."""
 
@@ -62,7 +62,7 @@ def measured(
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *(f"{arm}{RETRAINED}" for arm in retrained)):
-                if (arm in ONCE and not history) or (arm in _NOT_IN_LARGE and name in _LARGE):
+                if (arm in ONCE and not history) or arm in _LEFT_OUT.get(name, ()):
                     continue
                 for seed in range(seeds_of(name, arm, seeds)):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
@@ -83,7 +83,7 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    takes_long = job in (SEQUENCE_MODEL, "sequence") or (world in _LARGE and job not in _REPEATED)
+    takes_long = job in (SEQUENCE_MODEL, "sequence") or (world in _LEFT_OUT and job not in _REPEATED)
     return 1 if takes_long or job in ("rules", "tables") or job.endswith(RETRAINED) else seeds
 
 

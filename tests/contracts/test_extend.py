@@ -373,8 +373,9 @@ def test_an_accelerator_says_once_that_it_runs_and_why_others_did_not(page: dict
         ("engine", ["task_vector_steps: the inner step must be the gradient's"]),
     ]
     seen: list[Rows] = []
+    prior_1D = gradient.block("user").prior().detach().unsqueeze(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example, "embed", lambda *arguments, **_: seen.append(arguments[2]), raising=False)
+        patch.setattr(example, "embed", lambda *arguments, **_: seen.append(arguments[2]) or prior_1D, raising=False)
         engine.embed_tasks(gradient, "user", batch.support, batch.entity_index_T)
     assert seen == [batch.support], "the engine hands the work over"
 

@@ -19,6 +19,7 @@ from limaml.meta import reference
 from limaml.models.blocks import Support
 from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch
+from limaml.training import shrinkage
 from limaml.training.scoring import score_specs
 from limaml.training.twin_and_refit import fit_twin
 
@@ -168,6 +169,8 @@ def test_a_task_level_block_fitted_in_full_is_the_stored_network(make_planted, s
     model = {"meta_block": "task_vector", "embedding_dim": 3, "dropout": 0.0}
     data = _data(small_config(), make_planted(num_users=60), training=training, model=model, evaluation=evaluation)
     network, _ = fit_twin(data.cfg, data.training.rows, data.encoder.dims, data.network_validator)
+    # What is kept whole is not held back after few rows.
+    shrinkage.apply_prior_rows(network, {"user.level": 0.0, "user.factors": 0.0})
     specs = data.validator.tasks[-1]
     np.testing.assert_allclose(
         full(data)[0](data.validation, specs), score_specs(network, data.validation.rows, specs), atol=1e-5
