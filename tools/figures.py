@@ -37,7 +37,7 @@ def result(worlds: Results) -> list[str]:
             rows.append(_beside(found, key, suffix, RETURNING, PER_VISIT, f"{found['title']}{what}: returning, per visit"))
         key, suffix = sides[-1]
         rows.append(_beside(found, key, suffix, FIRST_20, PER_USER, f"{found['title']}: new, after 20 rows, per user"))
-    return table(("AUC", "global MLP", "LiMAML", "gain", "block that validated best"), rows)
+    return table(("AUC", "global MLP", "LiMAML", "gain", "chosen"), rows)
 
 
 def _beside(found: Results, key: str, suffix: str, group: str, metric: str, title: str) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def _beside(found: Results, key: str, suffix: str, group: str, metric: str, titl
 
 def world(found: Results) -> list[str]:
     """Of a world as a daily refresh serves it: every method on returning users' rows, and who gains."""
-    return [report.about(found), "", *report.methods(found, RETURNING), *report.who(found)]
+    return [report.about(found), "", *report.methods(found, RETURNING), *report.who(found), *report.lists(found)]
 
 
 def engine(found: Results) -> list[str]:

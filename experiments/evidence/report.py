@@ -256,8 +256,8 @@ def render(results: Mapping[str, Results]) -> str:
         " paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files. *Pooled* ranks"
         " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
         " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged"
-        " rows choose nothing. History"
-        " features are what a user did with an item, or its category, before.",
+        " rows choose nothing. History features are what a user did with an item, or its category, before. Several seeds are of"
+        " LiMAML as shipped and the networks; on the generated world of all that a seed changes.",
         "",
     ]
     lines += [line for name, text in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]

@@ -36,8 +36,9 @@ _FITTED_BY = (
 )
 """What a job's output follows from, beside the core."""
 _LEFT_OUT = {"grocery": ("history_mlp", "sequence"), "kuairand": ("history_mlp", "sequence", SEQUENCE_MODEL)}
-"""World where a fit takes minutes -> jobs that would take hours; all but `_REPEATED` have one seed there."""
-_REPEATED = ("shipped", "networks")
+"""World where a fit takes minutes -> jobs that would take hours."""
+_REPEATED, _QUICK = ("shipped", "networks"), "drifting"
+"""Jobs that are run with every seed, and the world where all are that a seed changes and that take seconds."""
 _RETRAINED = {"drifting": ("shipped", "networks", SEQUENCE_MODEL)}
 """World -> jobs that are fitted anew for every judged day as well."""
 
@@ -83,8 +84,8 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    takes_long = job in (SEQUENCE_MODEL, "sequence") or (world in _LEFT_OUT and job not in _REPEATED)
-    return 1 if takes_long or job in ("rules", "tables") or job.endswith(RETRAINED) else seeds
+    not_there = job in ("rules", "tables", "sequence", SEQUENCE_MODEL) or job.endswith(RETRAINED)
+    return seeds if job in _REPEATED or (world == _QUICK and not not_there) else 1
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
