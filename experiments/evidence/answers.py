@@ -85,9 +85,9 @@ class Answers:
 
     @cached_property
     def validation(self) -> dict[str, float]:
-        """Of ours with history, the mean of what training stopped on."""
+        """Of ours with history, the mean of what training stopped on, with the seed that all have."""
         return {
-            arm: float(np.mean([seed.values["validation"] for each in outputs for seed in each]))
+            arm: float(np.mean([seeds[0].values["validation"] for seeds in outputs]))
             for (history, arm), outputs in self._outputs.items()
             if history and arm in ARMS
         }
