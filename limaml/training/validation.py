@@ -1,7 +1,7 @@
 """How good the network is on the rows that validate, as the split has them judged; the number that training stops on."""
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class Validator:
             judged = rows.entities if users is None else users
             by_k = [*first_k(rows, judged, ks, min_query_rows=least, support_rows=n).values()]
         else:
-            by_k = [as_served(rows, from_us=from_us, support_rows=min(k, n), users=users) for k in ks]
+            by_k = [_first_rows(rows, served, from_us, min(k, n)) for k in ks]
         self._of_few_rows: list[list[TaskSpec]] = [*by_k, served]
         self.tasks: list[list[TaskSpec]] = self._of_few_rows if from_us is None else [served]
         """One list for each k if first-k is judged, then the as-served tasks."""
@@ -52,7 +52,7 @@ class Validator:
     def of_few_rows(self, network: Network, workers: Workers) -> float:
         """`validation_auc` over first-k and as served, by which the prior's rows are chosen.
 
-        Of known users, whose first rows trained: as served with the last k rows alone.
+        Of known users the query rows are those that validate, since the others trained.
         """
         return self._measure(self._of_few_rows, self._scores(network, workers, self._of_few_rows))[OBJECTIVE]
 
@@ -95,6 +95,16 @@ class Validator:
         device = next(network.parameters()).device
         total = workers.sum(torch.from_numpy(flat).to(device)).cpu().numpy()
         return [total[a:b] for a, b in pairwise(bounds)]
+
+
+def _first_rows(rows: TaskRows, served: Sequence[TaskSpec], from_us: int, k: int) -> list[TaskSpec]:
+    """A task for each entity of `served`, with all its query rows: as of `from_us`, by the entity's first k rows before it."""
+    tasks = []
+    for entity, mine in groupby(served, lambda spec: spec.entity):
+        start, query = int(rows.offsets[entity]), np.concatenate([spec.query for spec in mine])
+        stop = min(start + k, rows.first_row_at(entity, from_us))
+        tasks.append(TaskSpec(entity, from_us, start, stop, query))
+    return tasks
 
 
 def level_of(probability_R: Floats, labels_R: Floats) -> float:
