@@ -30,7 +30,6 @@ from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, origin
 from experiments.methods.full_network import full
 from limaml.config import Config
-from limaml.errors import DataError
 from limaml.evaluation.scoring_method import ScoringMethod
 from limaml.metrics import Floats, Ints
 from limaml.tasks.protocols import as_served, first_k, query_rows
@@ -120,19 +119,19 @@ def _best_sequence_model(
 
 def _retrained(job: Job) -> JobOutput:
     """Each judged day's rows as scored by what was fitted on all rows before it: the split's dates move on with the day."""
-    world, last = Config.model_validate_json(job.params["config"]), date.fromisoformat(job.params["through"])
+    world = Config.model_validate_json(job.params["config"])
     at = origin(job.params["config"], job.params["through"])
     events = at.logged["event_id"].combine_chunks()
-    train_end, judged_from = (_EPOCH + timedelta(microseconds=us) for us in (at.split.train_end_us, at.split.validation_end_us))
+    ends = (at.split.train_end_us, at.split.validation_end_us)
+    train_end, judged_from = (_EPOCH + timedelta(days=us // MICROSECONDS_PER_DAY) for us in ends)
+    day_N = at.logged["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY
+    since_N = day_N - (judged_from - _EPOCH).days
     parts: dict[str, list[npt.NDArray[Any]]] = {}
-    for number in range((last - judged_from).days + 1):
+    for number in np.unique(since_N[since_N >= 0]).tolist():
         moved = {"validate_from": train_end + timedelta(days=number), "test_from": judged_from + timedelta(days=number)}
         today = world.model_copy(update={"evaluation": world.evaluation.model_copy(update=moved)}).model_dump_json()
         params = {"arm": job.params["arm"].removesuffix(RETRAINED), "config": today, "through": str(moved["test_from"])}
-        try:
-            found = run(replace(job, params={**job.params, **params})).arrays
-        except DataError:
-            continue  # nobody known came that day
+        found = run(replace(job, params={**job.params, **params})).arrays
         place = origin(today, params["through"]).logged["event_id"].take(pa.array(found[SERVED]))
         parts.setdefault(SERVED, []).append(pc.index_in(place, value_set=events).to_numpy())
         for key in found:
