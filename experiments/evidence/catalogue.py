@@ -1,9 +1,9 @@
 """Whole lists as a shop would rank them: all that was on offer on a returning user's day, not what they were shown alone.
 
 A sampled visit becomes an entity of its own: the user's rows before the day, and a row for each candidate. Candidates are the
-items that anybody has a row with on that day, without what the user had before where nobody has an item twice. A candidate's
-context and time are those of the user's own row of it, otherwise of somebody else's; its features are joined as they would have
-been logged.
+items that anybody has a row with on that day, without what the user had before where nobody has an item twice. A list is one
+request: its time and context are those of the user's first row of that day. What a context says of a candidate (`per_candidate`)
+is of the user's own row of it, otherwise of somebody else's. Features are joined as they would have been logged.
 
 N logged rows, C candidates, V visits
 """
@@ -70,7 +70,8 @@ def place(found: Lists, inputs: MethodInput, specs: list[TaskSpec]) -> Ints:
 
 def sampled(cfg: Config, logged: pa.Table, split: Split) -> Lists | None:
     """Lists of known users' visits from T2 on; None where nobody came back and took something."""
-    day_N, label_N = logged["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY, logged["label"].to_numpy()
+    time_N, label_N = logged["timestamp"].cast(pa.int64()).to_numpy(), logged["label"].to_numpy()
+    day_N = time_N // MICROSECONDS_PER_DAY
     names = {name: logged[name].combine_chunks().dictionary_encode() for name in ("user_id", "item_id")}
     user_N, item_N = (coded.indices.to_numpy().astype(np.int64) for coded in names.values())
     once = np.unique(np.stack([user_N, item_N]), axis=1).shape[1] == len(user_N)
@@ -79,7 +80,7 @@ def sampled(cfg: Config, logged: pa.Table, split: Split) -> Lists | None:
     known_N = pc.is_in(logged["user_id"], value_set=pa.array(split.train_users, pa.string())).to_numpy()
     later_N = day_N > np.maximum(first_U[user_N], split.validation_end_us // MICROSECONDS_PER_DAY - 1)
     visit_2V = np.unique(np.stack([user_N, day_N])[:, known_N & later_N & (label_N == 1)], axis=1)
-    earlier, offered, user, label = [], [], [], []
+    earlier, offered, asking, label = [], [], [], []
     for mine, day in visit_2V[:, np.sort(np.random.default_rng(0).permutation(visit_2V.shape[1])[:VISITS])].T:
         today = np.flatnonzero(day_N == day)
         others = user_N[today] != mine
@@ -90,15 +91,17 @@ def sampled(cfg: Config, logged: pa.Table, split: Split) -> Lists | None:
         at = order[at[~np.isin(items, item_N[before])] if once else at]
         earlier.append(before)
         offered.append(today[at])
-        user.append(np.full(len(at), mine))
+        own = today[~others]
+        asking.append(np.full(len(at), own[np.argmin(time_N[own])]))
         label.append(np.where(others[at], 0, label_N[today[at]]))
     if not offered:
         return None
-    asked = logged.take(pa.array(np.concatenate(offered)))
+    asked, requests = (logged.take(pa.array(np.concatenate(rows))) for rows in (offered, asking))
+    once_each = schema.tables(cfg.features).context(per_candidate=False).names
     put = {
         "event_id": pa.array([f"candidate-{number}" for number in range(asked.num_rows)]),
-        "user_id": names["user_id"].dictionary.take(pa.array(np.concatenate(user))),
         "label": pa.array(np.concatenate(label), logged.schema.field("label").type),
+        **{name: requests[name] for name in ("user_id", "timestamp", *once_each) if name in logged.column_names},
     }
     candidates = joined(cfg, with_columns(asked, put))
     past = logged.take(pa.array(np.concatenate(earlier)))

@@ -4,6 +4,7 @@ T tasks, R rows, F features, D embedding width, V width of a user's vector
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,11 @@ class Dlrm(WideDeep):
             for table in (self.users, self.items):
                 nn.init.normal_(table.weight, std=0.1)
 
-    def forward(self, rows: Rows, vector_TV: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (T, R) of rows scored with their tasks' vectors."""
-        z_TRD = F.silu(self._through(self.bottom, rows.dense, generator))
-        user_T1D, item_TRD = vector_TV[:, None], self.items(rows.item_index_TR)
+    def encode(self, rows: Rows, generator: torch.Generator | None = None) -> Any:
+        return F.silu(self._through(self.bottom, rows.dense, generator)), self.items(rows.item_index_TR), generator
+
+    def score(self, encoded: tuple[Tensor, Tensor, torch.Generator | None], vector_TV: Tensor) -> Tensor:
+        (z_TRD, item_TRD, generator), user_T1D = encoded, vector_TV[:, None]
         pairs = ((z_TRD, user_T1D), (z_TRD, item_TRD), (user_T1D, item_TRD))
         products_TR3 = torch.stack([(one * other).sum(dim=2) for one, other in pairs], dim=2)
         return self._through(self.top, torch.cat([z_TRD, products_TR3], dim=2), generator).squeeze(2)

@@ -3,13 +3,16 @@
 T tasks, R rows, D embedding width, V width of a user's vector
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limaml.config import Config
 from limaml.features.encoder import EncoderDims
-from limaml.models.global_block import GlobalBlock
+from limaml.models.global_block import GlobalBlock, RowState
 from limaml.tasks.rows import Rows
 
 
@@ -58,10 +61,18 @@ class WideDeep(nn.Module):
 
     def forward(self, rows: Rows, vector_TV: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (T, R) of rows scored with their tasks' vectors."""
+        return self.score(self.encode(rows, generator), vector_TV)
+
+    def encode(self, rows: Rows, generator: torch.Generator | None = None) -> Any:
+        """What of rows does not depend on the vectors: `score`'s own."""
         keep = self.global_block.draw_dropout(rows, generator)
-        deep_TR: Tensor = self.global_block(rows, {self.kind: vector_TV[:, None, :-1]}, keep)
-        wide_TR: Tensor = self.items(rows.item_index_TR).squeeze(-1) + vector_TV[:, -1:]
-        return deep_TR + wide_TR
+        return self.global_block.encode(rows, keep), self.items(rows.item_index_TR).squeeze(-1), keep
+
+    def score(self, encoded: tuple[RowState, Tensor, Sequence[Tensor]], vector_TV: Tensor) -> Tensor:
+        """Logits (T, R) of encoded rows."""
+        state, item_TR, keep = encoded
+        deep_TR: Tensor = self.global_block.score(state, {self.kind: vector_TV[:, None, :-1]}, keep)
+        return deep_TR + (item_TR + vector_TV[:, -1:])
 
     def fit_vectors(
         self, support: Rows, entity_index_T: Tensor, *, rate: float, steps: tuple[int, ...], damping: float
@@ -74,11 +85,12 @@ class WideDeep(nn.Module):
         if support.label_TR is None:
             raise ValueError("support rows must carry labels to fit a vector on, got none; build them with build_batch")
         damped_T = (support.mask_TR.sum(dim=1) + damping).clamp(min=torch.finfo(torch.float32).tiny)
-        vector_TV = self.vectors(entity_index_T).detach()
-        found = {}
+        vector_TV, found = self.vectors(entity_index_T).detach(), {}
+        with torch.no_grad():
+            encoded = self.encode(support)
         for step in range(1, max(steps) + 1):
             at = vector_TV.requires_grad_()
-            loss_TR = F.binary_cross_entropy_with_logits(self(support, at), support.label_TR, reduction="none")
+            loss_TR = F.binary_cross_entropy_with_logits(self.score(encoded, at), support.label_TR, reduction="none")
             loss_T = (loss_TR * support.mask_TR).sum(dim=1) / damped_T
             (gradient_TV,) = torch.autograd.grad(loss_T.sum(), at)
             vector_TV = at.detach() - rate * gradient_TV

@@ -70,7 +70,8 @@ def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator
     """
 
     def draw(step: int) -> tuple[TaskBatch, tuple[Rows, Tensor]]:
-        batch = build_batch(rows, meta_batch(rows, cfg, seed=cfg.training.seed, step=step))
+        specs = meta_batch(rows, cfg, seed=cfg.training.seed, step=step)
+        batch = build_batch(rows, [replace(spec, support_stop=spec.support_start) for spec in specs])
         return batch, (batch.query, model.vectors(batch.entity_index_T))
 
     best, progress = fit_on_queries(

@@ -11,6 +11,7 @@ from experiments.evidence import catalogue
 from experiments.evidence.worlds import Origin, ingested
 from limaml.config import Config, load
 from limaml.features.encoder import Encoder
+from limaml.schema import tables
 from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows
 
 FEATURES = [
@@ -52,15 +53,35 @@ def test_a_list_is_all_that_anybody_had_that_day(origin):
 def test_a_users_own_row_has_the_features_that_it_was_logged_with(origin):
     """And those of other candidates are this user's."""
     found, logged = origin.lists.candidates.to_pandas(), origin.logged.to_pandas()
-    keys = ["user_id", "item_id", "timestamp"]
-    names = [name for name in logged.columns if name not in (*keys, "event_id", "label")]
+    found["day"], logged["day"] = day_of(origin.lists.candidates), day_of(origin.logged)
+    keys = ["user_id", "item_id", "day"]
+    names = [name for name in logged.columns if name not in (*keys, "event_id", "label", "timestamp")]
     both = found.merge(logged, on=keys, suffixes=("", "_logged")).drop_duplicates(keys)
     assert len(both) > 20
     for name in names:
         assert both[name].map(str).equals(both[f"{name}_logged"].map(str)), name
-    per_visit = found.assign(day=day_of(origin.lists.candidates)).groupby(["user_id", "day"])
+    per_visit = found.groupby(["user_id", "day"])
     assert (per_visit["user_events"].nunique() == 1).all()
     assert per_visit["by_item_id_events"].nunique().max() > 1
+
+
+def test_a_list_is_one_request_at_its_users_first_row_of_the_day(origin):
+    """What was delivered about the request is the user's own; what was delivered about a candidate goes with the candidate."""
+    feed = {"entity": "context", "name": "feed", "type": "category"}
+    place = {"entity": "context", "name": "place", "type": "category", "per_candidate": True}
+    values, logged = origin.cfg.model_dump(mode="json"), origin.logged
+    cfg = Config.model_validate(values | {"features": [*values["features"], feed, place]})
+    number = [f"{at:06}" for at in range(logged.num_rows)]
+    logged = logged.append_column("feed", pa.array(number)).append_column("place", logged["item_id"])
+    logged = logged.select(tables(cfg.features).logged_events.names)
+    lists = catalogue.sampled(cfg, logged, origin.split)
+    found, rows = lists.candidates.to_pandas(), logged.to_pandas().assign(day=day_of(logged))
+    for (user, day), listed in found.groupby(["user_id", day_of(lists.candidates)]):
+        first = rows[(rows["user_id"] == user) & (rows["day"] == day)].sort_values("timestamp", kind="stable").iloc[0]
+        assert set(listed["feed"]) == {first["feed"]}
+        assert set(listed["timestamp"]) == {first["timestamp"]}
+        assert len(listed) > 1
+        assert listed["place"].equals(listed["item_id"])
 
 
 def test_a_visits_task_has_its_users_earlier_rows_and_place(origin):
