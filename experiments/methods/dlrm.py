@@ -39,7 +39,7 @@ class Dlrm(WideDeep):
     def encode(self, rows: Rows, generator: torch.Generator | None = None) -> Any:
         return F.silu(self._through(self.bottom, rows.dense, generator)), self.items(rows.item_index_TR), generator
 
-    def score(self, encoded: tuple[Tensor, Tensor, torch.Generator | None], vector_TV: Tensor) -> Tensor:
+    def score(self, encoded: Any, vector_TV: Tensor) -> Tensor:
         (z_TRD, item_TRD, generator), user_T1D = encoded, vector_TV[:, None]
         pairs = ((z_TRD, user_T1D), (z_TRD, item_TRD), (user_T1D, item_TRD))
         products_TR3 = torch.stack([(one * other).sum(dim=2) for one, other in pairs], dim=2)

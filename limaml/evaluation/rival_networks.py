@@ -3,7 +3,6 @@
 T tasks, R rows, D embedding width, V width of a user's vector
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from limaml.config import Config
 from limaml.features.encoder import EncoderDims
-from limaml.models.global_block import GlobalBlock, RowState
+from limaml.models.global_block import GlobalBlock
 from limaml.tasks.rows import Rows
 
 
@@ -68,7 +67,7 @@ class WideDeep(nn.Module):
         keep = self.global_block.draw_dropout(rows, generator)
         return self.global_block.encode(rows, keep), self.items(rows.item_index_TR).squeeze(-1), keep
 
-    def score(self, encoded: tuple[RowState, Tensor, Sequence[Tensor]], vector_TV: Tensor) -> Tensor:
+    def score(self, encoded: Any, vector_TV: Tensor) -> Tensor:
         """Logits (T, R) of encoded rows."""
         state, item_TR, keep = encoded
         deep_TR: Tensor = self.global_block.score(state, {self.kind: vector_TV[:, None, :-1]}, keep)
