@@ -49,6 +49,8 @@ _DAYS = 100_000
 
 @dataclass(frozen=True)
 class World:
+    kind: str
+    """Of its source."""
     text: str
     """Of an item's columns."""
     components: int
@@ -57,17 +59,24 @@ class World:
     """Whether a day's rows are what was on offer, and so the day's catalogue; otherwise that is every item."""
     overrides: tuple[str, ...]
 
-    @property
-    def transfer(self) -> TransferConfig:
-        return TransferConfig(feature="text_vector", provider="minilm", template=self.text)
+    def with_text(self, cfg: Config) -> Config:
+        """With vectors of its items' texts, which `embed_items` makes."""
+        made = TransferConfig(feature="text_vector", provider="minilm", template=self.text)
+        features, model = (*cfg.features, text_feature(self.components)), {"mlp_reads_vectors": False}
+        return cfg.model_copy(update={"features": features, "transfer": (made,), "model": cfg.model.model_copy(update=model)})
 
 
 WORLDS = {
     # Without its new items' rows a day may be a hole, and so the next one a peak: the gates' bounds are of whole days.
     "movielens": World(
-        "{title}. {genres}", 32, False, ("source.max_rows_ratio=1000", "source.min_label_rate=0", "source.max_label_rate=1")
+        "movielens",
+        "{title}. {genres}",
+        32,
+        False,
+        ("source.max_rows_ratio=1000", "source.min_label_rate=0", "source.max_label_rate=1"),
     ),
     "grocery": World(
+        "completejourney",
         "{title}. {department}, {product_category}, {product_type}, {brand}",
         8,
         True,
@@ -129,7 +138,7 @@ def deliver(cfg: Config, name: str, number: int, folder: Path) -> Config:
         with atomic.replacing_folder(delivered) as temporary:
             users, items = source.catalogue()
             pq.write_table(users, temporary / "users.parquet")
-            vectors = _vectors(tuple(text or "" for text in texts_of(WORLDS[name].transfer, items)))
+            vectors = _vectors(tuple(text or "" for text in texts_of(WORLDS[name].with_text(cfg).transfer[0], items)))
             pq.write_table(items.append_column("text_vector", vectors), temporary / "items.parquet")
             begins = {item: begin(item, number, starts[0], starts[1]) for item in items["item_id"].to_pylist()}
             for day in days:

@@ -27,7 +27,7 @@ from sklearn.manifold import TSNE
 from experiments.data import TODAY
 from experiments.evidence.measure import Mask
 from experiments.evidence.pictures import save
-from experiments.transfer_jobs import WORLDS, text_feature
+from experiments.transfer_jobs import WORLDS
 from limaml.config import Config, load
 from limaml.events import catalogue
 from limaml.events.ingest import ingest_history
@@ -64,9 +64,7 @@ class Films:
 
 def films(cfg: Config) -> Films:
     """Embed, ingest and fit `cfg`'s world, MovieLens."""
-    world = WORLDS["movielens"]
-    feature, storage = text_feature(world.components), Storage(cfg.storage.root)
-    cfg = cfg.model_copy(update={"features": (*cfg.features, feature), "transfer": (world.transfer,)})
+    cfg, storage = WORLDS["movielens"].with_text(cfg), Storage(cfg.storage.root)
     embed_items(cfg, TODAY)
     through = open_source(cfg, TODAY).days()[-1]
     ingest_history(cfg, through, TODAY)
@@ -82,7 +80,9 @@ def films(cfg: Config) -> Films:
     category = next(each.name for each in cfg.features if each.entity == "item" and each.type == "categories")
     items = catalogue.read(storage, "item")
     items = items.take(pc.index_in(ids, value_set=items["item_id"].combine_chunks()))
-    text, _ = vector_values(vectors[feature.name].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks())))
+    text, _ = vector_values(
+        vectors[cfg.transfer[0].feature].take(pc.index_in(ids, value_set=vectors["item_id"].combine_chunks()))
+    )
     return Films(
         items["title"].to_pylist(),
         [set(values or ()) for values in items[category].to_pylist()],

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.transfer_jobs import WORLDS
 from limaml.config import Config
 
 WITHOUT = ", without history"
 """Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
-FULL, SEQUENCE_MODEL = "full", "sequence_model"
+FULL, VECTORS, SEQUENCE_MODEL = "full", "vectors", "sequence_model"
 _PAPER: Mapping[str, Any] = {
     "model": {
         "meta_block": "row_mlp",
@@ -36,15 +37,16 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "both": {"meta": _NEWTON, "task_kinds": [_USER, _ITEM]},
     "paper": _PAPER,
     FULL: _PAPER,
+    VECTORS: {},
 }
 """Ours -> what it changes in the world's configuration, by section; a list takes a section's place.
 
 newton is the task vector with Newton's step and its default rates, which for a task vector is the posterior; gradient has the
 rates that a search on MovieLens found. set is amortised: an encoder of the support, no gradient at all; hybrid takes one step
 from where that encoder starts. paper is the paper's form, of which an output is stored, and full is the same network, adapted
-and kept whole.
+and kept whole. vectors is what ships with pretrained vectors of items' texts, where a world has texts.
 """
-SHIPPABLE = ("shipped", "newton", "gradient", "pairwise", "set", "hybrid", "paper", "both", "sequence")
+SHIPPABLE = ("shipped", "newton", "gradient", "pairwise", "set", "hybrid", "paper", "both", VECTORS, "sequence")
 """Of ours, what may be chosen, since a user's embedding is served: the simplest first."""
 NEARLY = 0.001
 """The simplest is chosen that validates within this AUC of the best."""
@@ -72,4 +74,6 @@ def configured(world: Config, arm: str, *, history: bool, seed: int) -> Config:
     for section, changes in ARMS.get(arm, {}).items():
         values[section] = changes if isinstance(changes, list) else values[section] | changes
     values["training"] |= {"seed": seed, "num_workers": 1}
-    return Config.model_validate(values)
+    cfg = Config.model_validate(values)
+    texts = [each for each in WORLDS.values() if each.kind == world.source.kind] if arm == VECTORS else []
+    return texts[0].with_text(cfg) if texts else cfg

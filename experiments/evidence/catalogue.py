@@ -2,8 +2,8 @@
 
 A sampled visit becomes an entity of its own: the user's rows before the day, and a row for each candidate. Candidates are the
 items that anybody has a row with on that day, without what the user had before where nobody has an item twice. A list is one
-request: its time and context are those of the user's first row of that day. The context of a candidate (`per_candidate`) is that
-of the user's own row of it, otherwise of somebody else's. Features are joined as they would have been logged.
+request: its time and context are those of the user's first row of that day. A candidate's own context (`per_candidate`) is of
+the user's row of it, otherwise of somebody else's. Features are joined as they would have been logged.
 
 N logged rows, C candidates, V visits
 """

@@ -12,8 +12,10 @@ Arrays: a protocol's name -> the places of its rows among the logged ones (of li
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,15 @@ import pyarrow.compute as pc
 
 from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
+from experiments.data import TODAY
 from experiments.evidence import catalogue
-from experiments.evidence.arms import FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
+from experiments.evidence.arms import FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
-from experiments.evidence.worlds import Origin, origin
+from experiments.evidence.worlds import Origin, ingested, origin
 from experiments.methods.full_network import full
 from limaml.config import Config
+from limaml.errors import NothingToDo
 from limaml.evaluation.scoring_method import ScoringMethod
 from limaml.metrics import Floats, Ints
 from limaml.tasks.protocols import as_served, first_k, query_rows
@@ -37,6 +41,7 @@ from limaml.tasks.sampling import MICROSECONDS_PER_DAY, TaskRows, TaskSpec, supp
 from limaml.tasks.splits import Split
 from limaml.training.scoring import embed_specs, score_specs
 from limaml.training.twin_and_refit import fit_twin
+from limaml.transfer.embed_items import embed_items
 
 SERVED, FIRST, LISTS, HALVES = "served", "first", "lists", "halves"
 TRUTH = "truth"
@@ -69,6 +74,8 @@ def run(job: Job) -> JobOutput:
         return _retrained(job)
     at = origin(world, through)
     cfg = configured(Config.model_validate_json(world), name, history=params["history"], seed=params["seed"])
+    if cfg.transfer:
+        cfg = _with_vectors(cfg)
     data = FitData(cfg, at)
     rows = data.test.rows
     tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED, halves=name not in RIVALS)
@@ -104,6 +111,15 @@ def run(job: Job) -> JobOutput:
         "stored_bytes": _FLOAT_BYTES * embedding_TD.shape[1],
     }
     return JobOutput(values, arrays)
+
+
+def _with_vectors(cfg: Config) -> Config:
+    """In a storage of its own, since a storage keeps to its features: the same rows, and vectors of the items."""
+    root = Path(f"{cfg.storage.root}-{VECTORS}")
+    cfg = cfg.model_copy(update={"storage": cfg.storage.model_copy(update={"root": str(root)})})
+    with suppress(NothingToDo):
+        embed_items(cfg, TODAY)
+    return ingested(cfg, root)
 
 
 def _best_sequence_model(

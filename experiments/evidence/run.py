@@ -32,6 +32,7 @@ TABLE = "evidence"
 _FITTED_BY = (
     "sequence_rival",
     "sequence",
+    "transfer_jobs",
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""

@@ -71,7 +71,8 @@ class WideDeep(nn.Module):
         """Logits (T, R) of encoded rows."""
         state, item_TR, keep = encoded
         deep_TR: Tensor = self.global_block.score(state, {self.kind: vector_TV[:, None, :-1]}, keep)
-        return deep_TR + (item_TR + vector_TV[:, -1:])
+        wide_TR: Tensor = item_TR + vector_TV[:, -1:]
+        return deep_TR + wide_TR
 
     def fit_vectors(
         self, support: Rows, entity_index_T: Tensor, *, rate: float, steps: tuple[int, ...], damping: float
