@@ -8,6 +8,7 @@ first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior)
 staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
                 rows, have over the prior
+repeats         how much of what the global MLP leaves unexplained repeats (`experiments.evidence.reliability`)
 cost            arm -> seconds to train, microseconds to adapt a task, bytes that are stored
 """
 
@@ -25,6 +26,7 @@ from experiments.evidence.arms import ARMS, FULL, NEARLY, ONCE, REFRESHED, SHIPP
 from experiments.evidence.groups import ALL, FIRST_20, HALF, MAIN, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import DAILY, FIRST, FUTURE, HALVES, KS, LISTS, NOTHING, PAST, SERVED
 from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
+from experiments.evidence.reliability import repeats
 from experiments.evidence.worlds import Origin
 from limaml.metrics import Floats, draw_users
 
@@ -65,6 +67,7 @@ class Answers:
             "first_visits": self._first_visits(),
             "staleness": self._staleness(),
             "halves": self._halves(),
+            "repeats": self._repeats(),
             "cost": self._cost(),
         }
         if f"{self.chosen}{WITHOUT}" in self.methods:
@@ -273,6 +276,19 @@ class Answers:
                 for variant in (PAST, FUTURE):
                     of = self._of(title, HALF, variant)
                     found.setdefault(title, {})[variant] = {metric: measure.gain(of[metric], prior[metric]) for metric in of}
+        return found
+
+    def _repeats(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for title in (each for each in (GLOBAL, f"{GLOBAL}{WITHOUT}") if each in self.methods):
+            parts: dict[str, list[tuple[float, Floats]]] = {}
+            for number, score_R in self._scores(self.methods[title], RETURNING, DAILY):
+                judged = self._judged[SERVED][number]
+                category_R = judged.category_R[judged.groups[RETURNING]]
+                of = repeats(self._parts[RETURNING][number], score_R, category_R, self._weights[False])
+                for name, pair in of.items():
+                    parts.setdefault(name, []).append(pair)
+            found[title] = {name: measure.gain(measure.mean(pairs), (0.0, np.zeros(DRAWS))) for name, pairs in parts.items()}
         return found
 
     def _cost(self) -> dict[str, Any]:

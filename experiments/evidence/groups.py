@@ -40,7 +40,7 @@ def served(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
         groups |= {f"{title}: {name}": returning & _between(value_R, ends) for name, ends in parts.items()}
     groups |= _by_taste(origin, user_N, place_R, returning)
     labels = logged["label"].to_numpy()[place_R].astype(np.float64)
-    return Judged(labels, user_N[place_R], day_N[place_R] - day_N.min(), groups)
+    return Judged(labels, user_N[place_R], day_N[place_R] - day_N.min(), groups, _first_category(origin, place_R))
 
 
 def first(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
@@ -63,7 +63,8 @@ def _one_group(name: str, origin: Origin, rows: pa.Table, place_R: Ints, users: 
     rows, (_, day_N) = rows.take(pa.array(place_R)), _users_and_days(origin.logged, users)
     user_R, day_R = _users_and_days(rows, users)
     labels = rows["label"].to_numpy().astype(np.float64)
-    return Judged(labels, user_R, day_R - day_N.min(), {name: np.ones(len(place_R), np.bool_)})
+    groups = {name: np.ones(len(place_R), np.bool_)}
+    return Judged(labels, user_R, day_R - day_N.min(), groups, np.zeros(len(place_R), np.int64))
 
 
 def visits(logged: pa.Table, users: pa.Array) -> tuple[Ints, Ints, Ints]:
@@ -111,6 +112,17 @@ def _by_taste(origin: Origin, user_N: Ints, place_R: Ints, returning_R: Mask) ->
     low, high = np.quantile(entropy_U[owners], [1 / 3, 2 / 3])
     third_R = (entropy_R > low).astype(np.int64) + (entropy_R > high)
     return {f"taste: {name}": judged & (third_R == number) for number, name in enumerate(TASTE)}
+
+
+def _first_category(origin: Origin, place_R: Ints) -> Ints:
+    """(R,) which category a row's item has, of several the first; 0: none."""
+    name = _category(origin.cfg)
+    if name is None:
+        return np.zeros(len(place_R), np.int64)
+    values = origin.logged[name].take(pa.array(place_R)).to_pylist()
+    firsts = pa.array([value[0] if isinstance(value, list) and value else value or None for value in values], pa.string())
+    found: Ints = 1 + firsts.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    return found
 
 
 def _category(cfg: Config) -> str | None:

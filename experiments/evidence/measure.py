@@ -39,6 +39,8 @@ class Judged:
     day_R: Ints
     """Days since the world's first one."""
     groups: Mapping[str, Mask]
+    category_R: Ints
+    """Of the item; 0 without."""
 
     def part(self, group: str) -> "Part":
         mask_R = self.groups[group]

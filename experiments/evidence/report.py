@@ -3,17 +3,19 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.evidence.arms import FULL, RETRAINED, WITHOUT
+from experiments.evidence.arms import FULL, RETRAINED, VECTORS, WITHOUT
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import FUTURE, PAST
 from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
 from experiments.evidence.pictures import PICTURES, write_pictures
+from experiments.evidence.reliability import LEAST
 from experiments.evidence.worlds import ABOUT
 from experiments.markdown import DASH, Results, number, over, pick, table
 from limaml.io import atomic
 
 METRICS = {POOLED: "pooled", PER_USER: "per user", PER_VISIT: "per visit", NDCG: "NDCG@10"}
+LISTED = {NDCG: "NDCG@10", "hit10": "hit@10", PER_VISIT: "AUC"}
 NAMES = {
     "item_mean": "item's own rate",
     "popular_lately": "item's rate in the last week",
@@ -40,6 +42,7 @@ NAMES = {
     "both": "LiMAML, users and items adapted",
     "paper": "LiMAML, the paper's form, stored",
     FULL: "LiMAML, the paper's form, adapted network kept whole",
+    VECTORS: "LiMAML as shipped, with vectors of items' texts",
 }
 _CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
 _GROUPS = {
@@ -62,47 +65,32 @@ def _with_features(title: str) -> str:
 
 
 def methods(found: Results, group: str) -> list[str]:
-    """Every method on a group's rows, the best per visit first, and what the chosen arm has over it."""
+    """Every method on a group's rows, the best per visit first (of whole lists the best NDCG); what the chosen has over it."""
+    shown, compared, by = (LISTED, (NDCG, PER_VISIT), NDCG) if group == WHOLE else (METRICS, tuple(METRICS), PER_VISIT)
     lines = []
     for key, ours in _sides(found):
         gains = found[key][group]
-        titles = {ours, *gains[PER_VISIT]}
-        values = {title: found["methods"][title][group] for title in titles}
+        values = {title: found["methods"][title][group] for title in ({ours, *gains[by]} if gains[by] else ())}
         rows = [
             (
                 f"**{name_of(title)}**" if title == ours else name_of(title),
-                " / ".join(number(values[title][metric], 2) for metric in METRICS),
-                *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in METRICS),
+                " / ".join(number(values[title][metric], 2) for metric in shown),
+                *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in compared),
             )
-            for title in sorted(titles, key=lambda title: (-(values[title][PER_VISIT] or 0), title))
+            for title in sorted(values, key=lambda title: (-(values[title][by] or 0), title))
         ]
         what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
-        lines += table((what, " / ".join(METRICS.values()), *(f"chosen over it, {name}" for name in METRICS.values())), rows)
+        lines += table((what, " / ".join(shown.values()), *(f"chosen over it, {shown[metric]}" for metric in compared)), rows)
     return lines
 
 
 def lists(found: Results) -> list[str]:
-    """Whole lists: the best NDCG first."""
-    lines = [f"At most {VISITS} visits an origin, all items that anybody was shown that day.", ""]
-    for key, ours in _sides(found):
-        gains = found[key][WHOLE]
-        titles = {ours, *gains[NDCG]} if gains[NDCG] else set()
-        rows = [
-            (
-                f"**{name_of(title)}**" if title == ours else name_of(title),
-                " / ".join(number(values[name], 2) for name in (NDCG, "hit10", PER_VISIT)),
-                *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in (NDCG, PER_VISIT)),
-            )
-            for title in sorted(titles, key=lambda title: (-(found["methods"][title][WHOLE][NDCG] or 0), title))
-            for values in [found["methods"][title][WHOLE]]
-        ]
-        what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
-        lines += table((what, "NDCG@10 / hit@10 / AUC", "chosen over it, NDCG@10", "chosen over it, AUC"), rows)
-    return lines
+    """Whole lists."""
+    return [f"At most {VISITS} visits an origin, all items that anybody was shown that day.", "", *methods(found, WHOLE)]
 
 
 def halves(found: Results) -> list[str]:
-    """What rows add to the prior: earlier ones, and those of the other half."""
+    """What rows add to the prior, earlier ones and those of the other half; and what repeats from half to half."""
     keys = [(variant, metric) for metric in (PER_USER, PER_VISIT) for variant in (PAST, FUTURE)]
     rows = [
         (_with_features(title), *(over(of[variant][metric], 2) for variant, metric in keys))
@@ -114,6 +102,13 @@ def halves(found: Results) -> list[str]:
         " rows is no forecast: it says what rows of the same weeks could add at best.",
         "",
         *table(("over the prior", *(f"{METRICS[metric]}, {what[variant]}" for variant, metric in keys)), rows),
+        "Reliability of what the global MLP leaves unexplained, from the halves of each returning user's judged days, taken in"
+        " turn: 0 is noise. *Level* is of a user, *taste* of a user's rows with a category, less the level.",
+        "",
+        *table(
+            ("left unexplained by", *(LEAST)),
+            [(_with_features(title), *(over(of.get(name), 2) for name in LEAST)) for title, of in found["repeats"].items()],
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from experiments.evidence import groups, jobs, report
+from experiments.evidence import groups, jobs, reliability, report
 from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, WITHOUT
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
@@ -179,3 +179,21 @@ def test_an_earlier_origin_ends_where_the_next_one_is_judged(tmp_path):
     assert before == last - timedelta(days=2)
     assert moved.evaluation.test_from == last - timedelta(days=3)
     assert set(ABOUT) == set(evidence_worlds("/data/kuairand"))
+
+
+def test_what_is_left_unexplained_repeats_as_much_as_users_differ():
+    """Users' levels have a standard deviation of 0.2 under noise of 1, so that 80 rows are reliable to 80 / (80 + 25)."""
+    rng, num_users, days, rows = np.random.default_rng(0), 4000, 4, 20
+    user, day = np.repeat(np.arange(num_users), days * rows), np.tile(np.repeat(np.arange(days), rows), num_users)
+    category = rng.integers(0, 2, len(user))
+    level, noise = 0.2 * rng.normal(size=num_users), rng.normal(size=len(user))
+    part, weights = Part(noise, user, day), draw_users(num_users, draws=200, seed=0)
+    found = reliability.repeats(part, np.zeros(len(user)), category, weights)
+    assert abs(found["level"][0]) < 0.1
+    assert abs(found["taste"][0]) < 0.1
+    value, draws = reliability.repeats(Part(noise + level[user], user, day), np.zeros(len(user)), category, weights)["level"]
+    assert value == pytest.approx(80 / 105, abs=0.03)
+    assert np.quantile(draws, 0.025) < value < np.quantile(draws, 0.975)
+    taste = 0.2 * rng.normal(size=(num_users, 2))[user, category]
+    found = reliability.repeats(Part(noise + taste, user, day), np.zeros(len(user)), category, weights)
+    assert 0.5 < found["taste"][0] < 0.75, "40 rows a category less the level, which holds half of it"

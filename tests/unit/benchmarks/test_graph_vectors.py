@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.graph_vectors import BACK, FORTH, Split, by_svd
+from benchmarks.graph_vectors import BACK, FORTH, Split, by_svd
 
 FILMS = [f"f{at:02}" for at in range(40)]
 

@@ -4,7 +4,7 @@ Genres of two fifths of the films are taken out of the graph, in both directions
 norm, epochs, penalty), the other is judged on: how its genres rank among all, by a ridge and by the ten nearest films, both
 from the remaining films' vectors. In a second graph no film has a genre.
 
-    OMP_NUM_THREADS=1 python -m experiments.graph_vectors PATH/ml-100k.kg --out experiments/results/graph_vectors.json
+    OMP_NUM_THREADS=1 python -m benchmarks.graph_vectors PATH/ml-100k.kg --out experiments/results/graph_vectors.json
 
 F films, G genres (kinds), E entities, T triples, W numbers of a vector
 """
