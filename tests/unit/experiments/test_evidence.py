@@ -9,13 +9,15 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
+from experiments.cached_jobs import Job
 from experiments.evidence import groups, jobs, reliability, report
-from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, WITHOUT
+from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
 from experiments.evidence.run import seeds_of
-from experiments.evidence.worlds import ABOUT, RETURNING, evidence_worlds, origins
+from experiments.evidence.worlds import ABOUT, RETURNING, evidence_worlds, ingested, origins
 from experiments.results import plain
+from experiments.transfer_jobs import WORLDS, World
 from limaml.config import Config, load
 from limaml.metrics import draw_users
 
@@ -30,17 +32,20 @@ FEATURELESS = {*RIVALS["rules"], "truth"} - {"own_rate"}
 BY_ITEM = {"entity": "user", "name": "same", "type": "number", "aggregate": "rate", "by": "item_id"}
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def small_world():
     training = ["training.max_steps=4", "training.validate_every=2", "training.tasks_per_step=8", "evaluation.baseline_steps=2"]
     shares = ["evaluation.held_out=hash", "evaluation.train_share_of_days=0.7", "evaluation.validation_share_of_days=0.15"]
     cfg = load("configs/synthetic.toml", [*(f"source.{key}={value}" for key, value in SOURCE.items()), *training, *shares])
     values = cfg.model_dump(mode="json")
-    world = Config.model_validate(values | {"features": [*values["features"], BY_ITEM]})
+    return Config.model_validate(values | {"features": [*values["features"], BY_ITEM]})
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
     rivals = [job for job in RIVALS if job != SEQUENCE_MODEL]  # It has an environment of its own, and a test of its own.
     options = {"arms": list(ARMS), "rivals": rivals, "num_origins": 2, "seeds": 1, "workers": 2, "console": Console(quiet=True)}
     options |= {"retrained": ["shipped"]}
-    found = measure_world(world, "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
+    found = measure_world(small_world(), "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
     return json.loads(json.dumps(plain(found), allow_nan=False))
 
 
@@ -108,6 +113,26 @@ def test_rows_of_the_other_half_are_held_against_earlier_ones(measured):
     assert {*measured["halves"]} >= {*ARMS} - {"item"}
     of = measured["halves"]["shipped"]
     assert of["past"][PER_VISIT] != of["future"][PER_VISIT]
+
+
+def test_what_is_left_unexplained_is_said_with_history_and_without(measured):
+    assert set(measured["repeats"]) == {"global_mlp", f"global_mlp{WITHOUT}"}
+    assert all(
+        set(of) == {"level", "taste"} and of["level"]["low"] <= of["level"]["mean"] for of in measured["repeats"].values()
+    )
+
+
+def test_vectors_of_texts_lie_in_a_storage_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(WORLDS, "small", World("synthetic", "{title}", 4, offered=True, overrides=()))
+    ((cfg, through),) = origins(ingested(small_world(), tmp_path / "small"), 1)
+    params = {"history": True, "seed": 0, "through": str(through), "config": cfg.model_dump_json()}
+    plain, with_text = (jobs.run(Job("evidence", arm, {**params, "arm": arm})).arrays for arm in ("shipped", "vectors"))
+    assert np.array_equal(plain["served"], with_text["served"])
+    assert not np.array_equal(plain["served|daily|shipped"], with_text["served|daily|vectors"])
+    assert np.isfinite(with_text["lists|daily|vectors"]).all()
+    assert (tmp_path / "small-vectors" / "embedded" / "text_vector").is_dir()
+    assert not (tmp_path / "small" / "embedded").exists()
+    assert not configured(load("configs/kuairand.toml"), VECTORS, history=True, seed=0).transfer, "a video has no text"
 
 
 def test_what_is_fitted_anew_every_day_is_judged_on_the_same_rows(measured):
