@@ -18,10 +18,17 @@ _PAPER: Mapping[str, Any] = {
         "row_age": False,
         "start": "prior",
     },
-    "meta": {"inner_step": "gradient", "inner_steps": 1, "inner_lr": 0.3, "learn_inner_lr": False, "learn_damping": False},
+    "meta": {
+        "inner_step": "gradient",
+        "inner_steps": 1,
+        "inner_lr": 0.3,
+        "learn_inner_lr": False,
+        "learn_damping": False,
+        "pairwise_share": 0.0,
+    },
 }
-_NEWTON = {"inner_step": "newton"}
-_GRADIENT = {"inner_step": "gradient", "damping": 100.0, "factor_inner_lr": 60.0, "min_support_rows": 2}
+_NEWTON = {"inner_step": "newton", "pairwise_share": 0.0}
+_GRADIENT = {"inner_step": "gradient", "pairwise_share": 0.0, "damping": 100.0, "factor_inner_lr": 60.0, "min_support_rows": 2}
 _USER = {"name": "user", "entity_column": "user_id", "max_lag_s": 1_209_600}
 _ITEM = {"name": "item", "entity_column": "item_id", "support_rows": 64, "prior_std": 0.3, "max_lag_s": 1_209_600}
 
