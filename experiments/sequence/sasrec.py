@@ -32,7 +32,6 @@ from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
 from scipy.stats import rankdata
 
 FORMS = ("sasrec_daily", "sasrec_request")
-_MOST_BATCHES = 500
 Arrays = dict[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +56,6 @@ class Options:
     """sasrec, or ligr (eSASRec)."""
     lr: float = 5e-3
     batch: int = 16
-    """At least: an epoch has at most 500 batches."""
     epochs: int = 40
     every: int = 4
     """Epochs from one look at the rows that validate to the next."""
@@ -233,7 +231,6 @@ def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]
     keep = KeepBest(arrays, options)
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=options.epochs, accelerator="cpu", devices=1, callbacks=[keep], **settings)
-    sequences = interactions(arrays, options.length)
     model = SASRecModel(
         n_blocks=options.blocks,
         n_heads=options.heads,
@@ -243,12 +240,13 @@ def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]
         loss=options.loss,
         n_negatives=options.negatives,
         lr=options.lr,
-        batch_size=max(options.batch, sequences[Columns.User].nunique() // _MOST_BATCHES),
+        batch_size=options.batch,
         transformer_layers_type=LiGRLayers if options.layers == "ligr" else SASRecTransformerLayers,
         lightning_module_type=Offset,
         get_trainer_func=lambda: trainer,
     )
-    model.fit(Dataset.construct(sequences))
+    dataset = Dataset.construct(interactions(arrays, options.length))
+    model.fit(dataset)
     return model.lightning_model, keep
 
 
