@@ -16,6 +16,7 @@ from limaml import telemetry
 from limaml.config import Config, TrainingConfig
 from limaml.evaluation.rival_networks import GlobalMlp, WideDeep
 from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator, ScoringMethod
+from limaml.meta.losses import pairwise
 from limaml.tasks.protocols import query_rows
 from limaml.tasks.rows import Rows, TaskBatch
 from limaml.tasks.sampling import TaskRows, TaskSpec, build_batch, meta_batch
@@ -41,8 +42,9 @@ def fit_on_queries(
     model: Model,
     draw: Callable[[int], tuple[TaskBatch, tuple[Any, ...]]],
     auc: Callable[[Model], float],
+    pairwise_share: float = 0.0,
 ) -> tuple[Model, Progress]:
-    """`fit` where `model(*inputs, generator)` gives the logits (T, Q) of a batch's query rows.
+    """`fit` where `model(*inputs, generator)` gives the logits (T, Q) of a batch's query rows; a share of the loss is of pairs.
 
     Each step's tasks are one batch, drawn with its inputs; one generator draws the dropout of the whole run.
     """
@@ -54,8 +56,12 @@ def fit_on_queries(
     def loss(model: Model, asked: tuple[Rows, Any], *, generator: torch.Generator, num_tasks: int) -> BatchLoss:
         query, inputs = asked
         assert query.label_TR is not None
-        loss_TQ = F.binary_cross_entropy_with_logits(model(*inputs, generator), query.label_TR, reduction="none")
+        logit_TQ = model(*inputs, generator)
+        loss_TQ = F.binary_cross_entropy_with_logits(logit_TQ, query.label_TR, reduction="none")
         per_task_T = (loss_TQ * query.mask_TR).sum(dim=1) / query.mask_TR.sum(dim=1)
+        if pairwise_share:
+            pairs_T = pairwise(logit_TQ, query.label_TR, query.mask_TR)
+            per_task_T = (1.0 - pairwise_share) * per_task_T + pairwise_share * pairs_T
         return BatchLoss(per_task_T.sum() / num_tasks, per_task_T.detach())
 
     schedule = cfg.model_copy(update={"max_steps": num_steps})
@@ -63,7 +69,7 @@ def fit_on_queries(
     return fit(model, schedule, objective, validate=lambda average: {OBJECTIVE: auc(average)})
 
 
-def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator) -> _Rival:
+def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator, *, pairwise_share: float = 0.0) -> _Rival:
     """Train on the query rows of the network's own meta-batches, and return the average that validates best.
 
     Optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
@@ -75,7 +81,12 @@ def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator
         return batch, (batch.query, model.vectors(batch.entity_index_T))
 
     best, progress = fit_on_queries(
-        cfg.training, cfg.evaluation.baseline_steps, model, draw, lambda average: validator.auc_of(score_as_trained(average))
+        cfg.training,
+        cfg.evaluation.baseline_steps,
+        model,
+        draw,
+        lambda average: validator.auc_of(score_as_trained(average)),
+        pairwise_share,
     )
     value = round(progress.best_value or 0.0, 5)
     _log.info("baseline_trained", baseline=type(model).__name__, best_step=progress.best_step, validation=value)

@@ -136,3 +136,13 @@ def test_a_trained_rival_is_the_step_that_validates_best_and_repeats(planted_log
     assert validator.auc_of(score_as_trained(models[0])) == pytest.approx(max(seen), abs=1e-12)
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_share_of_a_rivals_loss_may_be_over_pairs(planted_logged, inputs):
+    cfg, encoder, rows = inputs
+    split = split_events(planted_logged, cfg.evaluation)
+    validator = MethodValidator(MethodInput.from_logged(split.validation_rows(planted_logged), encoder, cfg), cfg)
+    found = [train(cfg, GlobalMlp(cfg, encoder.dims), rows.rows, validator, pairwise_share=share) for share in (0.0, 0.5, 1.0)]
+    first = [model.global_block.mlp.linears[0].weight.detach().numpy() for model in found]
+    assert not np.allclose(first[0], first[1], atol=1e-4)
+    assert not np.allclose(first[1], first[2], atol=1e-4)
