@@ -8,7 +8,7 @@ from limaml.config import Config
 
 WITHOUT = ", without history"
 """Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
-FULL, VECTORS, PAIRS, SEQUENCE_MODEL = "full", "vectors", "pairs", "sequence_model"
+FULL, VECTORS, SEQUENCE_MODEL = "full", "vectors", "sequence_model"
 _PAPER: Mapping[str, Any] = {
     "model": {
         "meta_block": "row_mlp",
@@ -64,12 +64,11 @@ REFRESHED = ("shipped", "set")
 RIVALS = {
     "rules": ("item_mean", "own_rate", "user_residual", "popular_lately", "bought_before"),
     "networks": ("global_mlp", "wide_deep", "dlrm"),
-    PAIRS: ("global_pairs",),
     "tables": ("logistic", "lightgbm"),
     "history_mlp": ("history_mlp",),
     SEQUENCE_MODEL: ("sasrec_daily", "sasrec_request"),
 }
-"""Job -> the rivals that it fits; pairs where a world ships a loss over pairs."""
+"""Job -> the rivals that it fits."""
 ONCE = ("rules", SEQUENCE_MODEL)
 """Jobs that read no feature: with history and without they are the same."""
 

@@ -25,7 +25,6 @@ NAMES = {
     "logistic": "logistic regression on history",
     "lightgbm": "LightGBM on history",
     "global_mlp": "global MLP, not personalised",
-    "global_pairs": "global MLP with LiMAML's share of the loss over pairs",
     "wide_deep": "wide & deep with user ids",
     "dlrm": "DLRM with user and item ids",
     "history_mlp": "MLP on history and fitted item vectors",

@@ -3,7 +3,6 @@
 rules          an item's rate, a user's own rate of it, one number a user (`limaml.evaluation.baselines`); what was popular in
                the last week; what this user took before, counted with decay
 networks       the global MLP and wide & deep (`limaml.evaluation.baselines`); DLRM
-pairs          the global MLP with the world's own share of the loss over pairs
 tables         logistic regression and LightGBM on a row's features and sums over the user's support
 history_mlp    an MLP on the same, and on products with fitted item vectors
 """
@@ -14,7 +13,6 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from experiments.evidence.arms import PAIRS
 from experiments.evidence.fit_data import FitData
 from experiments.methods.dlrm import Dlrm
 from experiments.methods.history_mlp import history_mlp
@@ -51,9 +49,6 @@ def fit_rivals(group: str, data: FitData) -> Iterator[tuple[str, ScoringMethod]]
         yield "global_mlp", score_as_trained(train(cfg, GlobalMlp(cfg, dims), rows, validator))
         yield "wide_deep", choose_fit(cfg, train(cfg, WideDeep(cfg, dims), rows, validator), validator)
         yield "dlrm", choose_fit(cfg, train(cfg, Dlrm(cfg, dims), rows, validator), validator)
-    elif group == PAIRS:
-        mlp, share = GlobalMlp(cfg, data.encoder.dims), cfg.meta.pairwise_share
-        yield "global_pairs", score_as_trained(train(cfg, mlp, data.training.rows, validator, pairwise_share=share))
     elif group == "tables":
         yield "logistic", logistic(data)
         yield "lightgbm", boosted(data)

@@ -20,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FULL, ONCE, PAIRS, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
+from experiments.evidence.arms import ARMS, FULL, ONCE, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -65,8 +65,7 @@ def measured(
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *(f"{arm}{RETRAINED}" for arm in retrained)):
                 brief = arm in ARMS and arm not in REFRESHED and name in _LEFT_OUT
-                no_pairs = arm == PAIRS and world.meta.pairwise_share == 0.0
-                if (not history and (arm in ONCE or brief)) or no_pairs or arm in _LEFT_OUT.get(name, ()):
+                if (not history and (arm in ONCE or brief)) or arm in _LEFT_OUT.get(name, ()):
                     continue
                 for seed in range(seeds_of(name, arm, seeds)):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"

@@ -84,13 +84,7 @@ def history_mlp(data: FitData) -> ScoringMethod:
         return tasks.batch, (tasks, table_of([spec.entity for spec in specs], _FOLDS))
 
     model.standardise([draw(step)[1] for step in range(_SCALE_STEPS)])
-    best, _ = fit_on_queries(
-        cfg.training,
-        cfg.evaluation.baseline_steps,
-        model,
-        draw,
-        lambda average: data.validator.auc_of(score_history(average, dims.item_sets)),
-    )
+    best, _ = fit_on_queries(cfg, model, draw, lambda average: data.validator.auc_of(score_history(average, dims.item_sets)))
     return score_history(best, dims.item_sets)
 
 

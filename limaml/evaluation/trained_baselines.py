@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limaml import telemetry
-from limaml.config import Config, TrainingConfig
+from limaml.config import Config
 from limaml.evaluation.rival_networks import GlobalMlp, WideDeep
 from limaml.evaluation.scoring_method import Floats, MethodInput, MethodValidator, ScoringMethod
 from limaml.meta.losses import pairwise
@@ -37,17 +37,13 @@ _log = telemetry.get_logger(__name__)
 
 
 def fit_on_queries(
-    cfg: TrainingConfig,
-    num_steps: int,
-    model: Model,
-    draw: Callable[[int], tuple[TaskBatch, tuple[Any, ...]]],
-    auc: Callable[[Model], float],
-    pairwise_share: float = 0.0,
+    cfg: Config, model: Model, draw: Callable[[int], tuple[TaskBatch, tuple[Any, ...]]], auc: Callable[[Model], float]
 ) -> tuple[Model, Progress]:
-    """`fit` where `model(*inputs, generator)` gives the logits (T, Q) of a batch's query rows; a share of the loss is of pairs.
+    """`fit` where `model(*inputs, generator)` gives the logits (T, Q) of a batch's query rows, with the network's own loss.
 
     Each step's tasks are one batch, drawn with its inputs; one generator draws the dropout of the whole run.
     """
+    pairwise_share = cfg.meta.pairwise_share
 
     def batches(step: int) -> list[Named]:
         batch, inputs = draw(step)
@@ -64,15 +60,15 @@ def fit_on_queries(
             per_task_T = (1.0 - pairwise_share) * per_task_T + pairwise_share * pairs_T
         return BatchLoss(per_task_T.sum() / num_tasks, per_task_T.detach())
 
-    schedule = cfg.model_copy(update={"max_steps": num_steps})
-    objective = OuterObjective(batches, loss, torch.Generator().manual_seed(cfg.seed))
+    schedule = cfg.training.model_copy(update={"max_steps": cfg.evaluation.baseline_steps})
+    objective = OuterObjective(batches, loss, torch.Generator().manual_seed(cfg.training.seed))
     return fit(model, schedule, objective, validate=lambda average: {OBJECTIVE: auc(average)})
 
 
-def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator, *, pairwise_share: float = 0.0) -> _Rival:
+def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator) -> _Rival:
     """Train on the query rows of the network's own meta-batches, and return the average that validates best.
 
-    Optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
+    Loss, optimizer, averaging, dropout and patience are the network's own, so that the difference is the personalisation.
     """
 
     def draw(step: int) -> tuple[TaskBatch, tuple[Rows, Tensor]]:
@@ -80,14 +76,7 @@ def train(cfg: Config, model: _Rival, rows: TaskRows, validator: MethodValidator
         batch = build_batch(rows, [replace(spec, support_stop=spec.support_start) for spec in specs])
         return batch, (batch.query, model.vectors(batch.entity_index_T))
 
-    best, progress = fit_on_queries(
-        cfg.training,
-        cfg.evaluation.baseline_steps,
-        model,
-        draw,
-        lambda average: validator.auc_of(score_as_trained(average)),
-        pairwise_share,
-    )
+    best, progress = fit_on_queries(cfg, model, draw, lambda average: validator.auc_of(score_as_trained(average)))
     value = round(progress.best_value or 0.0, 5)
     _log.info("baseline_trained", baseline=type(model).__name__, best_step=progress.best_step, validation=value)
     return best

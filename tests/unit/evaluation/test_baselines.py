@@ -138,11 +138,12 @@ def test_a_trained_rival_is_the_step_that_validates_best_and_repeats(planted_log
         assert torch.equal(one, two)
 
 
-def test_a_share_of_a_rivals_loss_may_be_over_pairs(planted_logged, inputs):
+def test_a_rivals_loss_is_the_networks(planted_logged, inputs):
     cfg, encoder, rows = inputs
     split = split_events(planted_logged, cfg.evaluation)
     validator = MethodValidator(MethodInput.from_logged(split.validation_rows(planted_logged), encoder, cfg), cfg)
-    found = [train(cfg, GlobalMlp(cfg, encoder.dims), rows.rows, validator, pairwise_share=share) for share in (0.0, 0.5, 1.0)]
+    shares = [cfg.model_copy(update={"meta": cfg.meta.model_copy(update={"pairwise_share": each})}) for each in (0.0, 0.5, 1.0)]
+    found = [train(each, GlobalMlp(each, encoder.dims), rows.rows, validator) for each in shares]
     first = [model.global_block.mlp.linears[0].weight.detach().numpy() for model in found]
     assert not np.allclose(first[0], first[1], atol=1e-4)
     assert not np.allclose(first[1], first[2], atol=1e-4)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.cached_jobs import Job
 from experiments.evidence import groups, jobs, reliability, report
-from experiments.evidence.arms import ARMS, PAIRS, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
+from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
 from experiments.evidence.run import seeds_of
@@ -51,8 +51,7 @@ def measured(tmp_path_factory):
 
 def test_every_method_is_there_with_and_without_history(measured):
     methods = set(measured["methods"])
-    rivals = {name for job, names in RIVALS.items() if job not in (SEQUENCE_MODEL, PAIRS) for name in names}
-    assert "global_pairs" not in methods, "this world has no loss over pairs"
+    rivals = {name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names}
     assert methods >= {*ARMS, *rivals, "truth", *(f"{arm}{WITHOUT}" for arm in ARMS), f"global_mlp{WITHOUT}"}
     assert f"own_rate{WITHOUT}" not in methods, "it is made of what is left out"
     assert set(measured["validation"]) == set(ARMS)

@@ -17,7 +17,7 @@ from limaml.tasks.sampling import TaskRows, TaskSpec
 
 NAMES = sorted({name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names} - {"own_rate"})
 """All but the rule that needs a declared rate of the user's own."""
-PERSONAL = set(NAMES) - {"item_mean", "global_mlp", "global_pairs", "popular_lately", "bought_before"}
+PERSONAL = set(NAMES) - {"item_mean", "global_mlp", "popular_lately", "bought_before"}
 """What follows the support's labels. bought_before does where an item came before."""
 _DAY = 86_400_000_000
 
