@@ -32,6 +32,8 @@ from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
 from scipy.stats import rankdata
 
 FORMS = ("sasrec_daily", "sasrec_request")
+SEQUENCES_PER_LOOK = 32_000
+"""Sequences after which a look at the rows that validate is due, however few epochs they are."""
 Arrays = dict[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
 
@@ -58,7 +60,7 @@ class Options:
     batch: int = 16
     epochs: int = 40
     every: int = 4
-    """Epochs from one look at the rows that validate to the next."""
+    """Epochs from one look at the rows that validate to the next; fewer where an epoch is long."""
     patience: int = 2
     """Looks without a better value before it stops."""
     stop_on: str = "sasrec_daily"
@@ -228,6 +230,9 @@ def interactions(arrays: Arrays, length: int) -> pd.DataFrame:
 
 def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]:
     seed_everything(options.seed, verbose=False)
+    sequences = interactions(arrays, options.length)
+    every = max(1, min(options.every, SEQUENCES_PER_LOOK // sequences[Columns.User].nunique()))
+    options = replace(options, every=every)
     keep = KeepBest(arrays, options)
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=options.epochs, accelerator="cpu", devices=1, callbacks=[keep], **settings)
@@ -245,8 +250,7 @@ def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]
         lightning_module_type=Offset,
         get_trainer_func=lambda: trainer,
     )
-    dataset = Dataset.construct(interactions(arrays, options.length))
-    model.fit(dataset)
+    model.fit(Dataset.construct(sequences))
     return model.lightning_model, keep
 
 
@@ -274,7 +278,7 @@ def main(folder: Path) -> None:
     report = {
         "validation": validation,
         "looks": keep.values,
-        "best_epoch": min(options.every * (1 + int(np.argmax(keep.values))), options.epochs),
+        "best_epoch": min(keep.options.every * (1 + int(np.argmax(keep.values))), options.epochs),
         "train_seconds": trained - started,
         "score_seconds": time.perf_counter() - trained,
     }
