@@ -3,7 +3,7 @@
 chosen          of ours the simplest arm that validates within 0.1 points of the best; judged rows choose nothing
 gains           group -> metric -> rival -> what the chosen arm has over it; gains_without_history: neither has history
 methods         method -> group -> metric -> value
-groups          every group -> rows, users, and per visit the chosen arm over the global MLP, with and without history
+groups          every group -> rows, users, and what the chosen arm has over the networks of `OVER`, with and without history
 first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior) at each origin
 staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
@@ -15,6 +15,7 @@ cost            arm -> seconds to train, microseconds to adapt a task, bytes tha
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from limaml.metrics import Floats, draw_users
 
 DRAWS = 1000
 GLOBAL = "global_mlp"
+OVER = {"over_global": GLOBAL, "over_ids": "wide_deep"}
+"""Of each group: without personalisation, and with user ids, which is what the paper holds itself against."""
 _PROTOCOLS = {FIRST_20: FIRST, WHOLE: LISTS, HALF: HALVES}
 _VARIANT_OF = {FIRST_20: str(KS[-1]), HALF: PAST}
 
@@ -217,17 +220,19 @@ class Answers:
         return {name: float(np.mean([each[name] for each in every])) for name in POINTS}
 
     def _group(self, group: str) -> dict[str, Any]:
-        """Who they are, and what the chosen arm has over the global network there, per visit and per user."""
+        """Who they are, and what the chosen arm has over other networks there."""
         parts = self._parts[group]
         found: dict[str, Any] = {
             "rows": sum(len(part.labels_R) for part in parts),
             "users": len(np.unique(np.concatenate([part.user_R for part in parts]))),
         }
-        for name, suffix in (("over_global", ""), ("over_global_without_history", WITHOUT)):
-            ours, rival = f"{self.chosen}{suffix}", f"{GLOBAL}{suffix}"
+        for (name, network), suffix in product(OVER.items(), ("", WITHOUT)):
+            ours, rival = f"{self.chosen}{suffix}", f"{network}{suffix}"
             if all(title in self.methods and self._has(title, group) for title in (ours, rival)):
                 us, them = self._of(ours, group), self._of(rival, group)
-                found[name] = {metric: measure.gain(us[metric], them[metric]) for metric in us}
+                found[f"{name}{'_without_history' if suffix else ''}"] = {
+                    metric: measure.gain(us[metric], them[metric]) for metric in us
+                }
         return found
 
     def _first_visits(self) -> dict[str, Any]:

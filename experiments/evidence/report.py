@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from experiments.evidence.answers import OVER
 from experiments.evidence.arms import FULL, RETRAINED, VECTORS, WITHOUT
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
@@ -122,21 +123,22 @@ def _sides(found: Results) -> list[tuple[str, str]]:
 
 
 def who(found: Results) -> list[str]:
-    """Groups of returning users' rows, and what the chosen arm has over the global MLP there."""
-    keys = ("over_global", "over_global_without_history") if _split(found) else ("over_global",)
-    rows = [
-        (
-            _GROUPS.get(name, name),
-            f"{group['rows']:,}",
-            *(over(pick(group, key, metric), 2) for key in keys for metric in (PER_USER, PER_VISIT)),
-        )
-        for name, group in found["groups"].items()
-        if name not in (ALL, HALF) and group["rows"] >= 100
-    ]
-    titles = [
-        f"{METRICS[metric]}{', without history' if key != keys[0] else ''}" for key in keys for metric in (PER_USER, PER_VISIT)
-    ]
-    return table(("rows", "judged", *(f"over the global MLP, {title}" for title in titles)), rows)
+    """Groups of returning users' rows, and what the chosen arm has over the global MLP and over wide & deep there."""
+    wanted = (("over_global", PER_USER), ("over_global", PER_VISIT), ("over_ids", PER_VISIT))
+    lines = []
+    for suffix in ("", "_without_history") if _split(found) else ("",):
+        rows = [
+            (
+                _GROUPS.get(name, name),
+                f"{group['rows']:,}",
+                *(over(pick(group, f"{key}{suffix}", metric), 2) for key, metric in wanted),
+            )
+            for name, group in found["groups"].items()
+            if name not in (ALL, HALF) and group["rows"] >= 100
+        ]
+        titles = (f"over {name_of(OVER[key])}, {METRICS[metric]}" for key, metric in wanted)
+        lines += table((f"rows{', without history features' if suffix else ''}", "judged", *titles), rows)
+    return lines
 
 
 def first_visits(found: Results) -> list[str]:
