@@ -8,7 +8,7 @@ from limaml.config import Config
 
 WITHOUT = ", without history"
 """Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
-FULL, VECTORS, SEQUENCE_MODEL = "full", "vectors", "sequence_model"
+FULL, HISTORY, VECTORS, SEQUENCE_MODEL = "full", "history", "vectors", "sequence_model"
 _PAPER: Mapping[str, Any] = {
     "model": {
         "meta_block": "row_mlp",
@@ -44,6 +44,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "both": {"meta": _NEWTON, "task_kinds": [_USER, _ITEM]},
     "paper": _PAPER,
     FULL: _PAPER,
+    HISTORY: {},
     VECTORS: {},
 }
 """Ours -> what it changes in the world's configuration, by section; a list takes a section's place.
@@ -51,7 +52,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 newton is the task vector with Newton's step and its default rates, which for a task vector is the posterior; gradient has the
 rates that a search on MovieLens found. set is amortised: an encoder of the support, no gradient at all; hybrid takes one step
 from where that encoder starts. paper is the paper's form, of which an output is stored, and full is the same network, adapted
-and kept whole. vectors is what ships with pretrained vectors of items' texts, where a world has texts.
+and kept whole. history is what ships with sums over the support stored beside it (`methods/history_mlp.py`); vectors is what
+ships with pretrained vectors of items' texts, where a world has texts.
 """
 SHIPPABLE = ("shipped", "newton", "gradient", "pairwise", "set", "hybrid", "paper", "both", VECTORS, "sequence")
 """Of ours, what may be chosen, since a user's embedding is served: the simplest first."""

@@ -27,11 +27,12 @@ from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
 from experiments.evidence import catalogue
-from experiments.evidence.arms import FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
+from experiments.evidence.arms import FULL, HISTORY, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, ingested, origin
 from experiments.methods.full_network import full
+from experiments.methods.history_mlp import with_history
 from limaml.config import Config
 from limaml.errors import NothingToDo
 from limaml.evaluation.scoring_method import ScoringMethod
@@ -92,8 +93,8 @@ def run(job: Job) -> JobOutput:
         truth_R = at.truth() if name == "rules" else None
         known = {} if truth_R is None else {TRUTH: truth_R}
         return JobOutput({}, _arrays(data, tasks, fit_rivals(name, data), known))
-    if name == FULL:
-        score, progress = full(data)
+    if name in (FULL, HISTORY):
+        score, progress = full(data) if name == FULL else with_history(data)
         return JobOutput({"validation": progress.best_value}, _arrays(data, tasks, [(name, score)]))
     started = time.perf_counter()
     network, progress = fit_twin(cfg, data.training.rows, data.encoder.dims, data.network_validator)

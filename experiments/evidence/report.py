@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.evidence.answers import OVER
-from experiments.evidence.arms import FULL, RETRAINED, VECTORS, WITHOUT
+from experiments.evidence.arms import FULL, HISTORY, RETRAINED, VECTORS, WITHOUT
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import FUTURE, PAST
@@ -43,6 +43,7 @@ NAMES = {
     "both": "LiMAML, users and items adapted",
     "paper": "LiMAML, the paper's form, stored",
     FULL: "LiMAML, the paper's form, adapted network kept whole",
+    HISTORY: "LiMAML as shipped, history features in the stored vector",
     VECTORS: "LiMAML as shipped, with vectors of items' texts",
 }
 _CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
