@@ -29,19 +29,20 @@ _PAPER: Mapping[str, Any] = {
 }
 _NEWTON = {"inner_step": "newton", "pairwise_share": 0.0}
 _GRADIENT = {"inner_step": "gradient", "pairwise_share": 0.0, "damping": 100.0, "factor_inner_lr": 60.0, "min_support_rows": 2}
+_TASK_VECTOR = {"meta_block": "task_vector"}
 _USER = {"name": "user", "entity_column": "user_id", "max_lag_s": 1_209_600}
 _ITEM = {"name": "item", "entity_column": "item_id", "support_rows": 64, "prior_std": 0.3, "max_lag_s": 1_209_600}
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "shipped": {},
-    "newton": {"meta": _NEWTON},
-    "gradient": {"meta": _GRADIENT},
+    "newton": {"meta": _NEWTON, "model": _TASK_VECTOR},
+    "gradient": {"meta": _GRADIENT, "model": _TASK_VECTOR},
     "hybrid": {"meta": _NEWTON, "model": {"meta_block": "hybrid", "start": "prior"}},
     "set": {"meta": _NEWTON, "model": {"meta_block": "set", "start": "prior"}},
     "sequence": {"meta": _NEWTON, "model": {"meta_block": "sequence", "start": "prior"}},
-    "pairwise": {"meta": {**_NEWTON, "pairwise_share": 0.5}},
-    "item": {"meta": _NEWTON, "task_kinds": [_ITEM]},
-    "both": {"meta": _NEWTON, "task_kinds": [_USER, _ITEM]},
+    "pairwise": {"meta": {**_NEWTON, "pairwise_share": 0.5}, "model": _TASK_VECTOR},
+    "item": {"meta": _NEWTON, "model": _TASK_VECTOR, "task_kinds": [_ITEM]},
+    "both": {"meta": _NEWTON, "model": _TASK_VECTOR, "task_kinds": [_USER, _ITEM]},
     "paper": _PAPER,
     FULL: _PAPER,
     HISTORY: {},
@@ -55,8 +56,10 @@ from where that encoder starts. paper is the paper's form, of which an output is
 and kept whole. history is what ships with sums over the support stored beside it (`methods/history_mlp.py`); vectors is what
 ships with pretrained vectors of items' texts, where a world has texts.
 """
-SHIPPABLE = ("shipped", "newton", "gradient", "pairwise", "set", "hybrid", "paper", "both", VECTORS, "sequence")
-"""Of ours, what may be chosen, since a user's embedding is served: the simplest first."""
+SHIPPABLE = ("shipped", "newton", "gradient", "set", "hybrid", "paper", "both", VECTORS, "sequence")
+"""Of ours, what may be chosen, since a user's embedding is served: the simplest first. Not another loss than the world's, which
+its rivals are trained on as well.
+"""
 NEARLY = 0.001
 """The simplest is chosen that validates within this AUC of the best."""
 RETRAINED = ", retrained daily"
