@@ -212,7 +212,12 @@ def cost(found: Results) -> list[str]:
         "bytes stored",
         "validation",
     )
-    return ["Times are of one core that others used as well: a rough guide.", "", *table(header, rows)]
+    return [
+        "Times are of one core that others used as well: a rough guide. Where items alone are adapted, what validates is ranked"
+        " inside an item, not inside a user.",
+        "",
+        *table(header, rows),
+    ]
 
 
 _SECTIONS: dict[str, Callable[[Results], list[str]]] = {

@@ -36,7 +36,7 @@ _FITTED_BY = (
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_LEFT_OUT = {"grocery": ("history_mlp", "sequence"), "kuairand": ("history_mlp", "sequence", SEQUENCE_MODEL)}
+_LEFT_OUT = {"grocery": ("sequence",), "kuairand": ("sequence",)}
 """World where a fit takes minutes -> jobs that would take hours; without history features `REFRESHED` of ours alone are run."""
 _REPEATED, _QUICK = ("shipped", "networks"), "drifting"
 """Jobs that are run with every seed, and the world where all are that a seed changes and that take seconds."""
