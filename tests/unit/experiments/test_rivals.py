@@ -6,17 +6,21 @@ from functools import cache
 import numpy as np
 import pytest
 
-from experiments.evidence.arms import RIVALS, SEQUENCE_MODEL
+from experiments.evidence.arms import HISTORY, RIVALS, SEQUENCE_MODEL
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import bought_before, fit_rivals, popular_lately
 from experiments.evidence.worlds import Origin
+from experiments.methods.history_mlp import HistoryMlp, score_history, with_history
+from experiments.methods.item_tables import fitted_items
 from limaml.config import Config, load
 from limaml.evaluation.scoring_method import MethodInput
 from limaml.features.encoder import EncodedRows
+from limaml.models.network import build_network
 from limaml.tasks.sampling import TaskRows, TaskSpec
+from limaml.training.scoring import score_specs
 
-NAMES = sorted({name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names} - {"own_rate"})
-"""All but the rule that needs a declared rate of the user's own."""
+NAMES = sorted({HISTORY, *(name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names)} - {"own_rate"})
+"""All but the rule that needs a declared rate of the user's own; and LiMAML beside what rivals read."""
 PERSONAL = set(NAMES) - {"item_mean", "global_mlp", "popular_lately", "bought_before"}
 """What follows the support's labels. bought_before does where an item came before."""
 _DAY = 86_400_000_000
@@ -38,7 +42,8 @@ def data(make_planted):
 
 
 def _fitted(data):
-    return {name: method for group in RIVALS if group != SEQUENCE_MODEL for name, method in fit_rivals(group, data)}
+    rivals = {name: method for group in RIVALS if group != SEQUENCE_MODEL for name, method in fit_rivals(group, data)}
+    return rivals | {HISTORY: with_history(data)[0]}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,14 @@ def test_scores_do_not_depend_on_the_batch(name, methods, data, specs):
     alone = np.concatenate([_scores(methods[name], data.test, [spec]) for spec in specs])
     np.testing.assert_allclose(_scores(methods[name], data.test, specs), alone, atol=1e-6)
     assert _scores(methods[name], data.test, []).shape == (0,)
+
+
+def test_what_history_adds_begins_at_nothing(data, specs):
+    cfg, dims, rows = data.cfg, data.encoder.dims, data.training.rows
+    network = build_network(cfg, dims)
+    model = HistoryMlp(cfg, dims, fitted_items(rows, cfg, dims, folds=2), network)
+    expected = score_specs(network, data.test.rows, specs)
+    np.testing.assert_allclose(score_history(model, dims.item_sets)(data.test, specs), expected, atol=1e-6)
 
 
 def test_a_seed_gives_one_fit(methods, data, specs):
