@@ -55,6 +55,6 @@ def _stepped_up(x_C: Floats, y_C: Floats, weights_BC: Floats) -> Floats:
         invalid="ignore", divide="ignore"
     ):  # A draw may have none of the cells, or two that contradict each other.
         mean_x, mean_y, xx, yy, xy = (weights_BC @ each / total_B for each in (x_C, y_C, x_C**2, y_C**2, x_C * y_C))
-        r_B = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+        r_B = np.clip((xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2)), -1.0, 1.0)
         found: Floats = np.maximum(2 * r_B / (1 + r_B), -1.0)
     return found

@@ -222,3 +222,14 @@ def test_what_is_left_unexplained_repeats_as_much_as_users_differ():
     taste = 0.2 * rng.normal(size=(num_users, 2))[user, category]
     found = reliability.repeats(Part(noise + taste, user, day), np.zeros(len(user)), category, weights)
     assert 0.5 < found["taste"][0] < 0.75, "40 rows a category less the level, which holds half of it"
+
+
+def test_halves_that_contradict_each_other_have_the_least_reliability():
+    """However a draw's few users round."""
+    num_users, days, rows = 5, 2, 40
+    user, day = np.repeat(np.arange(num_users), days * rows), np.tile(np.repeat(np.arange(days), rows), num_users)
+    label = np.where(day == 0, 1.0, -0.3) * np.random.default_rng(0).normal(size=num_users)[user]
+    weights = draw_users(num_users, draws=500, seed=0)
+    value, draws = reliability.repeats(Part(label, user, day), np.zeros(len(user)), np.zeros(len(user), int), weights)["level"]
+    assert value == -1.0
+    assert (draws[~np.isnan(draws)] == -1.0).all()
