@@ -9,24 +9,9 @@ from limaml.config import Config
 WITHOUT = ", without history"
 """Of a method whose configuration has no history features (affinities: what a user did with an item before)."""
 FULL, HISTORY, VECTORS, SEQUENCE_MODEL = "full", "history", "vectors", "sequence_model"
-_PAPER: Mapping[str, Any] = {
-    "model": {
-        "meta_block": "row_mlp",
-        "interaction": "concat",
-        "embedding_dim": 32,
-        "meta_hidden": [64],
-        "row_age": False,
-        "start": "prior",
-    },
-    "meta": {
-        "inner_step": "gradient",
-        "inner_steps": 1,
-        "inner_lr": 0.3,
-        "learn_inner_lr": False,
-        "learn_damping": False,
-        "pairwise_share": 0.0,
-    },
-}
+_ROW_MLP = {"meta_block": "row_mlp", "interaction": "concat", "embedding_dim": 32, "meta_hidden": [64], "row_age": False}
+_ONE_STEP = {"inner_step": "gradient", "inner_steps": 1, "inner_lr": 0.3, "learn_inner_lr": False, "learn_damping": False}
+_PAPER = {"model": {**_ROW_MLP, "start": "prior"}, "meta": {**_ONE_STEP, "pairwise_share": 0.0}}
 _NEWTON = {"inner_step": "newton", "pairwise_share": 0.0}
 _GRADIENT = {"inner_step": "gradient", "pairwise_share": 0.0, "damping": 100.0, "factor_inner_lr": 60.0, "min_support_rows": 2}
 _TASK_VECTOR = {"meta_block": "task_vector"}

@@ -24,15 +24,8 @@ from limaml.tasks.rows import Rows, TaskBatch
 from limaml.training.step import BatchLoss
 
 
-def adapt_rowwise(
-    network: Network,
-    support: Rows,
-    entity_index_T: Tensor,
-    *,
-    num_steps: int | None = None,
-    second_order: bool | None = None,
-) -> Params:
-    """Phi of T supports, tensors with a leading dimension T; unset arguments come from the configuration.
+def adapt_rowwise(network: Network, support: Rows, entity_index_T: Tensor, *, second_order: bool | None = None) -> Params:
+    """Phi of T supports, tensors with a leading dimension T; what is unset comes from the configuration.
 
     Raises ValueError for a row-level block that reads the row's age, which a request has not.
     """
@@ -40,7 +33,6 @@ def adapt_rowwise(
     if isinstance(block, SupportMlp) and block.row_age:
         raise ValueError("a full row_mlp scores rows that have no age yet, got model.row_age = true; set it to false")
     assert support.label_TR is not None
-    steps = meta.inner_steps if num_steps is None else num_steps
     second = meta.second_order if second_order is None else second_order
     state = network.global_block.encode(support)
 
@@ -49,7 +41,7 @@ def adapt_rowwise(
             return network.global_block.score(rows, {network.kind: _embed_each(block, phi, task)})
 
         labels, step = Labels(label_S, task.mask_S), network.step(network.kind)
-        return inner_loop.adapt(block.start(task), logits, labels, step, num_steps=steps, second_order=second)
+        return inner_loop.adapt(block.start(task), logits, labels, step, num_steps=meta.inner_steps, second_order=second)
 
     tasks = supports(network, network.kind, support, entity_index_T, state)
     found: Params = torch.func.vmap(adapt_one)(tasks, state, support.label_TR)
@@ -81,7 +73,6 @@ def full_loss(
     *,
     generator: torch.Generator | None = None,
     num_tasks: int | None = None,
-    num_steps: int | None = None,
     second_order: bool | None = None,
 ) -> BatchLoss:
     """Sum over tasks of the mean of their query rows' cross-entropies, divided by `num_tasks`.
@@ -91,7 +82,7 @@ def full_loss(
     label_TQ, mask_TQ = batch.query.label_TR, batch.query.mask_TR
     assert label_TQ is not None
     keep = network.global_block.draw_dropout(batch.query, generator)
-    phi = adapt_rowwise(network, batch.support, batch.entity_index_T, num_steps=num_steps, second_order=second_order)
+    phi = adapt_rowwise(network, batch.support, batch.entity_index_T, second_order=second_order)
     logit_TQ = logits(network, phi, batch.query, keep)
     loss_TQ = F.binary_cross_entropy_with_logits(logit_TQ, label_TQ, reduction="none")
     count_T1 = mask_TQ.sum(dim=1, keepdim=True)
