@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from experiments.cached_jobs import JobOutput
 from experiments.evidence import groups, measure
-from experiments.evidence.arms import ARMS, FULL, HISTORY, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT
+from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT
 from experiments.evidence.groups import ALL, FIRST_20, HALF, MAIN, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import DAILY, FIRST, FUTURE, HALVES, KS, LISTS, NOTHING, PAST, SERVED
 from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
@@ -303,5 +303,5 @@ class Answers:
                 name: float(np.mean([seed.values[name] for each in outputs for seed in each])) for name in names
             }
             for (history, arm), outputs in self._outputs.items()
-            if arm in ARMS and arm not in (FULL, HISTORY)
+            if arm in ARMS and arm not in FITTED_OTHERWISE
         }

@@ -41,6 +41,8 @@ from where that encoder starts. paper is the paper's form, of which an output is
 and kept whole. history is what ships with sums over the support stored beside it (`methods/history_mlp.py`); vectors is what
 ships with pretrained vectors of items' texts, where a world has texts.
 """
+FITTED_OTHERWISE = (FULL, HISTORY)
+"""Of ours, what another fit makes of a configuration."""
 SHIPPABLE = ("shipped", "newton", "gradient", "set", "hybrid", "paper", "both", VECTORS, "sequence")
 """Of ours, what may be chosen, since a user's embedding is served: the simplest first. Not another loss than the world's, which
 its rivals are trained on as well.

@@ -27,7 +27,7 @@ from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
 from experiments.evidence import catalogue
-from experiments.evidence.arms import FULL, HISTORY, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
+from experiments.evidence.arms import FITTED_OTHERWISE, FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, ingested, origin
@@ -93,7 +93,7 @@ def run(job: Job) -> JobOutput:
         truth_R = at.truth() if name == "rules" else None
         known = {} if truth_R is None else {TRUTH: truth_R}
         return JobOutput({}, _arrays(data, tasks, fit_rivals(name, data), known))
-    if name in (FULL, HISTORY):
+    if name in FITTED_OTHERWISE:
         score, progress = full(data) if name == FULL else with_history(data)
         return JobOutput({"validation": progress.best_value}, _arrays(data, tasks, [(name, score)]))
     started = time.perf_counter()

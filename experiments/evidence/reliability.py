@@ -51,9 +51,8 @@ def _means(value_R: Floats, code_R: Ints, size: int = 0) -> Floats:
 def _stepped_up(x_C: Floats, y_C: Floats, weights_BC: Floats) -> Floats:
     """(B,) reliabilities of two halves together, from the weighted correlation of one with the other; at least -1."""
     total_B = weights_BC.sum(axis=1)
-    with np.errstate(
-        invalid="ignore", divide="ignore"
-    ):  # A draw may have none of the cells, or two that contradict each other.
+    # A draw may have none of the cells, or two that contradict each other.
+    with np.errstate(invalid="ignore", divide="ignore"):
         mean_x, mean_y, xx, yy, xy = (weights_BC @ each / total_B for each in (x_C, y_C, x_C**2, y_C**2, x_C * y_C))
         r_B = np.clip((xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2)), -1.0, 1.0)
         found: Floats = np.maximum(2 * r_B / (1 + r_B), -1.0)

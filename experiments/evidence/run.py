@@ -20,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FULL, HISTORY, ONCE, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
+from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, ONCE, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -95,7 +95,7 @@ def distinct(world: Config, arms: list[str]) -> list[str]:
     found: dict[str, str] = {}
     for arm in arms:
         cfg = configured(world, arm, history=True, seed=0).model_dump_json()
-        found.setdefault(f"{arm in (FULL, HISTORY) and arm}{cfg}", arm)
+        found.setdefault(f"{arm if arm in FITTED_OTHERWISE else ''}{cfg}", arm)
     return list(found.values())
 
 
