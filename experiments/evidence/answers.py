@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from experiments.cached_jobs import JobOutput
 from experiments.evidence import groups, measure
-from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT
+from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT, retraining
 from experiments.evidence.groups import ALL, FIRST_20, HALF, MAIN, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import DAILY, FIRST, FUTURE, HALVES, KS, LISTS, NOTHING, PAST, SERVED
 from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
@@ -187,9 +187,9 @@ class Answers:
 
     def _gains(self, group: str, ours: str, suffix: str) -> dict[str, Any]:
         """Metric -> rival -> what `ours` has over it; rivals whose titles end alike, and those that read no feature."""
-        same = {title for title, method in self.methods.items() if method.job in ONCE and method.name != "own_rate"}
+        once = {title for title, method in self.methods.items() if retraining(method.job)[0] in ONCE} - {"own_rate"}
         alike = {title for title in self.methods if title.endswith(WITHOUT) == bool(suffix)}
-        rivals = [title for title in self.methods if title in same | alike and title != ours]
+        rivals = [title for title in self.methods if title in once | alike and title != ours]
         rivals = [title for title in rivals if self._has(ours, group) and self._has(title, group)]
         found: dict[str, Any] = {metric: {} for metric in METRICS}
         for rival in rivals:

@@ -27,7 +27,7 @@ from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
 from experiments.evidence import catalogue
-from experiments.evidence.arms import FITTED_OTHERWISE, FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
+from experiments.evidence.arms import FITTED_OTHERWISE, FULL, REFRESHED, RIVALS, SEQUENCE_MODEL, VECTORS, configured, retraining
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, ingested, origin
@@ -71,7 +71,7 @@ def run(job: Job) -> JobOutput:
     """Fit, and score every judged row."""
     params = job.params
     world, through, name = params["config"], params["through"], params["arm"]
-    if name.endswith(RETRAINED):
+    if retraining(name)[1]:
         return _retrained(job)
     at = origin(world, through)
     cfg = configured(Config.model_validate_json(world), name, history=params["history"], seed=params["seed"])
@@ -135,7 +135,9 @@ def _best_sequence_model(
 
 
 def _retrained(job: Job) -> JobOutput:
-    """Each judged day's rows as scored by what was fitted on all rows before it: the split's dates move on with the day."""
+    """Each judged day's rows as scored by what was fitted last: the split's dates move on with the days."""
+    arm, last = job.params["arm"], date.fromisoformat(job.params["through"])
+    fitted, every = retraining(arm)
     world = Config.model_validate_json(job.params["config"])
     at = origin(job.params["config"], job.params["through"])
     events = at.logged["event_id"].combine_chunks()
@@ -144,16 +146,17 @@ def _retrained(job: Job) -> JobOutput:
     day_N = at.logged["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY
     since_N = day_N - (judged_from - _EPOCH).days
     parts: dict[str, list[npt.NDArray[Any]]] = {}
-    for number in np.unique(since_N[since_N >= 0]).tolist():
+    for number in np.unique(since_N[since_N >= 0] // every * every).tolist():
         moved = {"validate_from": train_end + timedelta(days=number), "test_from": judged_from + timedelta(days=number)}
         today = world.model_copy(update={"evaluation": world.evaluation.model_copy(update=moved)}).model_dump_json()
-        params = {"arm": job.params["arm"].removesuffix(RETRAINED), "config": today, "through": str(moved["test_from"])}
+        through = min(moved["test_from"] + timedelta(days=every - 1), last)
+        params = {"arm": fitted, "config": today, "through": str(through)}
         found = run(replace(job, params={**job.params, **params})).arrays
         place = origin(today, params["through"]).logged["event_id"].take(pa.array(found[SERVED]))
         parts.setdefault(SERVED, []).append(pc.index_in(place, value_set=events).to_numpy())
         for key in found:
             if key.startswith(f"{SERVED}|{DAILY}|"):
-                parts.setdefault(f"{key}{RETRAINED}", []).append(found[key])
+                parts.setdefault(f"{key}{arm.removeprefix(fitted)}", []).append(found[key])
     arrays = {key: np.concatenate(each) for key, each in parts.items()}
     order = np.argsort(arrays[SERVED])
     return JobOutput({}, {key: values[order] for key, values in arrays.items()})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.evidence.answers import OVER
-from experiments.evidence.arms import FULL, HISTORY, RETRAINED, VECTORS, WITHOUT
+from experiments.evidence.arms import FULL, HISTORY, VECTORS, WITHOUT, retraining
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import FUTURE, PAST
@@ -59,7 +59,8 @@ _GROUPS = {
 def name_of(title: str) -> str:
     """A method's, whatever features it has."""
     name = title.removesuffix(WITHOUT)
-    return NAMES[name.removesuffix(RETRAINED)] + (RETRAINED if name.endswith(RETRAINED) else "")
+    fitted, _ = retraining(name)
+    return NAMES[fitted] + name.removeprefix(fitted)
 
 
 def _with_features(title: str) -> str:

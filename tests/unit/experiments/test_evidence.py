@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.cached_jobs import Job
 from experiments.evidence import groups, jobs, reliability, report
-from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
+from experiments.evidence.arms import ARMS, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
 from experiments.evidence.run import seeds_of
@@ -29,6 +29,8 @@ SOURCE = RETURNING | {
     "synthetic_label_rate": 0.4,
 }
 FEATURELESS = {*RIVALS["rules"], "truth"} - {"own_rate"}
+DAILY_FIT = "shipped, retrained daily"
+WEEKLY_FIT = [f"{name}, retrained weekly" for name in RIVALS["networks"]]
 BY_ITEM = {"entity": "user", "name": "same", "type": "number", "aggregate": "rate", "by": "item_id"}
 
 
@@ -44,7 +46,7 @@ def small_world():
 def measured(tmp_path_factory):
     rivals = [job for job in RIVALS if job != SEQUENCE_MODEL]  # It has an environment of its own, and a test of its own.
     options = {"arms": list(ARMS), "rivals": rivals, "num_origins": 2, "seeds": 1, "workers": 2, "console": Console(quiet=True)}
-    options |= {"retrained": ["shipped"]}
+    options |= {"retrained": [DAILY_FIT, "networks, retrained weekly"]}
     found = measure_world(small_world(), "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
     return json.loads(json.dumps(plain(found), allow_nan=False))
 
@@ -102,7 +104,7 @@ def test_older_embeddings_are_held_against_daily_ones(measured):
 
 def test_whole_lists_are_ranked_by_whoever_needs_no_other_users_rows(measured):
     ranked = {title for title, of in measured["methods"].items() if "whole_catalogue" in of}
-    left_out = {"truth", "popular_lately", "item", "both", f"shipped{RETRAINED}"}
+    left_out = {"truth", "popular_lately", "item", "both", DAILY_FIT, *WEEKLY_FIT}
     assert ranked.isdisjoint(left_out)
     assert ranked >= {*ARMS, *RIVALS["networks"], "bought_before"} - left_out
     assert all(0 <= measured["methods"][title]["whole_catalogue"]["hit10"] <= 100 for title in ranked)
@@ -135,14 +137,16 @@ def test_vectors_of_texts_lie_in_a_storage_of_their_own(tmp_path, monkeypatch):
     assert not configured(load("configs/kuairand.toml"), VECTORS, history=True, seed=0).transfer, "a video has no text"
 
 
-def test_what_is_fitted_anew_every_day_is_judged_on_the_same_rows(measured):
-    once, daily = (measured["methods"][title]["served_returning"] for title in ("shipped", f"shipped{RETRAINED}"))
-    assert once[PER_VISIT] != daily[PER_VISIT]
-    assert set(measured["methods"][f"shipped{RETRAINED}"]) == {"served_all", "served_returning", "served_new"}
+def test_what_is_fitted_anew_is_judged_on_the_same_rows(measured):
+    methods = measured["methods"]
+    assert methods["shipped"]["served_returning"] != methods[DAILY_FIT]["served_returning"]
+    for once, weekly in zip(RIVALS["networks"], WEEKLY_FIT, strict=True):
+        assert methods[once]["served_all"] == methods[weekly]["served_all"], "the judged days are one week"
+    assert all(set(methods[title]) == {"served_all", "served_returning", "served_new"} for title in (DAILY_FIT, *WEEKLY_FIT))
 
 
 def test_only_what_a_seed_changes_is_run_with_several():
-    assert [seeds_of("drifting", job, 3) for job in ("shipped", "rules", f"shipped{RETRAINED}")] == [3, 1, 1]
+    assert [seeds_of("drifting", job, 3) for job in ("shipped", "rules", DAILY_FIT)] == [3, 1, 1]
     assert [seeds_of("grocery", job, 3) for job in ("shipped", "networks", "set")] == [3, 3, 1]
 
 
