@@ -20,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, ONCE, REFRESHED, RIVALS, SEQUENCE_MODEL, configured, retraining
+from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, HISTORY, ONCE, RIVALS, SEQUENCE_MODEL, configured, retraining
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -36,15 +36,14 @@ _FITTED_BY = (
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_BRIEF = ("grocery", "kuairand")
-"""Worlds where a fit takes minutes: without history features only rivals and `REFRESHED` of ours are run."""
-_REPEATED, _QUICK = ("shipped", "networks"), "drifting"
+_BRIEF, _WITHOUT = ("grocery", "kuairand"), (*RIVALS, "shipped", "newton", "gradient", "set", "hybrid", HISTORY)
+"""Worlds where a fit takes minutes, and what alone is run there without history features."""
+_REPEATED, _QUICK = ("shipped", "networks", "history_mlp"), "drifting"
 """Jobs that are run with every seed, and the world where all are that a seed changes and that take seconds."""
 _RETRAINED = dict.fromkeys(
-    ("drifting", "kuairand", "movielens"),
-    ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily"),
+    ("drifting", "kuairand"), ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily")
 ) | {"grocery": ("networks, retrained weekly",)}
-"""World -> jobs that are fitted anew for judged days as well."""
+"""World -> jobs that are fitted anew for judged days as well, where days are what splits."""
 
 
 def measured(
@@ -67,7 +66,7 @@ def measured(
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *retrained):
-                brief = name in _BRIEF and arm not in (*RIVALS, *REFRESHED)
+                brief = name in _BRIEF and arm not in _WITHOUT
                 if not history and (arm in ONCE or brief):
                     continue
                 for seed in range(seeds_of(name, arm, seeds)):
