@@ -13,7 +13,6 @@ from PIL import Image
 
 from experiments.evidence.arms import WITHOUT
 from experiments.evidence.groups import RETURNING
-from experiments.evidence.jobs import CADENCES, NEVER
 from experiments.evidence.measure import PER_USER, PER_VISIT
 from experiments.markdown import Results, pick
 from limaml.io import atomic
@@ -31,7 +30,7 @@ PICTURES = {
 }
 """File -> what it shows."""
 _DPI, _COLOURS_KEPT, _PANEL = 110, 64, (4.4, 3.8)
-_CADENCES = (*CADENCES, NEVER)
+_CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
 _SHOWN = ("item_mean", "user_residual", "lightgbm", "global_mlp", "wide_deep", "history_mlp")
 
 
@@ -91,13 +90,12 @@ def _groups(axis: "Axes", found: Results) -> None:
 
 def _first_visits(axis: "Axes", found: Results) -> None:
     suffix = WITHOUT if "gains_without_history" in found else ""
-    chosen = found["chosen_without_history" if suffix else "chosen"]
-    for title in [*(f"{name}{suffix}" for name in _SHOWN), chosen]:
+    for title in [*(f"{name}{suffix}" for name in _SHOWN), found["chosen"] + suffix]:
         if title in found["first_visits"]:
             by_k = found["first_visits"][title]
             ks = sorted(by_k, key=int)
-            colour = "black" if title == chosen else None
-            axis.plot(ks, [by_k[k]["values"][PER_USER] for k in ks], marker=".", label=title, color=colour)
+            ours = title == found["chosen"] + suffix
+            axis.plot(ks, [by_k[k]["values"][PER_USER] for k in ks], marker=".", label=title, color="black" if ours else None)
     axis.set_xlabel("support rows k", fontsize=8)
     axis.legend(fontsize=6)
 
@@ -114,7 +112,7 @@ def _staleness(axis: "Axes", found: Results) -> None:
 def _cost(axis: "Axes", found: Results) -> None:
     for title, one in found["cost"].items():
         value = pick(found, "methods", title, RETURNING, PER_VISIT)
-        if value is not None and "adapt_us" in one:
+        if value is not None:
             axis.plot(one["adapt_us"], value, "o", markersize=4)
             axis.annotate(title, (one["adapt_us"], value), fontsize=6)
     axis.set_xscale("log")

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.evidence.answers import OVER, SIDES
-from experiments.evidence.arms import FULL, HISTORY, RIVALS, VECTORS, WITHOUT, retraining
+from experiments.evidence.answers import OVER
+from experiments.evidence.arms import FULL, HISTORY, RETRAINED, VECTORS, WITHOUT
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
-from experiments.evidence.jobs import CADENCES, FUTURE, NEVER, PAST
+from experiments.evidence.jobs import FUTURE, PAST
 from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
 from experiments.evidence.pictures import PICTURES, write_pictures
 from experiments.evidence.reliability import LEAST
@@ -17,7 +17,6 @@ from limaml.io import atomic
 
 METRICS = {POOLED: "pooled", PER_USER: "per user", PER_VISIT: "per visit", NDCG: "NDCG@10"}
 LISTED = {NDCG: "NDCG@10", "hit10": "hit@10", PER_VISIT: "AUC"}
-LEVELS = {"log_loss": "log loss", "calibration_error": "calibration error"}
 NAMES = {
     "item_mean": "item's own rate",
     "popular_lately": "item's rate in the last week",
@@ -47,6 +46,7 @@ NAMES = {
     HISTORY: "LiMAML as shipped, history features in the stored vector",
     VECTORS: "LiMAML as shipped, with vectors of items' texts",
 }
+_CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
 _GROUPS = {
     RETURNING: "returning",
     NEW: "held out",
@@ -59,8 +59,7 @@ _GROUPS = {
 def name_of(title: str) -> str:
     """A method's, whatever features it has."""
     name = title.removesuffix(WITHOUT)
-    fitted, _ = retraining(name)
-    return NAMES[fitted] + name.removeprefix(fitted)
+    return NAMES[name.removesuffix(RETRAINED)] + (RETRAINED if name.endswith(RETRAINED) else "")
 
 
 def _with_features(title: str) -> str:
@@ -78,14 +77,12 @@ def methods(found: Results, group: str) -> list[str]:
             (
                 f"**{name_of(title)}**" if title == ours else name_of(title),
                 " / ".join(number(values[title][metric], 2) for metric in shown),
-                " / ".join(number(values[title][point], 3) for point in LEVELS),
                 *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in compared),
             )
             for title in sorted(values, key=lambda title: (-(values[title][by] or 0), title))
         ]
         what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
-        over_it = (f"chosen over it, {shown[metric]}" for metric in compared)
-        lines += table((what, " / ".join(shown.values()), " / ".join(LEVELS.values()), *over_it), rows)
+        lines += table((what, " / ".join(shown.values()), *(f"chosen over it, {shown[metric]}" for metric in compared)), rows)
     return lines
 
 
@@ -122,14 +119,15 @@ def _split(found: Results) -> bool:
 
 
 def _sides(found: Results) -> list[tuple[str, str]]:
-    return [(f"gains{side}", found[f"chosen{side}"]) for side in SIDES if f"chosen{side}" in found]
+    sides = [("gains", found["chosen"])]
+    return [*sides, ("gains_without_history", found["chosen"] + WITHOUT)] if _split(found) else sides
 
 
 def who(found: Results) -> list[str]:
     """Groups of returning users' rows, and what the chosen arm has over the global MLP and over wide & deep there."""
     wanted = (("over_global", PER_USER), ("over_global", PER_VISIT), ("over_ids", PER_VISIT))
     lines = []
-    for suffix in SIDES if _split(found) else ("",):
+    for suffix in ("", "_without_history") if _split(found) else ("",):
         rows = [
             (
                 _GROUPS.get(name, name),
@@ -177,10 +175,10 @@ def staleness(found: Results) -> list[str]:
     """Of returning users: what an older embedding loses."""
     rows = []
     for title, by in found["staleness"].items():
-        of = {cadence: by[cadence][RETURNING] for cadence in (*CADENCES, NEVER)}
+        of = {cadence: by[cadence][RETURNING] for cadence in _CADENCES}
         cells = (f"{number(one['values'][PER_VISIT], 2)}, {over(one['over_daily'][PER_VISIT], 2)}" for one in of.values())
         rows.append((_with_features(title), *cells))
-    lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in of)), rows)
+    lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in _CADENCES)), rows)
     return [
         "Refreshed at multiples of 7 and of 28 days since 1970, which may lie before the judged days; *never*: not in them.",
         "",
@@ -189,9 +187,9 @@ def staleness(found: Results) -> list[str]:
 
 
 def cost(found: Results) -> list[str]:
-    """What ours cost, with the AUC that they buy, the cheapest to adapt first; and how long every job took."""
-    rows, ours = [], {title: one for title, one in found["cost"].items() if "adapt_us" in one}
-    for title, one in sorted(ours.items(), key=lambda each: (each[1]["adapt_us"], each[0])):
+    """What ours cost, with the AUC that they buy, the cheapest to adapt first."""
+    rows = []
+    for title, one in sorted(found["cost"].items(), key=lambda each: (each[1]["adapt_us"], each[0])):
         served, new = (pick(found, "methods", title, group) or {} for group in (RETURNING, FIRST_20))
         rows.append(
             (
@@ -219,18 +217,7 @@ def cost(found: Results) -> list[str]:
         " inside an item, not inside a user.",
         "",
         *table(header, rows),
-        *table(("fitted together", "seconds to fit, and to score all that is judged, at one origin"), _seconds(found)),
     ]
-
-
-def _seconds(found: Results) -> list[tuple[str, str]]:
-    rows = []
-    for title, one in sorted(found["cost"].items(), key=lambda each: each[1]["seconds"]):
-        job = title.removesuffix(WITHOUT)
-        fitted, _ = retraining(job)
-        names = [name_of(f"{name}{job.removeprefix(fitted)}") for name in RIVALS.get(fitted, (fitted,))]
-        rows.append(("; ".join(names) + ("" if title == job else WITHOUT + " features"), number(one["seconds"], 0)))
-    return rows
 
 
 _SECTIONS: dict[str, Callable[[Results], list[str]]] = {
@@ -273,7 +260,7 @@ def render(results: Mapping[str, Results]) -> str:
         " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
         " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged"
         " rows choose nothing. History features are what a user did with an item, or its category, before. Several seeds are of"
-        " LiMAML as shipped, the networks and the MLP on history; on the generated world of all that a seed changes.",
+        " LiMAML as shipped and the networks; on the generated world of all that a seed changes.",
         "",
     ]
     lines += [line for name, text in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
