@@ -1,13 +1,14 @@
 """Figures of the pages, from the results that `make bench`, `make bench-serving` and `make experiments` left."""
 
 from experiments.evidence import report
-from experiments.evidence.arms import WITHOUT
+from experiments.evidence.answers import SIDES
 from experiments.evidence.groups import FIRST_20, RETURNING
-from experiments.evidence.measure import PER_USER, PER_VISIT
-from experiments.evidence.report import name_of
+from experiments.evidence.measure import PER_VISIT
+from experiments.evidence.titles import name_of
 from experiments.markdown import DASH, Results, number, over, pick, table
 
 _GLOBAL = "global_mlp"
+_WHO = {RETURNING: "returning", FIRST_20: "new, after 20 rows"}
 _ROWS = {
     "task_vector": "task vector",
     "paper": "paper's form",
@@ -31,19 +32,18 @@ def result(worlds: Results) -> list[str]:
     """The README's one table: ours beside the same network for everybody, to those who return and to new ones."""
     rows = []
     for found in worlds.values():
-        sides = [("gains", "")] + ([("gains_without_history", WITHOUT)] if "gains_without_history" in found else [])
-        for key, suffix in reversed(sides):
-            what = "" if len(sides) == 1 else ", history features" if not suffix else ", no history features"
-            rows.append(_beside(found, key, suffix, RETURNING, PER_VISIT, f"{found['title']}{what}: returning, per visit"))
-        key, suffix = sides[-1]
-        rows.append(_beside(found, key, suffix, FIRST_20, PER_USER, f"{found['title']}: new, after 20 rows, per user"))
-    return table(("AUC", "global MLP", "LiMAML", "gain", "chosen"), rows)
+        for side in [side for side in SIDES if f"chosen{side}" in found][::-1]:
+            features = ", no history features" if side else ", history features" if "chosen_without_history" in found else ""
+            for group, who in _WHO.items():
+                rows.append((f"{found['title']}{features}: {who}", *_beside(found, side, group)))
+    return table(("AUC per visit", "global MLP", "LiMAML", "gain", "over an MLP on history", "chosen"), rows)
 
 
-def _beside(found: Results, key: str, suffix: str, group: str, metric: str, title: str) -> tuple[str, ...]:
-    rival, ours = f"{_GLOBAL}{suffix}", f"{found['chosen']}{suffix}"
-    values = [number(pick(found, "methods", name, group, metric), 2) for name in (rival, ours)]
-    return title, *values, over(pick(found, key, group, metric, rival), 2), name_of(ours)
+def _beside(found: Results, side: str, group: str) -> tuple[str, ...]:
+    ours, rivals = found[f"chosen{side}"], [f"{name}{SIDES[side]}" for name in (_GLOBAL, "history_mlp")]
+    values = [number(pick(found, "methods", name, group, PER_VISIT), 2) for name in (rivals[0], ours)]
+    gains = [over(pick(found, f"gains{side}", group, PER_VISIT, rival), 2) for rival in rivals]
+    return *values, *gains, name_of(ours)
 
 
 def world(found: Results) -> list[str]:

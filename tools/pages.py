@@ -1,4 +1,4 @@
-"""The generated parts of the pages, each between two comments; a test holds that they are what their sources say.
+"""The generated parts of the pages, each between two comments, and the evidence's report; tests hold that they are current.
 
 .venv/bin/python -m tools.pages
 """
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.evidence import report
 from experiments.evidence.worlds import ABOUT
 from limaml.io import atomic
 from tools import chart, configuration, faults, figures, scale
@@ -72,6 +73,7 @@ def written(page: str) -> str:
 def main() -> None:
     for page in PARTS:
         atomic.write(ROOT / page, written(page))
+    atomic.write(ROOT / "experiments" / "results" / "REPORT.md", report.render(evidence()))
 
 
 if __name__ == "__main__":

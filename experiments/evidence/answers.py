@@ -1,6 +1,7 @@
 """The answers of a world, from the outputs of its jobs: JSON values, AUCs and NDCG in points.
 
-chosen          of ours the simplest arm that validates within 0.1 points of the best; judged rows choose nothing
+chosen          of ours the simplest arm that validates within 0.1 points of the best; judged rows choose nothing;
+                chosen_without_history: where no arm has history features
 gains           group -> metric -> rival -> what the chosen arm has over it; gains_without_history: neither has history
 methods         method -> group -> metric -> value
 groups          every group -> rows, users, and what the chosen arm has over the networks of `OVER`, with and without history
@@ -9,12 +10,12 @@ staleness       arm -> cadence -> group -> metric -> value, and what it has over
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
                 rows, have over the prior
 repeats         how much of what the global MLP leaves unexplained repeats (`experiments.evidence.reliability`)
-cost            arm -> seconds to train, microseconds to adapt a task, bytes that are stored
+cost            job -> seconds of its fits and scores at one origin; of ours seconds to train, microseconds a task, bytes stored
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -23,16 +24,21 @@ import pyarrow.compute as pc
 
 from experiments.cached_jobs import JobOutput
 from experiments.evidence import groups, measure
-from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT
+from experiments.evidence.arms import ARMS, NEARLY, ONCE, REFRESHED, SHIPPABLE, WITHOUT, retraining
 from experiments.evidence.groups import ALL, FIRST_20, HALF, MAIN, NEW, RETURNING, WHOLE
 from experiments.evidence.jobs import DAILY, FIRST, FUTURE, HALVES, KS, LISTS, NOTHING, PAST, SERVED
-from experiments.evidence.measure import METRICS, POINTS, Draws, Judged, Part
+from experiments.evidence.measure import METRICS, Draws, Judged, Part
 from experiments.evidence.reliability import repeats
 from experiments.evidence.worlds import Origin
 from limaml.metrics import Floats, draw_users
 
 DRAWS = 1000
 GLOBAL = "global_mlp"
+SIDES = {"": "", "_without_history": WITHOUT}
+"""Ends of the results' keys -> of the methods' titles."""
+COSTS = ("seconds", "train_seconds", "adapt_us", "stored_bytes", "best_step")
+LEAST_DAYS = 7
+"""Judged days that are worth drawing from."""
 OVER = {"over_global": GLOBAL, "over_ids": "wide_deep"}
 """Of each group: without personalisation, and with user ids, which is what the paper holds itself against."""
 _PROTOCOLS = {FIRST_20: FIRST, WHOLE: LISTS, HALF: HALVES}
@@ -62,9 +68,7 @@ class Answers:
 
     def all(self) -> dict[str, Any]:
         found = {
-            "chosen": self.chosen,
             "validation": self.validation,
-            "gains": {group: self._gains(group, self.chosen, "") for group in MAIN},
             "methods": {title: self._values(title) for title in self.methods},
             "groups": {group: self._group(group) for group in self._parts},
             "first_visits": self._first_visits(),
@@ -73,8 +77,8 @@ class Answers:
             "repeats": self._repeats(),
             "cost": self._cost(),
         }
-        if f"{self.chosen}{WITHOUT}" in self.methods:
-            found["gains_without_history"] = {group: self._gains(group, f"{self.chosen}{WITHOUT}", WITHOUT) for group in MAIN}
+        for side, ours in self.chosen.items():
+            found[f"chosen{side}"], found[f"gains{side}"] = ours, {group: self._gains(group, ours) for group in MAIN}
         return found
 
     @cached_property
@@ -91,24 +95,29 @@ class Answers:
 
     @cached_property
     def validation(self) -> dict[str, float]:
-        """Of ours with history, the mean of what training stopped on, with the seed that all have."""
+        """Of ours, the mean of what training stopped on, with the seed that all have."""
         return {
-            arm: float(np.mean([seeds[0].values["validation"] for seeds in outputs]))
+            f"{arm}{'' if history else WITHOUT}": float(np.mean([seeds[0].values["validation"] for seeds in outputs]))
             for (history, arm), outputs in self._outputs.items()
-            if history and arm in ARMS
+            if arm in ARMS
         }
 
     @cached_property
-    def chosen(self) -> str:
-        values = {arm: self.validation[arm] for arm in SHIPPABLE if arm in self.validation}
-        return next(arm for arm, value in values.items() if value >= max(values.values()) - NEARLY)
+    def chosen(self) -> dict[str, str]:
+        """Side -> title."""
+        found = {}
+        for side, suffix in SIDES.items():
+            values = {title: self.validation[title] for arm in SHIPPABLE if (title := f"{arm}{suffix}") in self.validation}
+            if values:
+                found[side] = next(title for title, value in values.items() if value >= max(values.values()) - NEARLY)
+        return found
 
     @cached_property
     def _judged(self) -> dict[str, list[Judged]]:
         """Protocol -> an origin's rows; every method has scored the same ones."""
         users = pc.unique(self._origins[0].logged["user_id"])
         found = {}
-        ways = {SERVED: groups.served, FIRST: groups.first, LISTS: groups.lists, HALVES: groups.halves}
+        ways = {SERVED: groups.served} | {protocol: partial(groups.alone, group) for group, protocol in _PROTOCOLS.items()}
         for protocol, of in ways.items():
             with_it = [each for each in self._outputs.values() if all(protocol in seeds[0].arrays for seeds in each)]
             if not with_it:
@@ -185,15 +194,16 @@ class Answers:
             self._measured[key] = found
         return found
 
-    def _gains(self, group: str, ours: str, suffix: str) -> dict[str, Any]:
+    def _gains(self, group: str, ours: str) -> dict[str, Any]:
         """Metric -> rival -> what `ours` has over it; rivals whose titles end alike, and those that read no feature."""
-        same = {title for title, method in self.methods.items() if method.job in ONCE and method.name != "own_rate"}
-        alike = {title for title in self.methods if title.endswith(WITHOUT) == bool(suffix)}
-        rivals = [title for title in self.methods if title in same | alike and title != ours]
+        once = {title for title, method in self.methods.items() if retraining(method.job)[0] in ONCE} - {"own_rate"}
+        alike = {title for title in self.methods if title.endswith(WITHOUT) == ours.endswith(WITHOUT)}
+        rivals = [title for title in self.methods if title in once | alike and title != ours]
         rivals = [title for title in rivals if self._has(ours, group) and self._has(title, group)]
         found: dict[str, Any] = {metric: {} for metric in METRICS}
+        num_days = len({day for judged in self._judged[SERVED] for day in judged.day_R.tolist()})
         for rival in rivals:
-            for by_day in (False, True):
+            for by_day in (False, True) if num_days >= LEAST_DAYS else (False,):
                 us, them = (self._of(title, group, by_day=by_day) for title in (ours, rival))
                 for metric, pair in us.items():
                     one = measure.gain(pair, them[metric])
@@ -209,15 +219,14 @@ class Answers:
         for group in MAIN:
             if self._has(title, group):
                 values = {metric: value for metric, (value, _) in self._of(title, group).items()}
-                found[group] = values | self._points(title, group)
+                found[group] = values | self._mean(Part.points, title, group, _VARIANT_OF.get(group, DAILY))
         return found
 
-    def _points(self, title: str, group: str) -> dict[str, float]:
-        variant = _VARIANT_OF.get(group, DAILY)
-        every = [
-            self._parts[group][number].points(score_R) for number, score_R in self._scores(self.methods[title], group, variant)
-        ]
-        return {name: float(np.mean([each[name] for each in every])) for name in POINTS}
+    def _mean(self, of: Callable[[Part, Floats], dict[str, float]], title: str, group: str, variant: str) -> dict[str, float]:
+        """Over origins and seeds, without draws."""
+        scores = self._scores(self.methods[title], group, variant)
+        every = [of(self._parts[group][number], score_R) for number, score_R in scores]
+        return {name: float(np.mean([each[name] for each in every])) for name in every[0]}
 
     def _group(self, group: str) -> dict[str, Any]:
         """Who they are, and what the chosen arm has over other networks there."""
@@ -226,35 +235,27 @@ class Answers:
             "rows": sum(len(part.labels_R) for part in parts),
             "users": len(np.unique(np.concatenate([part.user_R for part in parts]))),
         }
-        for (name, network), suffix in product(OVER.items(), ("", WITHOUT)):
-            ours, rival = f"{self.chosen}{suffix}", f"{network}{suffix}"
-            if all(title in self.methods and self._has(title, group) for title in (ours, rival)):
+        for (name, network), (side, ours) in product(OVER.items(), self.chosen.items()):
+            rival = f"{network}{SIDES[side]}"
+            if self._has(ours, group) and self._has(rival, group):
                 us, them = self._of(ours, group), self._of(rival, group)
-                found[f"{name}{'_without_history' if suffix else ''}"] = {
-                    metric: measure.gain(us[metric], them[metric]) for metric in us
-                }
+                found[f"{name}{side}"] = {metric: measure.gain(us[metric], them[metric]) for metric in us}
         return found
 
     def _first_visits(self) -> dict[str, Any]:
         """Of every method after k rows its values; of the chosen arm at each origin what the rows add to its prior."""
         found: dict[str, Any] = {}
-        for title, method in self.methods.items():
+        for title in self.methods:
             if not self._has(title, FIRST_20):
                 continue
-            found[title] = {str(k): {"values": self._without_draws(title, FIRST_20, str(k))} for k in KS}
-            for origin in range(len(self._origins)) if method.name == self.chosen else ():
+            found[title] = {str(k): {"values": self._mean(Part.values, title, FIRST_20, str(k))} for k in KS}
+            for origin in range(len(self._origins)) if title in self.chosen.values() else ():
                 prior = self._of(title, FIRST_20, "0", origin=origin)
                 for k in KS[1:]:
                     after = self._of(title, FIRST_20, str(k), origin=origin)
                     one = {metric: measure.gain(after[metric], prior[metric]) for metric in METRICS}
                     found[title][str(k)].setdefault("over_prior", []).append(one)
         return found
-
-    def _without_draws(self, title: str, group: str, variant: str) -> dict[str, float]:
-        every = [
-            self._parts[group][number].values(score_R) for number, score_R in self._scores(self.methods[title], group, variant)
-        ]
-        return {metric: float(np.mean([each[metric] for each in every])) for metric in METRICS}
 
     def _staleness(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -266,7 +267,7 @@ class Answers:
             for group in (RETURNING, NEW, ALL):
                 daily = self._of(title, group)
                 for cadence in cadences:
-                    values = self._without_draws(title, group, cadence)
+                    values = self._mean(Part.values, title, group, cadence)
                     of = self._of(title, group, cadence, pooled=False)
                     over = {metric: measure.gain(of[metric], daily[metric]) for metric in of}
                     found.setdefault(title, {}).setdefault(cadence, {})[group] = {"values": values, "over_daily": over}
@@ -297,11 +298,11 @@ class Answers:
         return found
 
     def _cost(self) -> dict[str, Any]:
-        names = ("train_seconds", "adapt_us", "stored_bytes", "best_step")
-        return {
-            f"{arm}{'' if history else WITHOUT}": {
-                name: float(np.mean([seed.values[name] for each in outputs for seed in each])) for name in names
-            }
-            for (history, arm), outputs in self._outputs.items()
-            if arm in ARMS and arm not in FITTED_OTHERWISE
-        }
+        """Job -> the means of what its outputs say; of ours, where the core fits them, more than the seconds."""
+        found: dict[str, Any] = {}
+        for (history, job), outputs in self._outputs.items():
+            for name in COSTS:
+                of = [seed.values[name] for each in outputs for seed in each if name in seed.values]
+                if of:
+                    found.setdefault(f"{job}{'' if history else WITHOUT}", {})[name] = float(np.mean(of))
+        return found

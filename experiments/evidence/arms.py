@@ -49,8 +49,8 @@ its rivals are trained on as well.
 """
 NEARLY = 0.001
 """The simplest is chosen that validates within this AUC of the best."""
-RETRAINED = ", retrained daily"
-"""Of a job that is fitted anew for every judged day, on all rows before it."""
+RETRAINED = {", retrained daily": 1, ", retrained weekly": 7}
+"""End of a job's name -> after how many judged days it is fitted anew, on all rows before."""
 REFRESHED = ("shipped", "set")
 """Of ours, what is scored with older embeddings as well."""
 RIVALS = {
@@ -63,6 +63,11 @@ RIVALS = {
 """Job -> the rivals that it fits."""
 ONCE = ("rules", SEQUENCE_MODEL)
 """Jobs that read no feature: with history and without they are the same."""
+
+
+def retraining(name: str) -> tuple[str, int]:
+    """What is fitted, and after how many judged days again; 0 where it is fitted once."""
+    return next(((name.removesuffix(end), days) for end, days in RETRAINED.items() if name.endswith(end)), (name, 0))
 
 
 def configured(world: Config, arm: str, *, history: bool, seed: int) -> Config:

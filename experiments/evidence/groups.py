@@ -43,23 +43,12 @@ def served(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
     return Judged(labels, user_N[place_R], day_N[place_R] - day_N.min(), groups, _first_category(origin, place_R))
 
 
-def first(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
-    """Held-out users' rows after their first ones."""
-    return _one_group(FIRST_20, origin, origin.logged, place_R, users)
-
-
-def halves(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
-    """Known users' rows of the first half of the judged days."""
-    return _one_group(HALF, origin, origin.logged, place_R, users)
-
-
-def lists(origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
-    """Candidates of sampled visits."""
-    assert origin.lists is not None
-    return _one_group(WHOLE, origin, origin.lists.candidates, place_R, users)
-
-
-def _one_group(name: str, origin: Origin, rows: pa.Table, place_R: Ints, users: pa.Array) -> Judged:
+def alone(name: str, origin: Origin, place_R: Ints, users: pa.Array) -> Judged:
+    """Rows that are one group: of whole lists the candidates of sampled visits, else logged ones."""
+    rows = origin.logged
+    if name == WHOLE:
+        assert origin.lists is not None
+        rows = origin.lists.candidates
     rows, (_, day_N) = rows.take(pa.array(place_R)), _users_and_days(origin.logged, users)
     user_R, day_R = _users_and_days(rows, users)
     labels = rows["label"].to_numpy().astype(np.float64)

@@ -3,8 +3,8 @@
 served   from T2 on, as embeddings refreshed daily serve; of some of ours at other cadences, too
 first    held-out users after their first k rows, for every k on the same rows
 lists    whole lists (`experiments.evidence.catalogue`)
-halves   of ours: known users' rows of the first half of the judged days, by the prior, by what was known before them, and by an
-         embedding of the second half's rows: what rows of the same weeks could say at best
+halves   of what ships: known users' rows of the first half of the judged days, by the prior, by what was known before them, and
+         by an embedding of the second half's rows: what rows of the same weeks could say at best
 
 Arrays: a protocol's name -> the places of its rows among the logged ones (of lists: among the candidates), ascending;
 `protocol|variant|method` -> scores in that order.
@@ -27,7 +27,7 @@ from experiments import sequence_rival
 from experiments.cached_jobs import Job, JobOutput
 from experiments.data import TODAY
 from experiments.evidence import catalogue
-from experiments.evidence.arms import FITTED_OTHERWISE, FULL, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, configured
+from experiments.evidence.arms import FITTED_OTHERWISE, FULL, REFRESHED, RIVALS, SEQUENCE_MODEL, VECTORS, configured, retraining
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.rivals import WITH_OTHERS, fit_rivals
 from experiments.evidence.worlds import Origin, ingested, origin
@@ -71,7 +71,7 @@ def run(job: Job) -> JobOutput:
     """Fit, and score every judged row."""
     params = job.params
     world, through, name = params["config"], params["through"], params["arm"]
-    if name.endswith(RETRAINED):
+    if retraining(name)[1]:
         return _retrained(job)
     at = origin(world, through)
     cfg = configured(Config.model_validate_json(world), name, history=params["history"], seed=params["seed"])
@@ -79,7 +79,9 @@ def run(job: Job) -> JobOutput:
         cfg = _with_vectors(cfg)
     data = FitData(cfg, at)
     rows = data.test.rows
-    tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED, halves=name not in RIVALS)
+    tasks = judged_tasks(cfg, rows, at.split, every_cadence=name in REFRESHED, halves=name == "shipped")
+    if params.get("served_alone"):
+        tasks = {(SERVED, DAILY): tasks[SERVED, DAILY]}
     if name == SEQUENCE_MODEL:
         places = np.sort(rows.source_row[query_rows(rows, tasks[SERVED, DAILY]).rows])
         asked = None if at.lists is None else at.lists.candidates
@@ -135,25 +137,28 @@ def _best_sequence_model(
 
 
 def _retrained(job: Job) -> JobOutput:
-    """Each judged day's rows as scored by what was fitted on all rows before it: the split's dates move on with the day."""
+    """Each judged day's rows as scored by what was fitted last, on rows before it of which the last ones validate."""
+    arm, last = job.params["arm"], date.fromisoformat(job.params["through"])
+    fitted, every = retraining(arm)
     world = Config.model_validate_json(job.params["config"])
     at = origin(job.params["config"], job.params["through"])
     events = at.logged["event_id"].combine_chunks()
-    ends = (at.split.train_end_us, at.split.validation_end_us)
-    train_end, judged_from = (_EPOCH + timedelta(days=us // MICROSECONDS_PER_DAY) for us in ends)
+    judged_from = _EPOCH + timedelta(days=at.split.validation_end_us // MICROSECONDS_PER_DAY)
     day_N = at.logged["timestamp"].cast(pa.int64()).to_numpy() // MICROSECONDS_PER_DAY
     since_N = day_N - (judged_from - _EPOCH).days
     parts: dict[str, list[npt.NDArray[Any]]] = {}
-    for number in np.unique(since_N[since_N >= 0]).tolist():
-        moved = {"validate_from": train_end + timedelta(days=number), "test_from": judged_from + timedelta(days=number)}
+    for number in np.unique(since_N[since_N >= 0] // every * every).tolist():
+        start = judged_from + timedelta(days=number)
+        moved = {"validate_from": start - timedelta(days=every), "test_from": start}
         today = world.model_copy(update={"evaluation": world.evaluation.model_copy(update=moved)}).model_dump_json()
-        params = {"arm": job.params["arm"].removesuffix(RETRAINED), "config": today, "through": str(moved["test_from"])}
+        through = min(start + timedelta(days=every - 1), last)
+        params = {"arm": fitted, "config": today, "through": str(through), "served_alone": True}
         found = run(replace(job, params={**job.params, **params})).arrays
         place = origin(today, params["through"]).logged["event_id"].take(pa.array(found[SERVED]))
         parts.setdefault(SERVED, []).append(pc.index_in(place, value_set=events).to_numpy())
         for key in found:
             if key.startswith(f"{SERVED}|{DAILY}|"):
-                parts.setdefault(f"{key}{RETRAINED}", []).append(found[key])
+                parts.setdefault(f"{key}{arm.removeprefix(fitted)}", []).append(found[key])
     arrays = {key: np.concatenate(each) for key, each in parts.items()}
     order = np.argsort(arrays[SERVED])
     return JobOutput({}, {key: values[order] for key, values in arrays.items()})
@@ -188,8 +193,9 @@ def judged_tasks(cfg: Config, rows: TaskRows, split: Split, *, every_cadence: bo
 
 
 def _halves(rows: TaskRows, split: Split, support_rows: int) -> Tasks:
-    start_us, stop_us = split.validation_end_us, int(rows.timestamp_us.max()) + 1
-    middle_us = (start_us + stop_us) // 2 // MICROSECONDS_PER_DAY * MICROSECONDS_PER_DAY
+    day_us = MICROSECONDS_PER_DAY
+    start_us, stop_us = split.validation_end_us, (int(rows.timestamp_us.max()) // day_us + 1) * day_us
+    middle_us = (start_us + stop_us) // 2 // day_us * day_us
     found: dict[tuple[str, str], list[TaskSpec]] = {(HALVES, variant): [] for variant in (NOTHING, PAST, FUTURE)}
     for entity in np.flatnonzero(np.isin(np.array(rows.entities, dtype=object), split.train_users)).tolist():
         first, middle, stop = (rows.first_row_at(entity, at_us) for at_us in (start_us, middle_us, stop_us))

@@ -19,8 +19,6 @@ from limaml.metrics import Bootstrap, Floats, Ints
 POOLED, PER_USER, PER_VISIT, NDCG = "pooled_auc", "per_user_auc", "per_visit_auc", "ndcg10"
 METRICS = (POOLED, PER_USER, PER_VISIT, NDCG)
 """In points."""
-POINTS = ("hit10", "log_loss", "calibration_error")
-"""Reported without intervals."""
 TOP = 10
 _DAYS = 1_000_000
 
@@ -89,7 +87,7 @@ class Part:
         return {POOLED: 100 * metrics.auc(self.labels_R, score_R)} | means
 
     def points(self, score_R: Floats) -> dict[str, float]:
-        """`POINTS`: the share of visits (over ten rows, at least one positive) whose ten best hold one; two of all rows."""
+        """Without intervals: share of visits (over ten rows, one positive or more) whose ten best hold one; two of all rows."""
         return {
             "hit10": 100 * _hit_rate(self.labels_R, score_R, self.visit_R),
             "log_loss": metrics.log_loss(self.labels_R, score_R),

@@ -3,50 +3,22 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.evidence.answers import OVER
-from experiments.evidence.arms import FULL, HISTORY, RETRAINED, VECTORS, WITHOUT
+from experiments.evidence.answers import OVER, SIDES
+from experiments.evidence.arms import RIVALS, WITHOUT, retraining
 from experiments.evidence.catalogue import VISITS
 from experiments.evidence.groups import ALL, FIRST_20, HALF, NEW, RETURNING, WHOLE
-from experiments.evidence.jobs import FUTURE, PAST
+from experiments.evidence.jobs import CADENCES, FUTURE, NEVER, PAST
 from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
 from experiments.evidence.pictures import PICTURES, write_pictures
 from experiments.evidence.reliability import LEAST
+from experiments.evidence.titles import name_of
 from experiments.evidence.worlds import ABOUT
 from experiments.markdown import DASH, Results, number, over, pick, table
 from limaml.io import atomic
 
 METRICS = {POOLED: "pooled", PER_USER: "per user", PER_VISIT: "per visit", NDCG: "NDCG@10"}
 LISTED = {NDCG: "NDCG@10", "hit10": "hit@10", PER_VISIT: "AUC"}
-NAMES = {
-    "item_mean": "item's own rate",
-    "popular_lately": "item's rate in the last week",
-    "own_rate": "the user's own rate of the item",
-    "bought_before": "what the user took before, counted with decay",
-    "user_residual": "item's rate + one shrunk number a user",
-    "logistic": "logistic regression on history",
-    "lightgbm": "LightGBM on history",
-    "global_mlp": "global MLP, not personalised",
-    "wide_deep": "wide & deep with user ids",
-    "dlrm": "DLRM with user and item ids",
-    "history_mlp": "MLP on history and fitted item vectors",
-    "sasrec_daily": "SASRec, state of the day before",
-    "sasrec_request": "SASRec, state at the request",
-    "truth": "what the labels were drawn by",
-    "shipped": "LiMAML as shipped",
-    "newton": "LiMAML, Newton's step (the posterior)",
-    "gradient": "LiMAML, gradient's step at searched rates",
-    "hybrid": "LiMAML, one step from an encoder's start",
-    "set": "encoder of the support, no gradient",
-    "sequence": "LiMAML, transformer block",
-    "pairwise": "LiMAML, half of the loss pairwise",
-    "item": "LiMAML, items adapted, not users",
-    "both": "LiMAML, users and items adapted",
-    "paper": "LiMAML, the paper's form, stored",
-    FULL: "LiMAML, the paper's form, adapted network kept whole",
-    HISTORY: "LiMAML as shipped, history features in the stored vector",
-    VECTORS: "LiMAML as shipped, with vectors of items' texts",
-}
-_CADENCES = ("at_once", "hourly", "daily", "weekly", "monthly", "never")
+LEVELS = {"log_loss": "log loss", "calibration_error": "calibration error"}
 _GROUPS = {
     RETURNING: "returning",
     NEW: "held out",
@@ -54,12 +26,6 @@ _GROUPS = {
     WHOLE: "whole lists",
     HALF: "first half of the judged days",
 }
-
-
-def name_of(title: str) -> str:
-    """A method's, whatever features it has."""
-    name = title.removesuffix(WITHOUT)
-    return NAMES[name.removesuffix(RETRAINED)] + (RETRAINED if name.endswith(RETRAINED) else "")
 
 
 def _with_features(title: str) -> str:
@@ -77,12 +43,14 @@ def methods(found: Results, group: str) -> list[str]:
             (
                 f"**{name_of(title)}**" if title == ours else name_of(title),
                 " / ".join(number(values[title][metric], 2) for metric in shown),
+                " / ".join(number(values[title][point], 3) for point in LEVELS),
                 *(DASH if title == ours else over(pick(gains, metric, title), 2) for metric in compared),
             )
             for title in sorted(values, key=lambda title: (-(values[title][by] or 0), title))
         ]
         what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
-        lines += table((what, " / ".join(shown.values()), *(f"chosen over it, {shown[metric]}" for metric in compared)), rows)
+        over_it = (f"chosen over it, {shown[metric]}" for metric in compared)
+        lines += table((what, " / ".join(shown.values()), " / ".join(LEVELS.values()), *over_it), rows)
     return lines
 
 
@@ -119,15 +87,14 @@ def _split(found: Results) -> bool:
 
 
 def _sides(found: Results) -> list[tuple[str, str]]:
-    sides = [("gains", found["chosen"])]
-    return [*sides, ("gains_without_history", found["chosen"] + WITHOUT)] if _split(found) else sides
+    return [(f"gains{side}", found[f"chosen{side}"]) for side in SIDES if f"chosen{side}" in found]
 
 
 def who(found: Results) -> list[str]:
     """Groups of returning users' rows, and what the chosen arm has over the global MLP and over wide & deep there."""
     wanted = (("over_global", PER_USER), ("over_global", PER_VISIT), ("over_ids", PER_VISIT))
     lines = []
-    for suffix in ("", "_without_history") if _split(found) else ("",):
+    for suffix in SIDES if _split(found) else ("",):
         rows = [
             (
                 _GROUPS.get(name, name),
@@ -175,10 +142,10 @@ def staleness(found: Results) -> list[str]:
     """Of returning users: what an older embedding loses."""
     rows = []
     for title, by in found["staleness"].items():
-        of = {cadence: by[cadence][RETURNING] for cadence in _CADENCES}
+        of = {cadence: by[cadence][RETURNING] for cadence in (*CADENCES, NEVER)}
         cells = (f"{number(one['values'][PER_VISIT], 2)}, {over(one['over_daily'][PER_VISIT], 2)}" for one in of.values())
         rows.append((_with_features(title), *cells))
-    lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in _CADENCES)), rows)
+    lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in of)), rows)
     return [
         "Refreshed at multiples of 7 and of 28 days since 1970, which may lie before the judged days; *never*: not in them.",
         "",
@@ -187,9 +154,9 @@ def staleness(found: Results) -> list[str]:
 
 
 def cost(found: Results) -> list[str]:
-    """What ours cost, with the AUC that they buy, the cheapest to adapt first."""
-    rows = []
-    for title, one in sorted(found["cost"].items(), key=lambda each: (each[1]["adapt_us"], each[0])):
+    """What ours cost, with the AUC that they buy, the cheapest to adapt first; and how long every job took."""
+    rows, ours = [], {title: one for title, one in found["cost"].items() if "adapt_us" in one}
+    for title, one in sorted(ours.items(), key=lambda each: (each[1]["adapt_us"], each[0])):
         served, new = (pick(found, "methods", title, group) or {} for group in (RETURNING, FIRST_20))
         rows.append(
             (
@@ -202,22 +169,25 @@ def cost(found: Results) -> list[str]:
                 number(pick(found, "validation", title), 4),
             )
         )
-    header = (
-        "ours",
-        "returning, per user",
-        "returning, per visit",
-        "k = 20, per user",
-        "seconds to train",
-        "µs to adapt a task",
-        "bytes stored",
-        "validation",
-    )
+    judged = ("returning, per user", "returning, per visit", "k = 20, per user")
+    header = ("ours", *judged, "seconds to train", "µs to adapt a task", "bytes stored", "validation")
     return [
         "Times are of one core that others used as well: a rough guide. Where items alone are adapted, what validates is ranked"
         " inside an item, not inside a user.",
         "",
         *table(header, rows),
+        *table(("fitted together", "seconds to fit, and to score all that is judged, at one origin"), _seconds(found)),
     ]
+
+
+def _seconds(found: Results) -> list[tuple[str, str]]:
+    rows = []
+    for title, one in sorted(found["cost"].items(), key=lambda each: each[1]["seconds"]):
+        job = title.removesuffix(WITHOUT)
+        fitted, _ = retraining(job)
+        names = [name_of(f"{name}{job.removeprefix(fitted)}") for name in RIVALS.get(fitted, (fitted,))]
+        rows.append(("; ".join(names) + ("" if title == job else WITHOUT + " features"), number(one["seconds"], 0)))
+    return rows
 
 
 _SECTIONS: dict[str, Callable[[Results], list[str]]] = {
@@ -260,10 +230,10 @@ def render(results: Mapping[str, Results]) -> str:
         " all rows together, *per user* inside each user, *per visit* inside a user's day, which is the list that was shown;"
         " NDCG@10 is of that list. *Chosen* is of ours the simplest arm that validates within 0.1 points of the best: judged"
         " rows choose nothing. History features are what a user did with an item, or its category, before. Several seeds are of"
-        " LiMAML as shipped and the networks; on the generated world of all that a seed changes.",
+        " LiMAML as shipped, the networks and the MLP on history; on the generated world of all that a seed changes.",
         "",
     ]
-    lines += [line for name, text in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
+    lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
     for name in ABOUT:
         if name in results:
             lines += world(results[name])

@@ -20,7 +20,7 @@ from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, ONCE, REFRESHED, RETRAINED, RIVALS, SEQUENCE_MODEL, configured
+from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, HISTORY, ONCE, RIVALS, SEQUENCE_MODEL, configured, retraining
 from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
@@ -36,12 +36,16 @@ _FITTED_BY = (
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_LEFT_OUT = {"grocery": ("sequence",), "kuairand": ("sequence",)}
-"""World where a fit takes minutes -> jobs that would take hours; without history features `REFRESHED` of ours alone are run."""
-_REPEATED, _QUICK = ("shipped", "networks"), "drifting"
+_LEFT_OUT = {"grocery": ("sequence",)}
+"""Jobs that would take hours."""
+_BRIEF, _WITHOUT = ("grocery", "kuairand"), (*RIVALS, "shipped", "newton", "gradient", "set", "hybrid", HISTORY)
+"""Worlds where a fit takes minutes, and what alone is run there without history features."""
+_REPEATED, _QUICK = ("shipped", "networks", "history_mlp"), "drifting"
 """Jobs that are run with every seed, and the world where all are that a seed changes and that take seconds."""
-_RETRAINED = {"drifting": ("shipped", "networks", SEQUENCE_MODEL)}
-"""World -> jobs that are fitted anew for every judged day as well."""
+_RETRAINED = dict.fromkeys(
+    ("drifting", "kuairand"), ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily")
+) | {"grocery": ("networks, retrained weekly",)}
+"""World -> jobs that are fitted anew for judged days as well, where days are what splits."""
 
 
 def measured(
@@ -63,8 +67,8 @@ def measured(
     wanted: dict[tuple[bool, str, int, int], Job] = {}
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
-            for arm in (*rivals, *arms, *(f"{arm}{RETRAINED}" for arm in retrained)):
-                brief = arm in ARMS and arm not in REFRESHED and name in _LEFT_OUT
+            for arm in (*rivals, *arms, *retrained):
+                brief = name in _BRIEF and arm not in _WITHOUT
                 if (not history and (arm in ONCE or brief)) or arm in _LEFT_OUT.get(name, ()):
                     continue
                 for seed in range(seeds_of(name, arm, seeds)):
@@ -86,7 +90,7 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    not_there = job in ("rules", "tables", "sequence", SEQUENCE_MODEL) or job.endswith(RETRAINED)
+    not_there = job in ("rules", "tables", "sequence", SEQUENCE_MODEL) or retraining(job)[1] > 0
     return seeds if job in _REPEATED or (world == _QUICK and not not_there) else 1
 
 

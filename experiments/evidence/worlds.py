@@ -35,7 +35,8 @@ RETURNING = {
 """[source] of users who come back."""
 HALF_LIFE_DAYS = 10.0
 """Of the drifting world: until the correlation of a user's factors with what they were is a half."""
-KUAIRAND_FILES = ("source.events=impressions.parquet", "source.users=users.parquet", "source.items=videos.parquet")
+KUAIRAND_FILES = {"events": "impressions.parquet", "users": "users.parquet", "items": "videos.parquet"}
+"""Where the folder has them, in place of the public ones; the same columns."""
 _KUAIRAND_DAYS = ("evaluation.validate_from=2022-05-05", "evaluation.test_from=2022-05-07")
 """Of its fourteen days the last two are judged, so that three origins have days to train on."""
 
@@ -60,7 +61,8 @@ def evidence_worlds(kuairand: str = "") -> dict[str, Config]:
     """Name -> configuration; KuaiRand where its folder is given."""
     found = {"movielens": load("configs/movielens.toml"), "grocery": load("configs/grocery.toml"), "drifting": drifting()}
     if kuairand:
-        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *KUAIRAND_FILES, *_KUAIRAND_DAYS])
+        files = [f"source.{table}={name}" for table, name in KUAIRAND_FILES.items() if (Path(kuairand) / name).exists()]
+        found["kuairand"] = load("configs/kuairand.toml", [f"source.path={kuairand}", *files, *_KUAIRAND_DAYS])
     return found
 
 
@@ -68,7 +70,8 @@ def drifting() -> Config:
     """Users who come back, and whose tastes change (Ornstein & Uhlenbeck's walk, a step a day)."""
     drift = (1.0 - 2.0 ** (-2.0 / HALF_LIFE_DAYS)) ** 0.5
     source = [f"source.{key}={value}" for key, value in (RETURNING | {"synthetic_drift": drift}).items()]
-    return load("configs/synthetic.toml", [*source, "evaluation.held_out=hash", "evaluation.baseline_steps=400"])
+    steps = ["training.max_steps=2400", "training.validate_every=100", "evaluation.baseline_steps=2400"]
+    return load("configs/synthetic.toml", [*source, *steps, "evaluation.held_out=hash"])
 
 
 @dataclass(frozen=True)

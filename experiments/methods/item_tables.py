@@ -60,7 +60,7 @@ def fitted_items(rows: TaskRows, cfg: Config, dims: EncoderDims, folds: int) -> 
 
 def table_of(entities: list[int], folds: int) -> Tensor:
     """(T,) the table that training tasks of these entities are read with."""
-    return torch.tensor([entity % folds + 1 if folds else ALL_USERS for entity in entities], dtype=torch.long)
+    return torch.tensor([entity % folds + 1 for entity in entities], dtype=torch.long)
 
 
 def of_entities(rows: TaskRows, entities: list[int]) -> TaskRows:

@@ -49,11 +49,6 @@ class Options:
     dropout: float = 0.2
     length: int = 50
     """At most: what 95 % of the users reach in training is enough."""
-    loss: str = "softmax"
-    negatives: int = 128
-    """Of the losses that sample; `offset` is of softmax alone."""
-    offset: str = "positives"
-    """none, or what an item's logit has on top in training: shown (how often it was), positives (those that train)."""
     layers: str = "sasrec"
     """sasrec, or ligr (eSASRec)."""
     lr: float = 5e-3
@@ -63,18 +58,17 @@ class Options:
     """Epochs from one look at the rows that validate to the next; fewer where an epoch is long."""
     patience: int = 2
     """Looks without a better value before it stops."""
-    stop_on: str = "sasrec_daily"
 
 
 class Offset(TransformerLightningModule):  # type: ignore[misc]
-    """While it trains, an item's logit has the logarithm of its count on top: a state learns what the count does not say."""
+    """While it trains, an item's logit has the logarithm of its positives on top: a state learns what they do not say."""
 
-    offset_I = torch.zeros(0)
-    """Of internal numbers; empty: none."""
+    offset_I: torch.Tensor
+    """Of internal numbers."""
 
     def get_batch_logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = super().get_batch_logits(batch)
-        return logits + self.offset_I if len(self.offset_I) else logits
+        return logits + self.offset_I
 
 
 @dataclass
@@ -128,18 +122,16 @@ class KeepBest(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer
-        counts = {"shown": self.arrays["shown_I"], "positives": np.bincount(self.arrays["item_P"][self.arrays["trains_P"]])}
-        if self.options.offset in counts:
-            known = pl_module.data_preparator.get_known_item_ids().astype(np.int64)
-            padding = np.zeros(pl_module.data_preparator.n_item_extra_tokens)
-            offset = np.r_[padding, np.log(counts[self.options.offset][known])]
-            pl_module.offset_I = torch.from_numpy(offset).float()
+        positives_I = np.bincount(self.arrays["item_P"][self.arrays["trains_P"]])
+        known = pl_module.data_preparator.get_known_item_ids().astype(np.int64)
+        padding = np.zeros(pl_module.data_preparator.n_item_extra_tokens)
+        pl_module.offset_I = torch.from_numpy(np.r_[padding, np.log(positives_I[known])]).float()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.options.every and epoch < self.options.epochs:
             return
-        num_rows, form = len(self.arrays["validation_labels"]), self.options.stop_on
+        num_rows, form = len(self.arrays["validation_labels"]), FORMS[0]
         if self.rows is None:
             part = self.arrays | {name: self.arrays[name][:num_rows] for name in ("user_R", "item_R", f"{form}.seen")}
             self.rows = Rows.of(part, form, internal_ids(pl_module, self.arrays), self.options.length)
@@ -242,8 +234,7 @@ def fitted(arrays: Arrays, options: Options) -> tuple[LightningModule, KeepBest]
         n_factors=options.factors,
         dropout_rate=options.dropout,
         session_max_len=options.length,
-        loss=options.loss,
-        n_negatives=options.negatives,
+        loss="softmax",
         lr=options.lr,
         batch_size=options.batch,
         transformer_layers_type=LiGRLayers if options.layers == "ligr" else SASRecTransformerLayers,

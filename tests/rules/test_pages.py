@@ -57,4 +57,4 @@ def test_the_rows_that_are_timed_are_configurations_that_ship():
 
 
 def test_the_report_is_made_from_the_results_files():
-    assert (RESULTS / "REPORT.md").read_text() == report.render(pages.evidence()), "write it again: experiments.evidence.report"
+    assert (RESULTS / "REPORT.md").read_text() == report.render(pages.evidence()), "write it again: python -m tools.pages"

@@ -1,7 +1,7 @@
 """The evidence of one small world: every method is judged on the same rows, divided by who asks, and the tables say so."""
 
 import json
-from datetime import timedelta
+from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -9,17 +9,21 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from experiments.cached_jobs import Job
+from experiments.cached_jobs import Job, JobOutput
 from experiments.evidence import groups, jobs, reliability, report
-from experiments.evidence.arms import ARMS, RETRAINED, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
+from experiments.evidence.answers import Answers
+from experiments.evidence.arms import ARMS, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
+from experiments.evidence.fit_data import FitData
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
 from experiments.evidence.run import measured as measure_world
 from experiments.evidence.run import seeds_of
-from experiments.evidence.worlds import ABOUT, RETURNING, evidence_worlds, ingested, origins
+from experiments.evidence.titles import name_of
+from experiments.evidence.worlds import ABOUT, RETURNING, Origin, evidence_worlds, ingested, origins
 from experiments.results import plain
 from experiments.transfer_jobs import WORLDS, World
 from limaml.config import Config, load
 from limaml.metrics import draw_users
+from limaml.tasks.sampling import MICROSECONDS_PER_DAY
 
 SOURCE = RETURNING | {
     "synthetic_users": 60,
@@ -29,6 +33,8 @@ SOURCE = RETURNING | {
     "synthetic_label_rate": 0.4,
 }
 FEATURELESS = {*RIVALS["rules"], "truth"} - {"own_rate"}
+DAILY_FIT = "shipped, retrained daily"
+WEEKLY_FIT = [f"{name}, retrained weekly" for name in RIVALS["networks"]]
 BY_ITEM = {"entity": "user", "name": "same", "type": "number", "aggregate": "rate", "by": "item_id"}
 
 
@@ -44,7 +50,7 @@ def small_world():
 def measured(tmp_path_factory):
     rivals = [job for job in RIVALS if job != SEQUENCE_MODEL]  # It has an environment of its own, and a test of its own.
     options = {"arms": list(ARMS), "rivals": rivals, "num_origins": 2, "seeds": 1, "workers": 2, "console": Console(quiet=True)}
-    options |= {"retrained": ["shipped"]}
+    options |= {"retrained": [DAILY_FIT, "networks, retrained weekly"]}
     found = measure_world(small_world(), "drifting", root=tmp_path_factory.mktemp("evidence"), **options)
     return json.loads(json.dumps(plain(found), allow_nan=False))
 
@@ -54,11 +60,12 @@ def test_every_method_is_there_with_and_without_history(measured):
     rivals = {name for job, names in RIVALS.items() if job != SEQUENCE_MODEL for name in names}
     assert methods >= {*ARMS, *rivals, "truth", *(f"{arm}{WITHOUT}" for arm in ARMS), f"global_mlp{WITHOUT}"}
     assert f"own_rate{WITHOUT}" not in methods, "it is made of what is left out"
-    assert set(measured["validation"]) == set(ARMS)
+    assert set(measured["validation"]) == {*ARMS, *(f"{arm}{WITHOUT}" for arm in ARMS)}
 
 
 def test_gains_are_the_chosen_arm_less_the_others(measured):
-    for key, ours in (("gains", measured["chosen"]), ("gains_without_history", measured["chosen"] + WITHOUT)):
+    for side in ("", "_without_history"):
+        key, ours = f"gains{side}", measured[f"chosen{side}"]
         for group in ("served_returning", "served_new", "first_k20"):
             for metric in METRICS:
                 value = measured["methods"][ours][group][metric]
@@ -102,7 +109,7 @@ def test_older_embeddings_are_held_against_daily_ones(measured):
 
 def test_whole_lists_are_ranked_by_whoever_needs_no_other_users_rows(measured):
     ranked = {title for title, of in measured["methods"].items() if "whole_catalogue" in of}
-    left_out = {"truth", "popular_lately", "item", "both", f"shipped{RETRAINED}"}
+    left_out = {"truth", "popular_lately", "item", "both", DAILY_FIT, *WEEKLY_FIT}
     assert ranked.isdisjoint(left_out)
     assert ranked >= {*ARMS, *RIVALS["networks"], "bought_before"} - left_out
     assert all(0 <= measured["methods"][title]["whole_catalogue"]["hit10"] <= 100 for title in ranked)
@@ -110,9 +117,29 @@ def test_whole_lists_are_ranked_by_whoever_needs_no_other_users_rows(measured):
 
 
 def test_rows_of_the_other_half_are_held_against_earlier_ones(measured):
-    assert {*measured["halves"]} >= {*ARMS} - {"item"}
+    assert {*measured["halves"]} == {"shipped", f"shipped{WITHOUT}"}
     of = measured["halves"]["shipped"]
     assert of["past"][PER_VISIT] != of["future"][PER_VISIT]
+
+
+def test_a_half_is_half_of_the_judged_days(tmp_path):
+    at = Origin.read(*origins(ingested(small_world(), tmp_path / "small"), 1)[0])
+    rows = FitData(at.cfg, at).test.rows
+    specs = jobs.judged_tasks(at.cfg, rows, at.split, every_cadence=False, halves=True)["halves", "future"]
+    day_R = (rows.timestamp_us - at.split.validation_end_us) // MICROSECONDS_PER_DAY
+    asked = {day for spec in specs for day in day_R[spec.query].tolist()}
+    seen = {day for spec in specs for day in day_R[spec.support_start : spec.support_stop].tolist()}
+    assert (asked, seen) == ({0, 1}, {2, 3})
+
+
+def test_the_simplest_that_validates_within_a_tenth_is_chosen_with_history_and_without():
+    values = {True: {"shipped": 0.7, "newton": 0.7005, "paper": 0.7012}, False: {"shipped": 0.6, "newton": 0.7, "set": 0.7009}}
+    outputs = {
+        (history, arm): [[JobOutput({"validation": value + by})] for by in (-0.1, 0.1)]
+        for history, of in values.items()
+        for arm, value in of.items()
+    }
+    assert Answers([], outputs).chosen == {"": "newton", "_without_history": f"newton{WITHOUT}"}
 
 
 def test_what_is_left_unexplained_is_said_with_history_and_without(measured):
@@ -135,14 +162,31 @@ def test_vectors_of_texts_lie_in_a_storage_of_their_own(tmp_path, monkeypatch):
     assert not configured(load("configs/kuairand.toml"), VECTORS, history=True, seed=0).transfer, "a video has no text"
 
 
-def test_what_is_fitted_anew_every_day_is_judged_on_the_same_rows(measured):
-    once, daily = (measured["methods"][title]["served_returning"] for title in ("shipped", f"shipped{RETRAINED}"))
-    assert once[PER_VISIT] != daily[PER_VISIT]
-    assert set(measured["methods"][f"shipped{RETRAINED}"]) == {"served_all", "served_returning", "served_new"}
+@pytest.mark.parametrize(("every", "days"), [("daily", [1, 1, 1, 1]), ("weekly", [4])])
+def test_what_is_fitted_anew_validates_on_what_came_last(tmp_path, monkeypatch, every, days):
+    ((cfg, through),) = origins(ingested(small_world(), tmp_path / "small"), 1)
+    run, asked = jobs.run, []
+    monkeypatch.setattr(jobs, "run", lambda job: asked.append(job.params) or run(job))
+    params = {"arm": f"rules, retrained {every}", "history": True, "seed": 0, "through": str(through)}
+    params["config"] = cfg.model_dump_json()
+    found = run(Job("evidence", "retrained", params)).arrays
+    fits = [(Config.model_validate_json(each["config"]).evaluation, date.fromisoformat(each["through"])) for each in asked]
+    assert [(last - at.test_from).days + 1 for at, last in fits] == days
+    assert {(at.test_from - at.validate_from).days for at, _ in fits} == {7 if every == "weekly" else 1}
+    assert (fits[0][0].test_from, fits[-1][1]) == (through - timedelta(days=3), through)
+    served = {key for key in found if key.startswith("served|")}
+    assert served == {f"served|daily|{name}, retrained {every}" for name in (*RIVALS["rules"], "truth")}
+    assert all(len(found[key]) == len(found["served"]) for key in served)
+
+
+def test_what_is_fitted_anew_is_judged_on_the_same_rows(measured):
+    methods = measured["methods"]
+    assert methods["shipped"]["served_returning"] != methods[DAILY_FIT]["served_returning"]
+    assert all(set(methods[title]) == {"served_all", "served_returning", "served_new"} for title in (DAILY_FIT, *WEEKLY_FIT))
 
 
 def test_only_what_a_seed_changes_is_run_with_several():
-    assert [seeds_of("drifting", job, 3) for job in ("shipped", "rules", f"shipped{RETRAINED}")] == [3, 1, 1]
+    assert [seeds_of("drifting", job, 3) for job in ("shipped", "rules", DAILY_FIT)] == [3, 1, 1]
     assert [seeds_of("grocery", job, 3) for job in ("shipped", "networks", "set")] == [3, 3, 1]
 
 
@@ -151,9 +195,7 @@ def test_the_report_has_every_table_and_picture(measured, tmp_path):
     text = (tmp_path / "REPORT.md").read_text()
     assert all(f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 1000 for name in report.PICTURES)
     assert text.count("### ") == 8
-    assert all(
-        report.name_of(title) in text for title in measured["methods"] if title in measured["gains"]["served_all"][PER_VISIT]
-    )
+    assert all(name_of(title) in text for title in measured["methods"] if title in measured["gains"]["served_all"][PER_VISIT])
 
 
 def test_visits_and_days_are_counted_of_all_earlier_days():

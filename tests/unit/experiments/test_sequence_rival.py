@@ -89,7 +89,7 @@ def test_without_its_environment_the_remedy_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("options", [{}, {"offset": "shown", "layers": "ligr"}])
+@pytest.mark.parametrize("options", [{}, {"layers": "ligr"}])
 def test_it_learns_what_follows_what(options):
     """A user takes what is next in a circle of ten, one a day, and is shown two others."""
     draws = np.random.default_rng(0)

@@ -1,0 +1,40 @@
+"""What pages and pictures call a method."""
+
+from experiments.evidence.arms import FULL, HISTORY, VECTORS, WITHOUT, retraining
+
+NAMES = {
+    "item_mean": "item's own rate",
+    "popular_lately": "item's rate in the last week",
+    "own_rate": "the user's own rate of the item",
+    "bought_before": "what the user took before, counted with decay",
+    "user_residual": "item's rate + one shrunk number a user",
+    "logistic": "logistic regression on history",
+    "lightgbm": "LightGBM on history",
+    "global_mlp": "global MLP, not personalised",
+    "wide_deep": "wide & deep with user ids",
+    "dlrm": "DLRM with user and item ids",
+    "history_mlp": "MLP on history and fitted item vectors",
+    "sasrec_daily": "SASRec, state of the day before",
+    "sasrec_request": "SASRec, state at the request",
+    "truth": "what the labels were drawn by",
+    "shipped": "LiMAML as shipped",
+    "newton": "LiMAML, Newton's step (the posterior)",
+    "gradient": "LiMAML, gradient's step at searched rates",
+    "hybrid": "LiMAML, one step from an encoder's start",
+    "set": "encoder of the support, no gradient",
+    "sequence": "LiMAML, transformer block",
+    "pairwise": "LiMAML, half of the loss pairwise",
+    "item": "LiMAML, items adapted, not users",
+    "both": "LiMAML, users and items adapted",
+    "paper": "LiMAML, the paper's form, stored",
+    FULL: "LiMAML, the paper's form, adapted network kept whole",
+    HISTORY: "LiMAML as shipped, history features in the stored vector",
+    VECTORS: "LiMAML as shipped, with vectors of items' texts",
+}
+
+
+def name_of(title: str) -> str:
+    """A method's, whatever features it has."""
+    name = title.removesuffix(WITHOUT)
+    fitted, _ = retraining(name)
+    return NAMES[fitted] + name.removeprefix(fitted)
