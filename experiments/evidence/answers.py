@@ -6,7 +6,8 @@ gains           group -> metric -> rival -> what the chosen arm has over it; gai
 methods         method -> group -> metric -> value
 groups          every group -> rows, users, and what the chosen arm has over the networks of `OVER`, with and without history
 first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior) at each origin
-staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh
+staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh; by_drift: the same of what
+                ships, half-life in days -> cadence, where tastes drift faster and slower (`run` adds it)
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
                 rows, have over the prior
 repeats         how much of what the global MLP leaves unexplained repeats (`experiments.evidence.reliability`)

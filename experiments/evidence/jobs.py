@@ -208,10 +208,7 @@ def _halves(rows: TaskRows, split: Split, support_rows: int) -> Tasks:
 
 
 def _arrays(
-    data: FitData,
-    tasks: Tasks,
-    methods: Iterable[tuple[str, ScoringMethod]],
-    known: Mapping[str, Floats] | None = None,
+    data: FitData, tasks: Tasks, methods: Iterable[tuple[str, ScoringMethod]], known: Mapping[str, Floats] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """`known`: scores of all logged rows."""
     rows, orders = data.test.rows, {}

@@ -16,7 +16,7 @@ from experiments.evidence.arms import ARMS, FULL, WITHOUT, retraining
 from experiments.evidence.groups import RETURNING
 from experiments.evidence.jobs import CADENCES, NEVER
 from experiments.evidence.measure import PER_USER, PER_VISIT
-from experiments.evidence.titles import name_of
+from experiments.evidence.titles import cadences, name_of, with_features
 from experiments.markdown import Results, pick
 from limaml.io import atomic
 
@@ -107,9 +107,9 @@ def _first_visits(axis: "Axes", found: Results) -> None:
 
 
 def _staleness(axis: "Axes", found: Results) -> None:
-    for title, by in found["staleness"].items():
+    for title, by in cadences(found).items():
         of = [by[cadence][RETURNING]["over_daily"][PER_VISIT] for cadence in _CADENCES]
-        axis.plot(_CADENCES, [one["mean"] for one in of], marker=".", label=name_of(title))
+        axis.plot(_CADENCES, [one["mean"] for one in of], marker=".", label=title)
         axis.fill_between(_CADENCES, [one["low"] for one in of], [one["high"] for one in of], alpha=0.15)
     axis.axhline(0, color="black", linewidth=0.6)
     axis.legend(fontsize=6)
@@ -119,8 +119,7 @@ def _cost(axis: "Axes", found: Results) -> None:
     for number, (title, one) in enumerate(found["cost"].items()):
         value = pick(found, "methods", title, RETURNING, PER_VISIT)
         if value is not None and "adapt_us" in one:
-            label = name_of(title) + (WITHOUT if title.endswith(WITHOUT) else "")
-            axis.plot(one["adapt_us"], value, "os^Dv"[number % 5], markersize=4, label=label)
+            axis.plot(one["adapt_us"], value, "os^Dv"[number % 5], markersize=4, label=with_features(title))
     axis.set_xscale("log")
     axis.set_xlabel("µs a task, one core", fontsize=8)
     axis.legend(fontsize=5)

@@ -11,7 +11,7 @@ from experiments.evidence.jobs import CADENCES, FUTURE, NEVER, PAST
 from experiments.evidence.measure import NDCG, PER_USER, PER_VISIT, POOLED
 from experiments.evidence.pictures import PICTURES, write_pictures
 from experiments.evidence.reliability import LEAST
-from experiments.evidence.titles import name_of
+from experiments.evidence.titles import cadences, name_of, with_features
 from experiments.evidence.worlds import ABOUT
 from experiments.markdown import DASH, Results, number, over, pick, table
 from limaml.io import atomic
@@ -26,10 +26,6 @@ _GROUPS = {
     WHOLE: "whole lists",
     HALF: "first half of the judged days",
 }
-
-
-def _with_features(title: str) -> str:
-    return name_of(title) + (", without history features" if title.endswith(WITHOUT) else "")
 
 
 def methods(found: Results, group: str) -> list[str]:
@@ -48,7 +44,8 @@ def methods(found: Results, group: str) -> list[str]:
             )
             for title in sorted(values, key=lambda title: (-(values[title][by] or 0), title))
         ]
-        what = "without history features" if key.endswith("history") else "with history features" if _split(found) else "method"
+        with_it = "with history features" if len(_sides(found)) > 1 else "method"
+        what = "without history features" if key.endswith("history") else with_it
         over_it = (f"chosen over it, {shown[metric]}" for metric in compared)
         lines += table((what, " / ".join(shown.values()), " / ".join(LEVELS.values()), *over_it), rows)
     return lines
@@ -63,7 +60,7 @@ def halves(found: Results) -> list[str]:
     """What rows add to the prior, earlier ones and those of the other half; and what repeats from half to half."""
     keys = [(variant, metric) for metric in (PER_USER, PER_VISIT) for variant in (PAST, FUTURE)]
     rows = [
-        (_with_features(title), *(over(of[variant][metric], 2) for variant, metric in keys))
+        (with_features(title), *(over(of[variant][metric], 2) for variant, metric in keys))
         for title, of in found["halves"].items()
     ]
     what = {PAST: "earlier rows", FUTURE: "the other half's"}
@@ -77,13 +74,9 @@ def halves(found: Results) -> list[str]:
         "",
         *table(
             ("left unexplained by", *(LEAST)),
-            [(_with_features(title), *(over(of.get(name), 2) for name in LEAST)) for title, of in found["repeats"].items()],
+            [(with_features(title), *(over(of.get(name), 2) for name in LEAST)) for title, of in found["repeats"].items()],
         ),
     ]
-
-
-def _split(found: Results) -> bool:
-    return "gains_without_history" in found
 
 
 def _sides(found: Results) -> list[tuple[str, str]]:
@@ -94,7 +87,7 @@ def who(found: Results) -> list[str]:
     """Groups of returning users' rows, and what the chosen arm has over the global MLP and over wide & deep there."""
     wanted = (("over_global", PER_USER), ("over_global", PER_VISIT), ("over_ids", PER_VISIT))
     lines = []
-    for suffix in SIDES if _split(found) else ("",):
+    for suffix in [side for side in SIDES if f"gains{side}" in found]:
         rows = [
             (
                 _GROUPS.get(name, name),
@@ -141,10 +134,10 @@ def first_visits(found: Results) -> list[str]:
 def staleness(found: Results) -> list[str]:
     """Of returning users: what an older embedding loses."""
     rows = []
-    for title, by in found["staleness"].items():
+    for title, by in cadences(found).items():
         of = {cadence: by[cadence][RETURNING] for cadence in (*CADENCES, NEVER)}
         cells = (f"{number(one['values'][PER_VISIT], 2)}, {over(one['over_daily'][PER_VISIT], 2)}" for one in of.values())
-        rows.append((_with_features(title), *cells))
+        rows.append((title, *cells))
     lines = table(("per visit, and over a daily refresh", *(cadence.replace("_", " ") for cadence in of)), rows)
     return [
         "Refreshed at multiples of 7 and of 28 days since 1970, which may lie before the judged days; *never*: not in them.",
@@ -158,17 +151,9 @@ def cost(found: Results) -> list[str]:
     rows, ours = [], {title: one for title, one in found["cost"].items() if "adapt_us" in one}
     for title, one in sorted(ours.items(), key=lambda each: (each[1]["adapt_us"], each[0])):
         served, new = (pick(found, "methods", title, group) or {} for group in (RETURNING, FIRST_20))
-        rows.append(
-            (
-                _with_features(title),
-                *(number(served.get(metric), 2) for metric in (PER_USER, PER_VISIT)),
-                number(new.get(PER_USER), 2),
-                number(one["train_seconds"], 0),
-                number(one["adapt_us"], 0),
-                number(one["stored_bytes"], 0),
-                number(pick(found, "validation", title), 4),
-            )
-        )
+        bought = (number(value, 2) for value in (served.get(PER_USER), served.get(PER_VISIT), new.get(PER_USER)))
+        spent = (number(one[name], 0) for name in ("train_seconds", "adapt_us", "stored_bytes"))
+        rows.append((with_features(title), *bought, *spent, number(pick(found, "validation", title), 4)))
     judged = ("returning, per user", "returning, per visit", "k = 20, per user")
     header = ("ours", *judged, "seconds to train", "µs to adapt a task", "bytes stored", "validation")
     return [

@@ -9,6 +9,7 @@ rows that validate. A quick run's figures mean nothing.
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from experiments.data import WORK
 from experiments.evidence import jobs, report
 from experiments.evidence.answers import Answers
 from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, HISTORY, ONCE, RIVALS, SEQUENCE_MODEL, configured, retraining
-from experiments.evidence.worlds import ABOUT, Origin, evidence_worlds, ingested, origins
+from experiments.evidence.worlds import ABOUT, OTHER_HALF_LIVES, Origin, drifting, evidence_worlds, ingested, origins
 from experiments.progress import follow
 from experiments.results import RESULTS, plain
 from limaml import telemetry
@@ -40,8 +41,8 @@ _LEFT_OUT = {"grocery": ("sequence",)}
 """Jobs that would take hours."""
 _BRIEF, _WITHOUT = ("grocery", "kuairand"), (*RIVALS, "shipped", "newton", "gradient", "set", "hybrid", HISTORY)
 """Worlds where a fit takes minutes, and what alone is run there without history features."""
-_REPEATED, _QUICK = ("shipped", "networks", "history_mlp"), "drifting"
-"""Jobs that are run with every seed, and the world where all are that a seed changes and that take seconds."""
+_REPEATED, _SMALL, _QUICK = ("shipped", "networks", "history_mlp"), ("movielens", "drifting"), "drifting"
+"""Jobs that are run with every seed; worlds where all are that a seed changes and that take seconds; of a quick run."""
 _RETRAINED = dict.fromkeys(
     ("drifting", "kuairand"), ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily")
 ) | {"grocery": ("networks, retrained weekly",)}
@@ -91,7 +92,7 @@ def measured(
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
     not_there = job in ("rules", "tables", "sequence", SEQUENCE_MODEL) or retraining(job)[1] > 0
-    return seeds if job in _REPEATED or (world == _QUICK and not not_there) else 1
+    return seeds if job in _REPEATED or (world in _SMALL and not not_there) else 1
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
@@ -128,18 +129,13 @@ def main(
     unknown = [name for name in [*(world or []), *(arm or [])] if name not in (*known, *ARMS)]
     if unknown:
         raise typer.BadParameter(f"must be among {', '.join((*known, *ARMS))}, got {', '.join(unknown)}")
+    measure = partial(measured, num_origins=num_origins, seeds=seeds, workers=workers, root=WORK / TABLE, console=console)
     for name in world or known:
-        found = measured(
-            known[name],
-            name,
-            arms=distinct(known[name], arm or list(ARMS)),
-            retrained=() if quick else _RETRAINED.get(name, ()),
-            num_origins=num_origins,
-            seeds=seeds,
-            workers=workers,
-            root=WORK / TABLE,
-            console=console,
-        )
+        retrained = () if quick else _RETRAINED.get(name, ())
+        found = measure(known[name], name, arms=distinct(known[name], arm or list(ARMS)), retrained=retrained)
+        for days in OTHER_HALF_LIVES if name == _QUICK and not quick else ():
+            other = measure(drifting(days), f"{name}-{days}", arms=("shipped",), rivals=("networks",))
+            found.setdefault("by_drift", {})[days] = other["staleness"]["shipped"]
         out.mkdir(parents=True, exist_ok=True)
         atomic.write(out / f"{name}.json", json.dumps(plain(found), indent=1, sort_keys=True, allow_nan=False) + "\n")
         console.print(name, found["chosen"], found["methods"][found["chosen"]])

@@ -1,6 +1,7 @@
 """What pages and pictures call a method."""
 
 from experiments.evidence.arms import FULL, HISTORY, VECTORS, WITHOUT, retraining
+from experiments.markdown import Results
 
 NAMES = {
     "item_mean": "item's own rate",
@@ -38,3 +39,13 @@ def name_of(title: str) -> str:
     name = title.removesuffix(WITHOUT)
     fitted, _ = retraining(name)
     return NAMES[fitted] + name.removeprefix(fitted)
+
+
+def with_features(title: str) -> str:
+    return name_of(title) + (", without history features" if title.endswith(WITHOUT) else "")
+
+
+def cadences(found: Results) -> Results:
+    """Whose embeddings are refreshed at other cadences: of a world, and of ours where tastes drift faster and slower."""
+    others = {f"{name_of('shipped')}, tastes halve in {days} days": by for days, by in found.get("by_drift", {}).items()}
+    return {with_features(title): by for title, by in found["staleness"].items()} | others

@@ -33,8 +33,8 @@ RETURNING = {
     "max_label_rate": 1.0,
 }
 """[source] of users who come back."""
-HALF_LIFE_DAYS = 10.0
-"""Of the drifting world: until the correlation of a user's factors with what they were is a half."""
+HALF_LIFE_DAYS, OTHER_HALF_LIVES = 10, (2, 60)
+"""Of the drifting world: until the correlation of a user's factors with what they were is a half; and of worlds beside it."""
 KUAIRAND_FILES = {"events": "impressions.parquet", "users": "users.parquet", "items": "videos.parquet"}
 """Where the folder has them, in place of the public ones; the same columns."""
 _KUAIRAND_DAYS = ("evaluation.validate_from=2022-05-05", "evaluation.test_from=2022-05-07")
@@ -66,9 +66,9 @@ def evidence_worlds(kuairand: str = "") -> dict[str, Config]:
     return found
 
 
-def drifting() -> Config:
+def drifting(half_life_days: float = HALF_LIFE_DAYS) -> Config:
     """Users who come back, and whose tastes change (Ornstein & Uhlenbeck's walk, a step a day)."""
-    drift = (1.0 - 2.0 ** (-2.0 / HALF_LIFE_DAYS)) ** 0.5
+    drift = (1.0 - 2.0 ** (-2.0 / half_life_days)) ** 0.5
     source = [f"source.{key}={value}" for key, value in (RETURNING | {"synthetic_drift": drift}).items()]
     steps = ["training.max_steps=2400", "training.validate_every=100", "evaluation.baseline_steps=2400"]
     return load("configs/synthetic.toml", [*source, *steps, "evaluation.held_out=hash"])
