@@ -3,6 +3,7 @@
 from experiments.evidence import report
 from experiments.evidence.answers import SIDES
 from experiments.evidence.groups import FIRST_20, RETURNING
+from experiments.evidence.jobs import PAST
 from experiments.evidence.measure import PER_VISIT
 from experiments.evidence.titles import name_of
 from experiments.markdown import DASH, Results, number, over, pick, table
@@ -36,14 +37,18 @@ def result(worlds: Results) -> list[str]:
             features = ", no history features" if side else ", history features" if "chosen_without_history" in found else ""
             for group, who in _WHO.items():
                 rows.append((f"{found['title']}{features}: {who}", *_beside(found, side, group)))
-    return table(("AUC per visit", "global MLP", "LiMAML", "gain", "over an MLP on history", "chosen"), rows)
+    return table(
+        ("AUC per visit", "global MLP", "LiMAML", "gain", "over an MLP on the user's rows", "over its own prior", "chosen"),
+        rows,
+    )
 
 
 def _beside(found: Results, side: str, group: str) -> tuple[str, ...]:
     ours, rivals = found[f"chosen{side}"], [f"{name}{SIDES[side]}" for name in (_GLOBAL, "history_mlp")]
     values = [number(pick(found, "methods", name, group, PER_VISIT), 2) for name in (rivals[0], ours)]
     gains = [over(pick(found, f"gains{side}", group, PER_VISIT, rival), 2) for rival in rivals]
-    return *values, *gains, name_of(ours)
+    own = ("halves", ours, PAST) if group == RETURNING else ("first_visits", ours, "20", "over_prior_of_all")
+    return *values, *gains, over(pick(found, *own, PER_VISIT), 2), name_of(ours)
 
 
 def world(found: Results) -> list[str]:

@@ -1,11 +1,11 @@
 """The answers of a world, from the outputs of its jobs: JSON values, AUCs and NDCG in points.
 
-chosen          of ours the simplest arm that validates within 0.1 points of the best; judged rows choose nothing;
+chosen          of ours what ships, or else the simplest arm, that validates within 0.1 points of the best;
                 chosen_without_history: where no arm has history features
 gains           group -> metric -> rival -> what the chosen arm has over it; gains_without_history: neither has history
 methods         method -> group -> metric -> value
 groups          every group -> rows, users, and what the chosen arm has over the networks of `OVER`, with and without history
-first_visits    method -> k -> metric -> value, and k > 0 less k = 0 (the prior) at each origin
+first_visits    method -> k -> metric -> value; of what is chosen, k > 0 less k = 0 (the prior), at each origin and of all
 staleness       arm -> cadence -> group -> metric -> value, and what it has over a daily refresh; by_drift: the same of what
                 ships, half-life in days -> cadence, where tastes drift faster and slower (`run` adds it)
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
@@ -244,17 +244,18 @@ class Answers:
         return found
 
     def _first_visits(self) -> dict[str, Any]:
-        """Of every method after k rows its values; of the chosen arm at each origin what the rows add to its prior."""
+        """Of every method after k rows its values; of what is chosen also what the rows add to the prior."""
         found: dict[str, Any] = {}
         for title in self.methods:
             if not self._has(title, FIRST_20):
                 continue
             found[title] = {str(k): {"values": self._mean(Part.values, title, FIRST_20, str(k))} for k in KS}
-            for origin in range(len(self._origins)) if title in self.chosen.values() else ():
-                prior = self._of(title, FIRST_20, "0", origin=origin)
-                for k in KS[1:]:
-                    after = self._of(title, FIRST_20, str(k), origin=origin)
-                    one = {metric: measure.gain(after[metric], prior[metric]) for metric in METRICS}
+            for k, origin in product(KS[1:], (None, *range(len(self._origins)))) if title in self.chosen.values() else ():
+                prior, after = (self._of(title, FIRST_20, str(rows), origin=origin) for rows in (0, k))
+                one = {metric: measure.gain(after[metric], prior[metric]) for metric in METRICS}
+                if origin is None:
+                    found[title][str(k)]["over_prior_of_all"] = one
+                else:
                     found[title][str(k)].setdefault("over_prior", []).append(one)
         return found
 
