@@ -210,13 +210,14 @@ def render(results: Mapping[str, Results]) -> str:
     lines = [
         "# What LiMAML gains where people return, and what it costs",
         "",
-        "Written by `make experiments` from a results file a world. AUC and NDCG in points (hundredths); differences with 95 %"
-        " paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files. *Pooled* ranks"
-        " all rows together, *per user* inside each user, *per visit* inside a user's day; NDCG@10 is of that day's rows. *Chosen*"
-        " is, of ours that the core serves and that have the world's loss, what ships, or else the simplest, within 0.1 points of the"
-        " best by the mean of pooled and per-user AUC on rows that validate. History features are what a user did with an item, or"
-        " its category, before. Several seeds are of LiMAML as shipped, the networks and the MLP on sums; on MovieLens and the"
-        " generated world of all but trees, the transformer, the sequence model and what is retrained. Intervals are of users alone.",
+        "Written by `make experiments` from a results file a world. AUC and NDCG in points (hundredths); differences with"
+        " 95 % paired bootstrap intervals over users, bold where they exclude zero; those over days are in the files."
+        " *Pooled* ranks all rows together, *per user* inside each user, *per visit* inside a user's day; NDCG@10 is of that"
+        " day's rows. *Chosen* is, of ours that the core serves and that have the world's loss, what ships, or else the"
+        " simplest, within 0.1 points of the best by the mean of pooled and per-user AUC on rows that validate. History"
+        " features are what a user did with an item, or its category, before. Several seeds are of LiMAML as shipped, the"
+        " networks and the MLP on sums; on MovieLens and the generated world of all but trees, the transformer, the sequence"
+        " model and what is retrained. Intervals are of users alone.",
         "",
     ]
     lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
