@@ -33,14 +33,14 @@ def result(worlds: Results) -> list[str]:
     """The README's one table: ours beside the same network for everybody, to those who return and to new ones."""
     rows = []
     for found in worlds.values():
-        for side in [side for side in SIDES if f"chosen{side}" in found][::-1]:
-            features = ", no history features" if side else ", history features" if "chosen_without_history" in found else ""
-            for group, who in _WHO.items():
-                rows.append((f"{found['title']}{features}: {who}", *_beside(found, side, group)))
-    return table(
-        ("AUC per visit", "global MLP", "LiMAML", "gain", "over an MLP on the user's rows", "over its own prior", "chosen"),
-        rows,
-    )
+        sides = [side for side in SIDES if f"chosen{side}" in found][::-1]
+        for side in sides:
+            features = ", no history features" if side else ", history features" if len(sides) > 1 else ""
+            # History features of a new user say more than 20 rows.
+            for group in _WHO if side == sides[0] else (RETURNING,):
+                rows.append((f"{found['title']}{features}: {_WHO[group]}", *_beside(found, side, group)))
+    header = ("AUC per visit", "global MLP", "LiMAML", "gain", "over an MLP on the user's rows", "over its own prior", "chosen")
+    return table(header, rows)
 
 
 def _beside(found: Results, side: str, group: str) -> tuple[str, ...]:
