@@ -216,7 +216,7 @@ def render(results: Mapping[str, Results]) -> str:
         " day's rows. *Chosen* is, of ours that the core serves and that have the world's loss, what ships, or else the"
         " simplest, within 0.1 points of the best by the mean of pooled and per-user AUC on rows that validate. History"
         " features are what a user did with an item, or its category, before. Several seeds are of LiMAML as shipped, the"
-        " networks and the MLP on sums; on MovieLens and the generated world of all but trees, the transformer, the sequence"
+        " networks and the MLP on sums; on MovieLens and the generated world of all but tables, the transformer, the sequence"
         " model and what is retrained. Intervals are of users alone.",
         "",
     ]
