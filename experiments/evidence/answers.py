@@ -96,9 +96,9 @@ class Answers:
 
     @cached_property
     def validation(self) -> dict[str, float]:
-        """Of ours, the mean of what training stopped on, with the seed that all have."""
+        """Of ours, the mean of what training stopped on, over origins and seeds."""
         return {
-            f"{arm}{'' if history else WITHOUT}": float(np.mean([seeds[0].values["validation"] for seeds in outputs]))
+            f"{arm}{'' if history else WITHOUT}": float(np.mean([one.values["validation"] for each in outputs for one in each]))
             for (history, arm), outputs in self._outputs.items()
             if arm in ARMS
         }

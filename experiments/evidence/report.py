@@ -215,9 +215,9 @@ def render(results: Mapping[str, Results]) -> str:
         " *Pooled* ranks all rows together, *per user* inside each user, *per visit* inside a user's day; NDCG@10 is of that"
         " day's rows. *Chosen* is, of ours that the core serves and that have the world's loss, what ships, or else the"
         " simplest, within 0.1 points of the best by the mean of pooled and per-user AUC on rows that validate. History"
-        " features are what a user did with an item, or its category, before. Several seeds are of LiMAML as shipped, the"
-        " networks and the MLP on sums; on MovieLens and the generated world of all but tables, the transformer, the sequence"
-        " model and what is retrained. Intervals are of users alone.",
+        " features are what a user did with an item, or its category, before. All seeds are of all but tables, the transformer,"
+        " the sequence model and what is retrained; on the grocer's rows and KuaiRand not of pairs, the paper's form, items,"
+        " both kinds and vectors either. Intervals are of users alone.",
         "",
     ]
     lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
