@@ -40,13 +40,15 @@ _FITTED_BY = (
 _LEFT_OUT = {"grocery": ("sequence",)}
 """Jobs that would take hours."""
 _BRIEF, _WITHOUT = ("grocery", "kuairand"), (*RIVALS, "shipped", "newton", "gradient", "set", "hybrid", HISTORY)
-"""Worlds where a fit takes minutes, and what alone is run there without history features and with every seed."""
+"""Worlds where a fit takes minutes, and what alone is run there without history features."""
 _ONE_SEED = ("rules", "tables", "sequence", SEQUENCE_MODEL)
 """Jobs that no seed changes, or that take minutes everywhere."""
+_ALL_SEEDS = {"grocery": ("shipped", "networks", "history_mlp"), "kuairand": _WITHOUT}
+"""World where a fit takes minutes -> jobs that are run with every seed."""
 _QUICK = "drifting"
 _RETRAINED = dict.fromkeys(
     ("drifting", "kuairand"), ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily")
-) | {"grocery": ("networks, retrained weekly", f"{SEQUENCE_MODEL}, retrained weekly")}
+) | {"grocery": ("networks, retrained weekly",)}
 """World -> jobs that are fitted anew for judged days as well, where days are what splits."""
 
 
@@ -70,7 +72,8 @@ def measured(
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *retrained):
-                if (not history and (arm in ONCE or brief(name, arm))) or arm in _LEFT_OUT.get(name, ()):
+                brief = name in _BRIEF and arm not in _WITHOUT
+                if (not history and (arm in ONCE or brief)) or arm in _LEFT_OUT.get(name, ()):
                     continue
                 for seed in range(seeds_of(name, arm, seeds)):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
@@ -91,12 +94,8 @@ def measured(
 
 def seeds_of(world: str, job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    return 1 if job in _ONE_SEED or retraining(job)[1] or brief(world, job) else seeds
-
-
-def brief(world: str, job: str) -> bool:
-    """Whether a job is run once an origin there, with the features that the world declares."""
-    return world in _BRIEF and job not in _WITHOUT
+    once = job in _ONE_SEED or retraining(job)[1] or job not in _ALL_SEEDS.get(world, (job,))
+    return 1 if once else seeds
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
