@@ -216,8 +216,8 @@ def render(results: Mapping[str, Results]) -> str:
         " day's rows. *Chosen* is, of ours that the core serves and that have the world's loss, what ships, or else the"
         " simplest, within 0.1 points of the best by the mean of pooled and per-user AUC on rows that validate. History"
         " features are what a user did with an item, or its category, before. All seeds are of all but tables, the transformer,"
-        " the sequence model and what is retrained; on KuaiRand not of pairs, the paper's form, items and both kinds either, on"
-        " the grocer's rows only of what ships, the networks and the MLP on sums. Intervals are of users alone.",
+        " the sequence model and what is retrained; on KuaiRand and the grocer's rows not of pairs, the"
+        " paper's form, items, both kinds, vectors and (there) sums in the stored vector either. Intervals are of users alone.",
         "",
     ]
     lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
