@@ -191,6 +191,13 @@ def test_only_what_a_seed_changes_is_run_with_several():
     assert [seeds_of("kuairand", job, 3) for job in ("set", "both", "sequence")] == [3, 1, 1]
 
 
+def test_an_arm_is_chosen_by_the_mean_of_its_seeds():
+    seeds = {"shipped": [0.80, 0.70], "newton": [0.78, 0.78]}
+    of = {(True, arm): [[JobOutput({"validation": value}) for value in values]] for arm, values in seeds.items()}
+    assert Answers([], of).validation == pytest.approx({"shipped": 0.75, "newton": 0.78})
+    assert Answers([], of).chosen == {"": "newton"}
+
+
 def test_the_report_has_every_table_and_picture(measured, tmp_path):
     report.write({"drifting": measured}, tmp_path)
     text = (tmp_path / "REPORT.md").read_text()
