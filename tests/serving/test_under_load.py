@@ -25,6 +25,7 @@ USERS = ("much", "old", "nobody")
 RATE_PER_S = 200
 CLIENTS = 10
 CUT_OVERS = 10
+WORKERS = 2
 WINDOW_S, SETTLE_S = 1.0, 0.5
 """A cut-over takes a tenth of the requests of a window or less, and more than the hundredth that a p99 leaves out."""
 TOLERANCE = 1e-6
@@ -65,7 +66,7 @@ class Load:
 @pytest.fixture(scope="module")
 def world(make_world, tmp_path_factory):
     world = make_world(tmp_path_factory.mktemp("load"))
-    serving = world.cfg.serving.model_copy(update={"workers": 2})
+    serving = world.cfg.serving.model_copy(update={"workers": WORKERS})
     world.cfg = world.cfg.model_copy(update={"serving": serving})
     assert world.registry.champion() is None
     world.build()
@@ -86,11 +87,13 @@ def fill(world, number):
 
 
 @pytest.fixture(scope="module")
-def server(world, start_server):
+def server(world, start_server, wait_until):
+    """Both workers have loaded the first version: /readyz is answered by one of them."""
     server = start_server(world.cfg, world.folder)
     first = fill(world, 0)
     world.registry.set_champion(first)
     server.wait_until("/readyz", 200)
+    wait_until(lambda: server.log_path.read_text().count("champion_loaded") == WORKERS, "that both workers are ready")
     return server
 
 
