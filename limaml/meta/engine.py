@@ -96,6 +96,7 @@ def support_logits(network: Network, kind: str, read: Any, state: RowState) -> T
     others, block = network.rows_of_priors({kind}), network.block(kind)
     return ThroughEmbedding(
         embed=lambda phi: block.embed_rows(phi, read),
+        pull_rows=lambda phi, by_rows_SD: block.pull_rows(phi, read, by_rows_SD),
         score=lambda own: network.global_block.score(state, others | {kind: own}),
     )
 

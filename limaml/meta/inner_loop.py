@@ -36,6 +36,8 @@ class ThroughEmbedding:
     """Parameters -> (1, D), or (S, D) where every row has one of its own."""
     score: Callable[[Tensor], Tensor]
     """Those -> (S,) logits, row i from embedding i alone."""
+    pull_rows: Callable[[Params, Tensor], Params]
+    """`MetaBlock.pull_rows` of the task."""
 
     def __call__(self, phi: Params) -> Tensor:
         return self.score(self.embed(phi))
@@ -108,8 +110,7 @@ def _by_parameters(phi: Params, logits: Logits, num_rows: int) -> Params:
     # A row's logit depends on its own embedding only, so one pass gives all rows' gradients by theirs.
     by_own_SD = torch.func.grad(lambda e_SD: logits.score(e_SD).sum())(own.expand(num_rows, -1))
     if len(own) > 1:
-        by_rows: Params = torch.func.jacrev(lambda at: (logits.embed(at) * by_own_SD).sum(dim=1))(phi)
-        return by_rows
+        return logits.pull_rows(phi, by_own_SD)
     shared: Params = torch.func.jacrev(lambda at: logits.embed(at)[0])(phi)
     return {name: by_own_SD @ by_parameter.flatten(1) for name, by_parameter in shared.items()}
 

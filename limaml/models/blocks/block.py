@@ -78,3 +78,12 @@ class MetaBlock(nn.Module, ABC):
     def embed_rows(self, theta: Params, read: Any) -> Tensor:
         """(1, D), or (S, D) where every row's inner loss has an embedding of its own."""
         return self.embed(theta, read).unsqueeze(0)
+
+    def pull_rows(self, theta: Params, read: Any, by_rows_SD: Tensor) -> Params:
+        """(S, ...) gradient by each tensor of row i of `embed_rows` times row i of `by_rows_SD`.
+
+        Only called where every row has an embedding of its own. This one is right for any block and goes through all rows once
+        a row; a block that knows how a row depends on theta may say so.
+        """
+        found: Params = torch.func.jacrev(lambda at: (self.embed_rows(at, read) * by_rows_SD).sum(dim=1))(theta)
+        return found

@@ -69,6 +69,14 @@ class Sequence(MetaBlock):
     def embed_rows(self, theta: Params, read: States) -> Tensor:
         return self._embeddings(theta, read)[:-1]
 
+    def pull_rows(self, theta: Params, read: States, by_rows_SD: Tensor) -> Params:
+        state_SH = read.state_SH
+        if isinstance(state_SH, tuple):
+            return super().pull_rows(theta, read, by_rows_SD)
+        # Linear in theta, and row i reads state i alone.
+        by_weight_SHD = state_SH[:-1].unsqueeze(2) * by_rows_SD.unsqueeze(1)
+        return {name: by_rows_SD if name == "bias" else by_weight_SHD for name in theta}
+
     def prior(self) -> Tensor:
         nothing_0I = self.transformer.first.new_zeros(0, self.transformer.num_inputs)
         prior_D: Tensor = (self.transformer(nothing_0I) @ self.weight + self.bias)[0]

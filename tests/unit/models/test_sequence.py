@@ -1,12 +1,14 @@
 """The sequence block: what each of its states may see, what time and padding mean to it, and what the inner loop adapts."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from limaml.meta import engine
 from limaml.models.blocks import Support, build_block
+from limaml.models.blocks.block import MetaBlock
 from tests.unit.models.test_blocks import DIMS, _config, _randomise, _rows
 
 DAY_S = 86_400.0
@@ -151,3 +153,14 @@ def test_a_width_that_heads_do_not_divide_is_refused(dropped):
         ValueError, match=r"sequence_width must be divisible by sequence_heads \(\d\), got \d+; choose a multiple"
     ):
         _config(**model)
+
+
+@pytest.mark.parametrize("adapts", ["all", "last", "bias"])
+def test_gradients_of_rows_are_those_of_any_block(adapts):
+    """The shortcut of a last layer against one pass a row."""
+    block, support = make_block(sequence_adapts=adapts), make_support(padding=2)
+    read = block.read(support)
+    theta, by_rows_SD = block.start(read), torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, expected = (pull(theta, read, by_rows_SD) for pull in (block.pull_rows, partial(MetaBlock.pull_rows, block)))
+    assert found.keys() == theta.keys()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
