@@ -74,8 +74,10 @@ class Sequence(MetaBlock):
         if isinstance(state_SH, tuple):
             return super().pull_rows(theta, read, by_rows_SD)
         # Linear in theta, and row i reads state i alone.
-        by_weight_SHD = state_SH[:-1].unsqueeze(2) * by_rows_SD.unsqueeze(1)
-        return {name: by_rows_SD if name == "bias" else by_weight_SHD for name in theta}
+        found: Params = {"bias": by_rows_SD}
+        if "weight" in theta:
+            found["weight"] = state_SH[:-1].unsqueeze(2) * by_rows_SD.unsqueeze(1)
+        return found
 
     def prior(self) -> Tensor:
         nothing_0I = self.transformer.first.new_zeros(0, self.transformer.num_inputs)
