@@ -11,7 +11,8 @@ staleness       arm -> cadence -> group -> metric -> value, and what it has over
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
                 rows, have over the prior
 repeats         how much of what the global MLP leaves unexplained repeats (`experiments.evidence.reliability`)
-cost            job -> seconds of its fits and scores at one origin; of ours seconds to train, microseconds a task, bytes stored
+cost            job -> its seeds, seconds of its fits and scores at one origin; of ours seconds to train, microseconds a task,
+                bytes stored
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -303,8 +304,7 @@ class Answers:
         """Job -> the means of what its outputs say; of ours, where the core fits them, more than the seconds."""
         found: dict[str, Any] = {}
         for (history, job), outputs in self._outputs.items():
-            for name in COSTS:
-                of = [seed.values[name] for each in outputs for seed in each if name in seed.values]
-                if of:
-                    found.setdefault(f"{job}{'' if history else WITHOUT}", {})[name] = float(np.mean(of))
+            of = {name: [seed.values[name] for each in outputs for seed in each if name in seed.values] for name in COSTS}
+            means = {name: float(np.mean(values)) for name, values in of.items() if values}
+            found[f"{job}{'' if history else WITHOUT}"] = means | {"seeds": len(outputs[0])}
         return found

@@ -161,17 +161,18 @@ def cost(found: Results) -> list[str]:
         " inside an item, not inside a user.",
         "",
         *table(header, rows),
-        *table(("fitted together", "seconds to fit, and to score all that is judged, at one origin"), _seconds(found)),
+        *table(("fitted together", "seeds", "seconds to fit, and to score all that is judged, at one origin"), _fits(found)),
     ]
 
 
-def _seconds(found: Results) -> list[tuple[str, str]]:
-    rows = []
+def _fits(found: Results) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for title, one in sorted(found["cost"].items(), key=lambda each: each[1]["seconds"]):
         job = title.removesuffix(WITHOUT)
         fitted, _ = retraining(job)
         names = [name_of(f"{name}{job.removeprefix(fitted)}") for name in RIVALS.get(fitted, (fitted,))]
-        rows.append(("; ".join(names) + ("" if title == job else WITHOUT + " features"), number(one["seconds"], 0)))
+        fits = "; ".join(names) + ("" if title == job else WITHOUT + " features")
+        rows.append((fits, str(one["seeds"]), number(one["seconds"], 0)))
     return rows
 
 
@@ -215,9 +216,8 @@ def render(results: Mapping[str, Results]) -> str:
         " *Pooled* ranks all rows together, *per user* inside each user, *per visit* inside a user's day; NDCG@10 is of that"
         " day's rows. *Chosen* is, of ours that the core serves and that have the world's loss, what ships, or else the"
         " simplest, within 0.1 points of the best by the mean of pooled and per-user AUC on rows that validate. History"
-        " features are what a user did with an item, or its category, before. All seeds are of all but tables, the transformer,"
-        " the sequence model and what is retrained; on KuaiRand and the grocer's rows not of pairs, the"
-        " paper's form, items, both kinds, vectors and (there) sums in the stored vector either. Intervals are of users alone.",
+        " features are what a user did with an item, or its category, before. The last table of *What it costs* says how many"
+        " seeds a method's figures are the means of. Intervals are of users alone.",
         "",
     ]
     lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]

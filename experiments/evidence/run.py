@@ -37,14 +37,10 @@ _FITTED_BY = (
     *(f"evidence/{module}" for module in ("arms", "catalogue", "fit_data", "jobs", "rivals", "worlds")),
 )
 """What a job's output follows from, beside the core."""
-_LEFT_OUT = {"grocery": ("sequence",)}
-"""Jobs that would take hours."""
 _BRIEF, _WITHOUT = ("grocery", "kuairand"), (*RIVALS, "shipped", "newton", "gradient", "set", "hybrid", HISTORY)
 """Worlds where a fit takes minutes, and what alone is run there without history features."""
-_ONE_SEED = ("rules", "tables", "sequence", SEQUENCE_MODEL)
-"""Jobs that no seed changes, or that take minutes everywhere."""
-_ALL_SEEDS = {"grocery": tuple(job for job in _WITHOUT if job != HISTORY), "kuairand": _WITHOUT}
-"""World where a fit takes minutes -> jobs that are run with every seed."""
+_ONE_SEED = ("rules", "tables")
+"""Jobs that no seed changes."""
 _QUICK = "drifting"
 _RETRAINED = dict.fromkeys(
     ("drifting", "kuairand"), ("shipped, retrained daily", "networks, retrained daily", f"{SEQUENCE_MODEL}, retrained daily")
@@ -72,10 +68,9 @@ def measured(
     for number, (cfg, through) in enumerate(at):
         for history in (True, False) if has_history else (True,):
             for arm in (*rivals, *arms, *retrained):
-                brief = name in _BRIEF and arm not in _WITHOUT
-                if (not history and (arm in ONCE or brief)) or arm in _LEFT_OUT.get(name, ()):
+                if not history and (arm in ONCE or (name in _BRIEF and arm not in _WITHOUT)):
                     continue
-                for seed in range(seeds_of(name, arm, seeds)):
+                for seed in range(seeds_of(arm, seeds)):
                     key = f"{name}/{through}/{arm}/{seed}{'' if history else '/without'}"
                     params = {"arm": arm, "history": history, "seed": seed, "through": str(through)}
                     wanted[history, arm, number, seed] = Job(TABLE, key, params | {"config": cfg.model_dump_json()})
@@ -92,10 +87,9 @@ def measured(
     return about | {"origins": [str(through) for _, through in at]} | Answers([Origin.read(*each) for each in at], of).all()
 
 
-def seeds_of(world: str, job: str, seeds: int) -> int:
+def seeds_of(job: str, seeds: int) -> int:
     """How many of the wanted seeds a job is run with."""
-    once = job in _ONE_SEED or retraining(job)[1] or job not in _ALL_SEEDS.get(world, (job,))
-    return 1 if once else seeds
+    return 1 if job in _ONE_SEED or retraining(job)[1] else seeds
 
 
 def distinct(world: Config, arms: list[str]) -> list[str]:
