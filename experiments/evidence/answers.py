@@ -11,8 +11,7 @@ staleness       arm -> cadence -> group -> metric -> value, and what it has over
 halves          of ours on rows of the first half of the judged days: what embeddings of earlier rows, and of the other half's
                 rows, have over the prior
 repeats         how much of what the global MLP leaves unexplained repeats (`experiments.evidence.reliability`)
-cost            job -> its seeds, seconds of its fits and scores at one origin; of ours seconds to train, microseconds a task,
-                bytes stored
+cost            job -> seeds, seconds of a seed at one origin; of ours seconds to train, microseconds a task, bytes stored
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

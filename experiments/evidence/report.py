@@ -171,8 +171,8 @@ def _fits(found: Results) -> list[tuple[str, ...]]:
         job = title.removesuffix(WITHOUT)
         fitted, _ = retraining(job)
         names = [name_of(f"{name}{job.removeprefix(fitted)}") for name in RIVALS.get(fitted, (fitted,))]
-        fits = "; ".join(names) + ("" if title == job else WITHOUT + " features")
-        rows.append((fits, str(one["seeds"]), number(one["seconds"], 0)))
+        features = "" if title == job else f"{WITHOUT} features"
+        rows.append(("; ".join(names) + features, str(one["seeds"]), number(one["seconds"], 0)))
     return rows
 
 
@@ -221,9 +221,7 @@ def render(results: Mapping[str, Results]) -> str:
         "",
     ]
     lines += [line for name, (text, _) in PICTURES.items() for line in (f"![{text}]({name}.png)", "")]
-    for name in ABOUT:
-        if name in results:
-            lines += world(results[name])
+    lines += [line for name in ABOUT if name in results for line in world(results[name])]
     return "\n".join(lines).strip() + "\n"
 
 

@@ -1,14 +1,14 @@
 """`make experiments`: arms and rivals of every world, on the same rows.
 
-    python -m experiments.evidence.run [--world grocery ...] [--kuairand FOLDER] [--origins 3] [--seeds 3] [--quick]
+    python -m experiments.evidence.run [--world grocery ...] [--kuairand FOLDER] [--job set ...] [--seeds 3] [--quick]
 
-Finished jobs are kept below experiments/.work, so that an interrupted run goes on where it was. What ships is chosen on the
-rows that validate. A quick run's figures mean nothing.
+Finished jobs are kept below experiments/.work, so that an interrupted run goes on where it was. Named jobs are measured beside
+what is chosen, and put into its results. A quick run's figures mean nothing.
 """
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from experiments.cached_jobs import Job, JobCache
 from experiments.code_digest import revision
 from experiments.data import WORK
 from experiments.evidence import jobs, report
-from experiments.evidence.answers import Answers
+from experiments.evidence.answers import SIDES, Answers
 from experiments.evidence.arms import ARMS, FITTED_OTHERWISE, HISTORY, ONCE, RIVALS, SEQUENCE_MODEL, configured, retraining
 from experiments.evidence.worlds import ABOUT, OTHER_HALF_LIVES, Origin, drifting, evidence_worlds, ingested, origins
 from experiments.progress import follow
@@ -82,9 +82,23 @@ def measured(
         ]
         for history, arm in dict.fromkeys(key[:2] for key in wanted)
     }
-    title, terms, cannot_show = ABOUT.get(name, (name, "", ""))
-    about = {"title": title, "terms": terms, "cannot_show": cannot_show, "seeds": seeds}
+    about = dict(zip(("title", "terms", "cannot_show"), ABOUT.get(name, (name, "", "")), strict=True)) | {"seeds": seeds}
     return about | {"origins": [str(through) for _, through in at]} | Answers([Origin.read(*each) for each in at], of).all()
+
+
+def beside(world: Config, kept: dict[str, Any], named: Sequence[str], measure: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Kept answers with those of named jobs, on the same draws. Raises ValueError where these change what is chosen."""
+    chosen = {f"chosen{side}": end for side, end in SIDES.items() if f"chosen{side}" in kept}
+    wanted = dict.fromkeys((*(kept[key].removesuffix(end) for key, end in chosen.items()), "networks", *named))
+    arms, rivals = ([job for job in wanted if job in of] for of in (ARMS, RIVALS))
+    found = measure(arms=distinct(world, arms), rivals=rivals, num_origins=len(kept["origins"]), seeds=kept["seeds"])
+    if any(found[key] != kept[key] for key in chosen):
+        raise ValueError(f"{', '.join(named)} would change {', '.join(chosen)}: measure the world without --job")
+    return _put(kept, plain(found))
+
+
+def _put(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    return kept | found | {key: _put(kept[key], found[key]) for key in kept.keys() & found if isinstance(kept[key], dict)}
 
 
 def seeds_of(job: str, seeds: int) -> int:
@@ -103,15 +117,14 @@ def distinct(world: Config, arms: list[str]) -> list[str]:
 
 def short(world: Config) -> Config:
     """With fits of a few steps; what they give means nothing."""
-    training = world.training.model_copy(update={"max_steps": 20, "validate_every": 10})
-    evaluation = world.evaluation.model_copy(update={"baseline_steps": 10})
-    return world.model_copy(update={"training": training, "evaluation": evaluation})
+    changes = {"training": {"max_steps": 20, "validate_every": 10}, "evaluation": {"baseline_steps": 10}}
+    return world.model_copy(update={section: getattr(world, section).model_copy(update=of) for section, of in changes.items()})
 
 
 def main(
     world: Annotated[list[str] | None, typer.Option(help="One of them; all by default.")] = None,
     kuairand: Annotated[str, typer.Option(help="Folder with KuaiRand's tables; without it that world is not measured.")] = "",
-    arm: Annotated[list[str] | None, typer.Option(help="One of ours; all by default.")] = None,
+    job: Annotated[list[str] | None, typer.Option(help="An arm, or rivals, to put into the results; all anew without.")] = None,
     num_origins: Annotated[int, typer.Option("--origins", min=1)] = 3,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
@@ -123,18 +136,19 @@ def main(
     if quick:
         num_origins, seeds, out, known = 1, 1, WORK / "quick", {"drifting": short(known["drifting"])}
     telemetry.configure(json_lines=False, level=logging.WARNING)
-    unknown = [name for name in [*(world or []), *(arm or [])] if name not in (*known, *ARMS)]
+    unknown = [name for name in [*(world or []), *(job or [])] if name not in (*known, *ARMS, *RIVALS)]
     if unknown:
-        raise typer.BadParameter(f"must be among {', '.join((*known, *ARMS))}, got {', '.join(unknown)}")
+        raise typer.BadParameter(f"must be among {', '.join((*known, *ARMS, *RIVALS))}, got {', '.join(unknown)}")
     measure = partial(measured, num_origins=num_origins, seeds=seeds, workers=workers, root=WORK / TABLE, console=console)
     for name in world or known:
-        retrained = () if quick else _RETRAINED.get(name, ())
-        found = measure(known[name], name, arms=distinct(known[name], arm or list(ARMS)), retrained=retrained)
-        for days in OTHER_HALF_LIVES if name == _QUICK and not quick else ():
+        path, of = out / f"{name}.json", partial(measure, known[name], name)
+        everything = {"arms": distinct(known[name], list(ARMS)), "retrained": () if quick else _RETRAINED.get(name, ())}
+        found = beside(known[name], json.loads(path.read_text()), job, of) if job else of(**everything)
+        for days in OTHER_HALF_LIVES if name == _QUICK and not (quick or job) else ():
             other = measure(drifting(days), f"{name}-{days}", arms=("shipped",), rivals=("networks",))
             found.setdefault("by_drift", {})[days] = other["staleness"]["shipped"]
         out.mkdir(parents=True, exist_ok=True)
-        atomic.write(out / f"{name}.json", json.dumps(plain(found), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        atomic.write(path, json.dumps(plain(found), indent=1, sort_keys=True, allow_nan=False) + "\n")
         console.print(name, found["chosen"], found["methods"][found["chosen"]])
     report.write({name: json.loads(path.read_text()) for name in ABOUT if (path := out / f"{name}.json").exists()}, out)
 

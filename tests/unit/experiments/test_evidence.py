@@ -2,6 +2,7 @@
 
 import json
 from datetime import date, timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,12 @@ from rich.console import Console
 
 from experiments.cached_jobs import Job, JobOutput
 from experiments.evidence import groups, jobs, reliability, report
-from experiments.evidence.answers import Answers
-from experiments.evidence.arms import ARMS, RIVALS, SEQUENCE_MODEL, VECTORS, WITHOUT, configured
+from experiments.evidence.answers import SIDES, Answers
+from experiments.evidence.arms import ARMS, RIVALS, SEQUENCE_MODEL, SHIPPABLE, VECTORS, WITHOUT, configured
 from experiments.evidence.fit_data import FitData
 from experiments.evidence.measure import METRICS, PER_VISIT, Part, ndcgs
+from experiments.evidence.run import beside, seeds_of
 from experiments.evidence.run import measured as measure_world
-from experiments.evidence.run import seeds_of
 from experiments.evidence.titles import name_of
 from experiments.evidence.worlds import ABOUT, RETURNING, Origin, evidence_worlds, ingested, origins
 from experiments.results import plain
@@ -187,6 +188,20 @@ def test_what_is_fitted_anew_is_judged_on_the_same_rows(measured):
 
 def test_only_what_a_seed_changes_is_run_with_several():
     assert [seeds_of(job, 3) for job in ("shipped", "sequence_model", "rules", "tables", DAILY_FIT)] == [3, 3, 1, 1, 1]
+
+
+def test_named_jobs_are_put_beside_what_is_chosen(measured, tmp_path):
+    measure = partial(measure_world, small_world(), "drifting", workers=2, root=tmp_path, console=Console(quiet=True))
+    arms = {f"chosen{side}": measured[f"chosen{side}"].removesuffix(end) for side, end in SIDES.items()}
+    arm = next(arm for arm in ("gradient", "set", "hybrid") if arm not in arms.values())
+    lost = {**measured, "methods": {k: v for k, v in measured["methods"].items() if k.removesuffix(WITHOUT) != arm}}
+    found = beside(small_world(), lost, [arm], measure)
+    assert arm in found["methods"].keys() - lost["methods"].keys()
+    parts = ("methods", "gains", "gains_without_history", "groups", "first_visits", "staleness", "validation")
+    assert {part: found[part] for part in parts} == {part: measured[part] for part in parts}
+    worst = min((arm for arm in SHIPPABLE if arm in measured["validation"]), key=measured["validation"].get)
+    with pytest.raises(ValueError, match="would change chosen"):
+        beside(small_world(), measured | {"chosen": worst}, [measured["chosen"]], measure)
 
 
 def test_an_arm_is_chosen_by_the_mean_of_its_seeds():
