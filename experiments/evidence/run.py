@@ -136,9 +136,9 @@ def main(
     if quick:
         num_origins, seeds, out, known = 1, 1, WORK / "quick", {"drifting": short(known["drifting"])}
     telemetry.configure(json_lines=False, level=logging.WARNING)
-    unknown = [name for name in [*(world or []), *(job or [])] if name not in (*known, *ARMS, *RIVALS)]
-    if unknown:
-        raise typer.BadParameter(f"must be among {', '.join((*known, *ARMS, *RIVALS))}, got {', '.join(unknown)}")
+    for given, among in ((world, known), (job, (*ARMS, *RIVALS))):
+        if unknown := [name for name in given or () if name not in among]:
+            raise typer.BadParameter(f"must be among {', '.join(among)}, got {', '.join(unknown)}")
     measure = partial(measured, num_origins=num_origins, seeds=seeds, workers=workers, root=WORK / TABLE, console=console)
     for name in world or known:
         path, of = out / f"{name}.json", partial(measure, known[name], name)
